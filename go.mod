@@ -1,0 +1,3 @@
+module github.com/ctplan/ctplan
+
+go 1.25.0

@@ -1,0 +1,215 @@
+package planner
+
+// Live is what a host is, as the providers parsed it. The planner trusts its
+// shape, not its content: every string in it may have been written by anyone.
+type Live struct {
+	Host      Host
+	Conntrack Conntrack
+	Modules   []Module          // loaded modules; nil on a kernel without module support
+	Sysctls   map[string]Sysctl // the conntrack keys that exist, by dotted name
+
+	Rulesets   []Ruleset // in the kernel: what iptables-save prints, the backend ctplan writes through first
+	SavedRules []Ruleset // rules files that exist or that the HCL names; File is set
+
+	SysctlFiles   []SysctlFile      // in the order in which boot applies them
+	ModprobeFiles []ModprobeFile    // in the order in which modprobe reads them
+	ModulesLoad   []ModulesLoadFile // in the order of their names
+	InitScripts   []InitScript
+	InitConfigs   []InitConfig
+
+	Notes []string // what could not be read, and what follows from that
+}
+
+// Host identifies a machine and carries the facts that HCL reads as host.*.
+type Host struct {
+	Name        string `json:"name"`
+	MachineID   string `json:"machine_id,omitempty"` // /etc/machine-id
+	BootID      string `json:"boot_id,omitempty"`    // /proc/sys/kernel/random/boot_id
+	Kernel      string `json:"kernel"`               // release, as uname -r prints it
+	CPUs        int64  `json:"cpus"`
+	Memory      int64  `json:"memory"`       // bytes the kernel manages: MemTotal
+	PageSize    int64  `json:"page_size"`    // bytes
+	PointerSize int64  `json:"pointer_size"` // bytes
+}
+
+// ConntrackKind is how the kernel has connection tracking.
+type ConntrackKind string
+
+// The kinds.
+const (
+	ConntrackAbsent  ConntrackKind = "absent"
+	ConntrackModule  ConntrackKind = "module"
+	ConntrackBuiltin ConntrackKind = "builtin"
+)
+
+// Conntrack is the state of nf_conntrack itself.
+type Conntrack struct {
+	Kind         ConntrackKind `json:"kind"`
+	Loaded       bool          `json:"loaded"`        // a loaded module, or built in
+	Hashsize     int64         `json:"hashsize"`      // buckets, from sysfs; 0 when not loaded
+	InitialNetns bool          `json:"initial_netns"` // only there can max and hash size be set
+	Count        int64         `json:"count"`         // entries in this network namespace
+	Max          int64         `json:"max"`           // entries
+}
+
+// Module is a line of /proc/modules.
+type Module struct {
+	Name string   `json:"name"`
+	Refs int64    `json:"refs"`
+	By   []string `json:"by,omitempty"` // modules that use it
+}
+
+// Sysctl is a key under /proc/sys.
+type Sysctl struct {
+	Value    string `json:"value"`
+	Writable bool   `json:"writable"` // by its mode bits: a key can be read-only in a network namespace
+}
+
+// File is a file as it stands on disk. Paths are as the host sees them.
+type File struct {
+	Path    string            `json:"path"`
+	Exists  bool              `json:"exists"`
+	Content string            `json:"content,omitempty"`
+	Mode    uint32            `json:"mode,omitempty"` // permission bits, with setuid, setgid and sticky
+	UID     int               `json:"uid,omitempty"`
+	GID     int               `json:"gid,omitempty"`
+	Target  string            `json:"target,omitempty"` // the real path, where Path or a folder above it is a symbolic link
+	Xattrs  map[string]string `json:"xattrs,omitempty"`
+}
+
+// Span is a half-open range of bytes in a file's content.
+type Span struct{ Start, End int }
+
+// Ruleset is everything that one family's iptables-save prints, or a saved
+// rules file in the same language.
+type Ruleset struct {
+	Family  Family
+	Backend Backend
+	Primary bool // written through: what plain iptables speaks to
+	Tables  []Table
+	File    *File // nil for rules in the kernel
+}
+
+// Backend is what an iptables binary speaks to.
+type Backend string
+
+// The backends; a saved rules file has none.
+const (
+	NFT    Backend = "nft"
+	Legacy Backend = "legacy"
+)
+
+// Table is one "*name … COMMIT" section. Several sections may name one table.
+type Table struct {
+	Name   string
+	Chains []ChainDecl
+	Rules  []Rule // in order of the text, all chains mixed
+	Span   Span   // from "*name" to the end of the COMMIT line
+	Commit Span   // the COMMIT line
+}
+
+// ChainDecl is a ":NAME POLICY [packets:bytes]" line.
+type ChainDecl struct {
+	Name   string
+	Policy string // "-" for a user's chain
+	Line   int
+	Span   Span // the whole line with its newline
+}
+
+// Rule is one "-A CHAIN …" line of a table.
+type Rule struct {
+	Chain string
+	Words []string // what follows "-A CHAIN", unquoted
+	Text  string   // the same as written, quotes kept, without counters
+	Line  int      // from 1; in a file or in the output of iptables-save
+	Span  Span     // the whole line with its newline
+}
+
+// SysctlFile is sysctl.conf or a file of a sysctl.d folder.
+type SysctlFile struct {
+	File
+	Entries []SysctlEntry
+}
+
+// SysctlEntry is one "key = value" line.
+type SysctlEntry struct {
+	Key       string // with dots, "-" and spaces taken off
+	Value     string
+	IgnoreErr bool // the key was written with a leading "-"
+	Line      int
+	Span      Span // the whole line with its newline
+	ValueSpan Span
+}
+
+// ModprobeFile is a file of a modprobe.d folder.
+type ModprobeFile struct {
+	File
+	Entries []ModprobeEntry
+}
+
+// ModprobeEntry is one command, continuation lines joined.
+type ModprobeEntry struct {
+	Command string // options, install, blacklist, alias, softdep, remove
+	Module  string // with "-" written as "_"
+	Args    []ModprobeArg
+	Line    int
+	Span    Span // all its lines with the last newline
+	End     int  // where an argument would be added
+}
+
+// ModprobeArg is a word behind the module's name, as written.
+type ModprobeArg struct {
+	Text string
+	Span Span
+}
+
+// ModulesLoadFile is a file of a modules-load.d folder, or /etc/modules.
+type ModulesLoadFile struct {
+	File
+	Entries []ModulesLoadEntry
+}
+
+// ModulesLoadEntry is a module that boot loads.
+type ModulesLoadEntry struct {
+	Module string // with "-" written as "_"
+	Line   int
+	Span   Span
+}
+
+// InitScript is an init script of iptables.
+type InitScript struct {
+	File
+	// Array is NF_MODULES_COMMON where the script has one that can be edited.
+	// Nil with an empty Refusal means that the script has none.
+	Array *WordList
+	// Refusal says why the array cannot be edited safely, with its line.
+	Refusal     string
+	RefusalLine int
+}
+
+// InitConfig is iptables-config or ip6tables-config.
+type InitConfig struct {
+	File
+	Modules    *WordList // IPTABLES_MODULES or IP6TABLES_MODULES; nil where it is not assigned
+	SysctlLoad *WordList // IPTABLES_SYSCTL_LOAD_LIST or IP6TABLES_SYSCTL_LOAD_LIST
+
+	// ModulesName and SysctlLoadName are the names to assign where the lists are nil.
+	ModulesName, SysctlLoadName string
+
+	Refusal     string
+	RefusalLine int
+}
+
+// WordList is a list of words in a shell script: an array "(a b)" or a string
+// "a b". Inner spans what stands between the parentheses or the quotes.
+type WordList struct {
+	Words []Word
+	Inner Span
+	Line  int
+}
+
+// Word is one element of a WordList.
+type Word struct {
+	Text string // unquoted
+	Span Span   // with its quotes
+}
