@@ -1,0 +1,159 @@
+// Package run starts the commands that ctplan cannot do without.
+//
+// It owns how a command is started: which folders are searched, which
+// environment it sees, how its output is read and how it is stopped. It knows
+// nothing of what commands mean, and never goes through a shell.
+//
+// It promises that a command's meaning does not depend on the caller's
+// environment (only PATH is taken over, absolute folders alone), that messages
+// come in English, and that a cancelled context leaves no child behind.
+package run
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// maxStderr bounds what is kept of a command's standard error, in bytes.
+const maxStderr = 16 << 10
+
+// Cmd is one command to run.
+type Cmd struct {
+	Path  string   // a name to look up, or a path
+	Args  []string // without the name of the command
+	Stdin string
+}
+
+func (c Cmd) String() string { return strings.Join(append([]string{c.Path}, c.Args...), " ") }
+
+// Runner runs a command to its end and returns what it printed on standard
+// output. A command that ran and failed gives an *Error; one that is not
+// installed gives an error that wraps exec.ErrNotFound.
+type Runner interface {
+	Run(ctx context.Context, c Cmd) ([]byte, error)
+}
+
+// Error is a command that ran and failed.
+type Error struct {
+	Path   string
+	Args   []string
+	Status int    // exit status; -1 when a signal ended it
+	Stderr string // the first 16 KiB, as the command wrote it: not safe for a terminal
+}
+
+func (e *Error) Error() string {
+	s := fmt.Sprintf("%s: exit status %d", filepath.Base(e.Path), e.Status)
+	if e.Status < 0 {
+		s = fmt.Sprintf("%s: ended by a signal", filepath.Base(e.Path))
+	}
+	if msg := strings.TrimSpace(e.Stderr); msg != "" {
+		s += ": " + printable(msg)
+	}
+	return s
+}
+
+// Exec is the Runner that starts processes.
+type Exec struct{}
+
+// Run implements Runner.
+func (Exec) Run(ctx context.Context, c Cmd) ([]byte, error) {
+	path, err := LookPath(c.Path)
+	if err != nil {
+		return nil, err
+	}
+	cmd := exec.CommandContext(ctx, path, c.Args...)
+	cmd.Env = []string{"PATH=" + strings.Join(searchPath(), ":"), "LC_ALL=C"}
+	if c.Stdin != "" {
+		cmd.Stdin = strings.NewReader(c.Stdin)
+	}
+	var stdout bytes.Buffer
+	stderr := bounded{max: maxStderr}
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	// A group of its own: Ctrl-C at the terminal reaches ctplan alone, which
+	// decides whether the child may finish, and a kill reaches all children.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
+	cmd.WaitDelay = time.Second
+
+	err = cmd.Run()
+	if ctx.Err() != nil && err != nil {
+		return nil, fmt.Errorf("running %s: %w", filepath.Base(path), ctx.Err())
+	}
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		return stdout.Bytes(), &Error{Path: path, Args: c.Args, Status: exit.ExitCode(), Stderr: string(stderr.buf)}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("running %s: %w", filepath.Base(path), err)
+	}
+	return stdout.Bytes(), nil
+}
+
+// LookPath finds a command in PATH, and behind it in the folders where system
+// tools live, which an ordinary user's PATH leaves out. A name with a slash
+// is taken as it is. Not found is an error that wraps exec.ErrNotFound.
+func LookPath(name string) (string, error) {
+	if strings.Contains(name, "/") {
+		if executable(name) {
+			return name, nil
+		}
+		return "", &exec.Error{Name: name, Err: exec.ErrNotFound}
+	}
+	for _, dir := range searchPath() {
+		if p := filepath.Join(dir, name); executable(p) {
+			return p, nil
+		}
+	}
+	return "", &exec.Error{Name: name, Err: exec.ErrNotFound}
+}
+
+func executable(path string) bool {
+	info, err := os.Stat(path)
+	return err == nil && info.Mode().IsRegular() && info.Mode()&0o111 != 0
+}
+
+// searchPath is PATH without relative folders, from which a privileged
+// process must run nothing, and with the system's.
+func searchPath() []string {
+	dirs := slices.DeleteFunc(filepath.SplitList(os.Getenv("PATH")), func(d string) bool { return !filepath.IsAbs(d) })
+	for _, d := range []string{"/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/bin", "/bin"} {
+		if !slices.Contains(dirs, d) {
+			dirs = append(dirs, d)
+		}
+	}
+	return dirs
+}
+
+// bounded keeps the first max bytes written to it and swallows the rest, so
+// that a chatty command is neither stopped nor remembered whole.
+type bounded struct {
+	buf []byte
+	max int
+}
+
+func (b *bounded) Write(p []byte) (int, error) {
+	b.buf = append(b.buf, p[:min(len(p), b.max-len(b.buf))]...)
+	return len(p), nil
+}
+
+// printable makes a message safe for one line of a terminal.
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		switch {
+		case r == '\n' || r == '\t':
+			return ' '
+		case r < ' ' || r == 0x7f || (r >= 0x80 && r < 0xa0) || (r >= 0x202a && r <= 0x202e) || (r >= 0x2066 && r <= 0x2069):
+			return '?'
+		}
+		return r
+	}, s)
+}
