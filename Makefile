@@ -1,0 +1,40 @@
+SHELL := /bin/bash
+export PATH := $(PATH):/usr/local/go/bin:/usr/local/sbin:/usr/sbin:/sbin
+
+# How long each fuzz target runs.
+FUZZTIME ?= 10s
+# Further arguments for go test: make test ARGS='-run TestCure -v'
+ARGS ?=
+
+.PHONY: help build demo test lint bench fuzz clean
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: ## bin/ctplan
+	go build -o bin/ctplan ./cmd/ctplan
+
+demo: ## the main job, for real, in a throw-away network and mount namespace (root)
+	@scripts/setup
+	@go build -o bin/ctplan ./cmd/ctplan
+	@scripts/demo bin/ctplan
+
+test: ## all tests; as root they change real rules, in namespaces
+	@scripts/setup
+	go test -timeout 20m $(ARGS) ./...
+
+lint: ## gofmt, go vet, staticcheck and the import rule
+	@unformatted=$$(gofmt -l .) && [ -z "$$unformatted" ] || { echo "not formatted, run gofmt -w:" $$unformatted >&2; exit 1; }
+	go vet ./...
+	go tool staticcheck ./...
+	go test -count=1 -run '^TestImports$$' ./internal
+
+bench: ## cost against the tools ctplan stands on, as ratios (root)
+	@scripts/setup
+	@go run ./internal/bench
+
+fuzz: ## every fuzz target, FUZZTIME each (default 10s)
+	@scripts/fuzz $(FUZZTIME)
+
+clean: ## remove what was built
+	rm -rf bin build
