@@ -139,11 +139,12 @@ const (
 	RiskInitScript     Risk = "init_script"      // an array that cannot be edited safely
 	RiskModuleHeld     Risk = "module_held"      // a module that something outside netfilter holds
 	RiskMemory         Risk = "memory"           // a full table would not fit in memory
+	RiskSavedRules     Risk = "saved_rules"      // a saved rules file that cannot be read
 	RiskNoConntrack    Risk = "no_conntrack"     // the kernel has no connection tracking to tune
 )
 
 // Risks lists every risk that allow_risk accepts.
-var Risks = []Risk{RiskNAT, RiskStatefulRules, RiskReadOnlySysctl, RiskInitScript, RiskModuleHeld, RiskMemory}
+var Risks = []Risk{RiskNAT, RiskStatefulRules, RiskReadOnlySysctl, RiskInitScript, RiskModuleHeld, RiskMemory, RiskSavedRules}
 
 // Desired is what the HCL declares for one host.
 type Desired struct {

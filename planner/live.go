@@ -88,6 +88,11 @@ type Ruleset struct {
 	Primary bool // written through: what plain iptables speaks to
 	Tables  []Table
 	File    *File // nil for rules in the kernel
+
+	// Refusal says why a saved file cannot be edited, with its line; then
+	// Tables are empty.
+	Refusal     string
+	RefusalLine int
 }
 
 // Backend is what an iptables binary speaks to.

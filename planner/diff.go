@@ -1,0 +1,183 @@
+package planner
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// planning is one run of Diff.
+type planning struct {
+	d        Desired
+	l        Live
+	plan     Plan
+	files    fileSet // edits that wait until rules and sysctls are as they shall be
+	first    fileSet // edits that must come before anything else
+	last     fileSet // edits that must come after everything but unloading
+	rules    []Change
+	untrack  []untracked
+	anyRules bool
+}
+
+// untracked is a set of packets that a rule in a raw table takes out of tracking.
+type untracked struct {
+	family Family
+	hook   string
+	packets
+}
+
+// Diff compares what is declared with what is, and returns what to do: the
+// changes in the order in which they are safe, or why there must be none.
+//
+// The order: lift a block on loading the module, load it, size the table,
+// rules (accepts, then NOTRACK, then what goes), rules files and other files,
+// block the load, unload. Nothing that lets traffic through goes before what
+// replaces it has come.
+func Diff(d Desired, l Live) Plan {
+	p := &planning{d: d, l: l, plan: Plan{Host: l.Host, Mode: d.Mode, Block: d.Block, Source: d.Source}}
+	for _, n := range l.Notes {
+		p.warn("", n, Pos{})
+	}
+	if d.Mode == Unmanaged {
+		p.unmanaged()
+		return p.plan
+	}
+	if !p.possible() {
+		return p.plan
+	}
+	for _, c := range d.Chains {
+		if c.Table == "raw" {
+			for _, r := range c.Rules {
+				p.untrack = append(p.untrack, untracked{c.Family, c.Hook, packetsOf(parseSpec(r.Words))})
+			}
+		}
+	}
+
+	var load, size, unload []Change
+	switch d.Mode {
+	case Tuned:
+		p.liftBlock()
+		load = p.loadModule()
+		size = p.sizeTable(len(load) > 0)
+		p.persistSizes()
+		p.initScripts(true)
+	case Notrack:
+		p.liftBlock()
+	case Disabled:
+		p.forgetSizes()
+		p.initScripts(false)
+		p.blockLoad()
+		unload = p.unloadModules()
+	}
+	p.kernelRules()
+	p.savedRules()
+
+	p.add(p.first.changes()...)
+	p.add(load...)
+	p.add(size...)
+	p.add(p.rules...)
+	p.add(p.files.changes()...)
+	p.add(p.last.changes()...)
+	p.add(unload...)
+	return p.plan
+}
+
+func (p *planning) add(changes ...Change) { p.plan.Changes = append(p.plan.Changes, changes...) }
+
+func (s *fileSet) changes() []Change {
+	var out []Change
+	for _, w := range s.works {
+		if c := w.change(); c != nil {
+			out = append(out, c)
+		}
+	}
+	return out
+}
+
+func (p *planning) warn(address, text string, source Pos) {
+	w := Warning{Address: address, Text: text, Source: source}
+	if !slices.Contains(p.plan.Warnings, w) {
+		p.plan.Warnings = append(p.plan.Warnings, w)
+	}
+}
+
+// block records a reason not to go on, unless the HCL accepts the risk. It
+// reports whether the risk is accepted.
+func (p *planning) block(b Block) bool {
+	if b.Override && p.d.Allows(b.Risk) {
+		p.warn(b.Address, fmt.Sprintf("%s: %s (allow_risk accepts %s)", b.Where, b.Why, b.Risk), b.Source)
+		return true
+	}
+	if b.Source == (Pos{}) {
+		b.Source = p.d.ModeSource
+	}
+	p.plan.Blocks = append(p.plan.Blocks, b)
+	return false
+}
+
+// possible checks that the kernel can do what the mode asks for at all.
+func (p *planning) possible() bool {
+	if p.l.Conntrack.Kind != ConntrackAbsent || p.d.Mode == Disabled {
+		return true
+	}
+	p.block(Block{
+		Risk:    RiskNoConntrack,
+		Address: "module.nf_conntrack",
+		Where:   "kernel " + p.l.Host.Kernel,
+		Why:     fmt.Sprintf("this kernel has no connection tracking: there is no nf_conntrack module and none is built in, so mode %q has nothing to work on", p.d.Mode),
+		Remedy:  `declare mode = "disabled", which such a host already satisfies, or boot a kernel with nf_conntrack`,
+	})
+	return false
+}
+
+// unmanaged says what is left on a host that no block matches.
+func (p *planning) unmanaged() {
+	p.warn("", fmt.Sprintf("no conntrack block matches host %s: nothing is planned for it", p.l.Host.Name), Pos{})
+	for i := range p.l.Rulesets {
+		r := &p.l.Rulesets[i]
+		if undo := removalCommands(r); undo != "" {
+			p.warn("iptables."+string(r.Family), "ctplan's chains still stand here; to take them away: "+undo, Pos{})
+		}
+	}
+	for i := range p.l.SavedRules {
+		r := &p.l.SavedRules[i]
+		if removalCommands(r) != "" {
+			p.warn("file."+r.File.Path, "ctplan's chains stand in this file too; to take them away: sed -i '/"+OwnPrefix+"/d' "+r.File.Path, Pos{})
+		}
+	}
+}
+
+// removalCommands are the shell commands that take our chains out of a
+// ruleset; empty when it has none. Chain names are checked to be ours, so that
+// no live string becomes part of a command.
+func removalCommands(r *Ruleset) string {
+	var jumps, chains []string
+	for i := range r.Tables {
+		t := &r.Tables[i]
+		run := toolName(r.Family, r.Backend, r.Primary) + " -t " + t.Name
+		for _, d := range t.Chains {
+			hook, ok := strings.CutPrefix(d.Name, OwnPrefix)
+			if !ok || !slices.Contains(builtins[t.Name], hook) {
+				continue
+			}
+			for j := range t.Rules {
+				if t.Rules[j].Chain == hook && t.Rules[j].ownTarget() == d.Name {
+					jumps = append(jumps, fmt.Sprintf("%s -D %s -j %s", run, hook, d.Name))
+				}
+			}
+			chains = append(chains, fmt.Sprintf("%s -F %s && %s -X %s", run, d.Name, run, d.Name))
+		}
+	}
+	return strings.Join(append(jumps, chains...), " && ")
+}
+
+func toolName(f Family, b Backend, primary bool) string {
+	name := "iptables"
+	if f == IPv6 {
+		name = "ip6tables"
+	}
+	if !primary && b != "" {
+		name += "-" + string(b)
+	}
+	return name
+}

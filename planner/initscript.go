@@ -1,0 +1,131 @@
+package planner
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// The words of NF_MODULES_COMMON that stand for connection tracking, in the
+// order in which the vendor writes them.
+var arrayWords = []string{"nf_nat", "nf_conntrack"}
+
+// sysctlLoadWord has the init script set our keys again after a restart,
+// which resets them when it reloads the module.
+const sysctlLoadWord = ".nf_conntrack"
+
+// initScripts plans the arrays of the init scripts and their configuration:
+// whole for a host that tracks, without connection tracking for one that does
+// not.
+func (p *planning) initScripts(whole bool) {
+	for _, s := range p.l.InitScripts {
+		switch {
+		case s.Refusal != "":
+			p.block(Block{
+				Risk:     RiskInitScript,
+				Address:  "initscript." + s.Path,
+				Where:    fmt.Sprintf("%s:%d", s.Path, s.RefusalLine),
+				Why:      "NF_MODULES_COMMON cannot be edited safely: " + s.Refusal,
+				Remedy:   `write it as one static array, NF_MODULES_COMMON=(x_tables nf_nat nf_conntrack), or allow_risk = ["init_script"] to leave the script as it is`,
+				Override: true,
+				Source:   p.d.ModeSource,
+			})
+		case s.Array == nil:
+		case whole:
+			w := p.files.edit(s.File, "initscript.")
+			addWords(w, s.Array, arrayWords)
+			w.because("a restart must unload nf_conntrack, or it keeps its old hash size", p.d.ModeSource)
+		default:
+			w := p.files.edit(s.File, "initscript.")
+			dropWords(w, s.Array, isConntrackModule)
+			w.because("the script shall not deal with connection tracking", p.d.ModeSource)
+		}
+	}
+	for _, c := range p.l.InitConfigs {
+		if c.Refusal != "" {
+			p.block(Block{
+				Risk:     RiskInitScript,
+				Address:  "file." + c.Path,
+				Where:    fmt.Sprintf("%s:%d", c.Path, c.RefusalLine),
+				Why:      "the list of modules cannot be edited safely: " + c.Refusal,
+				Remedy:   `write it as one plain string, or allow_risk = ["init_script"] to leave the file as it is`,
+				Override: true,
+				Source:   p.d.ModeSource,
+			})
+			continue
+		}
+		if !c.Exists {
+			continue
+		}
+		w := p.files.edit(c.File, "file.")
+		switch {
+		case !whole && c.Modules != nil:
+			dropWords(w, c.Modules, isConntrackModule)
+			w.because("a start of the firewall would load these helpers", p.d.ModeSource)
+		case whole && c.SysctlLoad == nil:
+			w.appendLine(c.SysctlLoadName + `="` + sysctlLoadWord + `"`)
+			w.because("a restart resets nf_conntrack_max unless the script sets it again", p.d.ModeSource)
+		case whole && !slices.ContainsFunc(c.SysctlLoad.Words, func(w Word) bool { return strings.Contains(w.Text, "nf_conntrack") }):
+			addWords(w, c.SysctlLoad, []string{sysctlLoadWord})
+			w.because("a restart resets nf_conntrack_max unless the script sets it again", p.d.ModeSource)
+		}
+	}
+}
+
+// dropWords takes words out of a list with the blanks that set them off.
+func dropWords(w *fileWork, list *WordList, drop func(string) bool) {
+	text := w.file.Content
+	kept := false
+	for _, word := range list.Words {
+		if !drop(word.Text) {
+			kept = true
+			continue
+		}
+		s := word.Span
+		if kept {
+			for s.Start > list.Inner.Start && isBlank(text[s.Start-1]) {
+				s.Start--
+			}
+		} else {
+			for s.End < list.Inner.End && isBlank(text[s.End]) {
+				s.End++
+			}
+		}
+		w.replace(s, "")
+	}
+}
+
+func isBlank(b byte) bool { return b == ' ' || b == '\t' }
+
+// addWords puts missing words into a list: before the first of those that
+// follow it in the vendor's order, or last.
+func addWords(w *fileWork, list *WordList, words []string) {
+	has := func(name string) int {
+		return slices.IndexFunc(list.Words, func(w Word) bool { return w.Text == name })
+	}
+	var tail []string
+	for i, name := range words {
+		if has(name) >= 0 {
+			continue
+		}
+		next := -1
+		for _, follower := range words[i+1:] {
+			if next = has(follower); next >= 0 {
+				break
+			}
+		}
+		if next >= 0 {
+			w.insert(list.Words[next].Span.Start, name+" ")
+			continue
+		}
+		tail = append(tail, name)
+	}
+	if len(tail) == 0 {
+		return
+	}
+	if n := len(list.Words); n > 0 {
+		w.insert(list.Words[n-1].Span.End, " "+strings.Join(tail, " "))
+		return
+	}
+	w.insert(list.Inner.Start, strings.Join(tail, " "))
+}

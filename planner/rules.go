@@ -1,0 +1,356 @@
+package planner
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// tableWork is everything that one table of one ruleset needs: the same for
+// rules in the kernel, where it becomes operations, and for a saved file,
+// where it becomes splices.
+type tableWork struct {
+	table    string
+	sections []*Table
+	chains   []chainWork // ctplan's chains that change, wanted ones first
+	remove   []*Rule     // foreign rules that go, and stray jumps to our chains
+	jumps    []jumpWork  // jumps that must be (re)placed, in order of the hooks
+	removed  int         // how many of remove are foreign rules
+}
+
+type chainWork struct {
+	name   string
+	want   []TargetRule // nil: the chain goes
+	exists bool
+	have   []*Rule
+}
+
+// jumpWork places the one jump from a hook to our chain. The jumps that stand
+// go and the new one comes in one commit, so that there is never none.
+type jumpWork struct {
+	hook, chain string
+	rules       []*Rule // the hook's
+	old         []*Rule // those of them that are jumps to the chain already
+	at          int     // index into rules of what the jump shall stand before
+}
+
+func (w *tableWork) empty() bool {
+	return len(w.chains) == 0 && len(w.remove) == 0 && len(w.jumps) == 0
+}
+
+// planTable compares a table with the chains wanted in it. remove are foreign
+// rules that the checks decided must go.
+func planTable(table string, sections []*Table, want []Chain, remove []*Rule) *tableWork {
+	w := &tableWork{table: table, sections: sections, remove: remove, removed: len(remove)}
+	own, ownDeclared, hooks, strays := survey(sections, want)
+
+	for _, c := range want {
+		have := own[c.Name]
+		if !ownDeclared[c.Name] || !sameRules(have, c.Rules) {
+			w.chains = append(w.chains, chainWork{name: c.Name, want: c.Rules, exists: ownDeclared[c.Name], have: have})
+		}
+		if jump, ok := w.planJump(c, hooks[c.Hook], own); ok {
+			w.jumps = append(w.jumps, jump)
+		}
+	}
+	for _, s := range sections {
+		for _, decl := range s.Chains {
+			if isOwn(decl.Name) && !slices.ContainsFunc(want, func(c Chain) bool { return c.Name == decl.Name }) {
+				w.chains = append(w.chains, chainWork{name: decl.Name, exists: true, have: own[decl.Name]})
+			}
+		}
+	}
+	w.remove = append(w.remove, strays...)
+	return w
+}
+
+// survey sorts a table's rules: those of our chains, those of the hooks that
+// lead to them, and jumps to our chains that nothing wants.
+func survey(sections []*Table, want []Chain) (own map[string][]*Rule, declared map[string]bool, hooks map[string][]*Rule, strays []*Rule) {
+	own, declared, hooks = map[string][]*Rule{}, map[string]bool{}, map[string][]*Rule{}
+	leads := map[string]string{} // hook → our chain
+	for _, c := range want {
+		leads[c.Hook] = c.Name
+	}
+	for _, s := range sections {
+		for _, decl := range s.Chains {
+			if isOwn(decl.Name) {
+				declared[decl.Name] = true
+			}
+		}
+		for i := range s.Rules {
+			r := &s.Rules[i]
+			if isOwn(r.Chain) {
+				own[r.Chain] = append(own[r.Chain], r)
+				continue
+			}
+			chain, isHook := leads[r.Chain]
+			if isHook {
+				hooks[r.Chain] = append(hooks[r.Chain], r)
+			}
+			if t := r.ownTarget(); t != "" && (!isHook || t != chain) {
+				strays = append(strays, r)
+			}
+		}
+	}
+	return own, declared, hooks, strays
+}
+
+func sameRules(have []*Rule, want []TargetRule) bool {
+	return slices.EqualFunc(have, want, func(h *Rule, w TargetRule) bool {
+		return h.Text == w.Text || h.Key() == w.Key()
+	})
+}
+
+// planJump decides where the hook's jump to our chain stands. It stays where
+// it is as long as nothing ahead of it swallows the whole of something that
+// the chain lets through; a narrower rule ahead, such as an address blocklist,
+// is the operator's business. A new jump goes where the first rule on
+// connection state stands, or first, and never behind a rule that swallows.
+func (w *tableWork) planJump(c Chain, hook []*Rule, own map[string][]*Rule) (jumpWork, bool) {
+	var jumps []int
+	for i, r := range hook {
+		if r.ownTarget() == c.Name {
+			jumps = append(jumps, i)
+		}
+	}
+	barrier := w.firstBarrier(c, hook, own)
+	if len(jumps) == 1 && hook[jumps[0]].isBareJump() && jumps[0] <= barrier {
+		return jumpWork{}, false
+	}
+	job := jumpWork{hook: c.Hook, chain: c.Name, rules: hook}
+	for _, i := range jumps {
+		job.old = append(job.old, hook[i])
+	}
+	for i, r := range hook {
+		if r.needs(w.table) == needState {
+			job.at = i
+			break
+		}
+	}
+	job.at = min(job.at, barrier)
+	return job, true
+}
+
+// firstBarrier is the index of the first rule of the hook that takes all of
+// what some rule of the chain lets through; len(hook) when none does.
+func (w *tableWork) firstBarrier(c Chain, hook []*Rule, own map[string][]*Rule) int {
+	wanted := make([]packets, len(c.Rules))
+	for i, r := range c.Rules {
+		wanted[i] = packetsOf(parseSpec(r.Words))
+	}
+	chains := map[string][]*Rule{}
+	for _, s := range w.sections {
+		for i := range s.Rules {
+			chains[s.Rules[i].Chain] = append(chains[s.Rules[i].Chain], &s.Rules[i])
+		}
+	}
+	for i, r := range hook {
+		if r.ownTarget() != "" {
+			continue
+		}
+		s := parseSpec(r.Words)
+		p := packetsOf(s)
+		for _, q := range wanted {
+			if p.covers(q) && swallows(w.table, s, q, chains, 16) {
+				return i
+			}
+		}
+	}
+	return len(hook)
+}
+
+// swallows reports whether a rule, matching all of q, keeps q from what comes
+// after it, following jumps into user chains.
+func swallows(table string, s spec, q packets, chains map[string][]*Rule, depth int) bool {
+	switch {
+	case s.notracks():
+		return false
+	case s.target == "DROP", s.target == "REJECT", s.target == "TARPIT", s.target == "STEAL":
+		return true
+	case s.target == "RETURN": // the policy decides
+		return true
+	case s.target == "ACCEPT":
+		return table == "raw" // there, it means that the packet is tracked
+	case s.target == "QUEUE", s.target == "NFQUEUE":
+		return true
+	case depth == 0 || isOwn(s.target):
+		return false
+	}
+	for _, r := range chains[s.target] {
+		inner := parseSpec(r.Words)
+		if !packetsOf(inner).covers(q) {
+			continue
+		}
+		switch inner.target {
+		case "RETURN":
+			return s.isGoto // back to the caller's caller: the policy
+		case "ACCEPT":
+			return table == "raw"
+		}
+		if swallows(table, inner, q, chains, depth-1) {
+			return true
+		}
+	}
+	return s.isGoto
+}
+
+// change turns the work into a RulesChange for the kernel: first everything
+// that opens, then everything that closes.
+func (w *tableWork) change(r *Ruleset) *RulesChange {
+	m := newTableModel(w.table, w.sections)
+	c := &RulesChange{Family: r.Family, Backend: r.Backend, Table: w.table, Before: m.lines(), Origin: map[string]Pos{}}
+	do := func(list *[]RuleOp, op RuleOp) {
+		m.apply(op)
+		*list = append(*list, op)
+	}
+	// Our chains first gain what is new and keep what they had.
+	for _, cw := range w.chains {
+		if cw.want == nil {
+			continue
+		}
+		op := RuleOp{Kind: SetChain, Chain: cw.name, Rules: texts(cw.want), Was: ruleTexts(cw.have), Existed: cw.exists}
+		for _, t := range cw.want {
+			if t.Source != (Pos{}) {
+				c.Origin["-A "+cw.name+" "+t.Text] = t.Source
+			}
+		}
+		union := unionRules(cw)
+		if len(union) > len(op.Rules) {
+			do(&c.Open, RuleOp{Kind: SetChain, Chain: cw.name, Rules: union, Was: op.Was, Existed: true})
+			continue
+		}
+		do(&c.Open, op)
+	}
+	for _, j := range w.jumps {
+		pos := 1
+		for _, r := range j.rules[:j.at] {
+			if !slices.Contains(j.old, r) {
+				pos++
+			}
+		}
+		for _, old := range j.old {
+			do(&c.Open, m.deletion(old))
+		}
+		do(&c.Open, RuleOp{Kind: InsertRule, Chain: j.hook, Pos: pos, Rule: jumpText(j.chain)})
+	}
+	for _, old := range w.remove {
+		do(&c.Close, m.deletion(old))
+	}
+	for _, cw := range w.chains {
+		switch {
+		case cw.want == nil:
+			do(&c.Close, RuleOp{Kind: DropChain, Chain: cw.name, Was: ruleTexts(cw.have)})
+		case len(unionRules(cw)) > len(cw.want):
+			do(&c.Close, RuleOp{Kind: SetChain, Chain: cw.name, Rules: texts(cw.want), Was: unionRules(cw), Existed: true})
+		}
+	}
+	c.After = m.lines()
+	c.M = Meta{
+		Address: "iptables." + string(r.Family) + "." + w.table,
+		Action:  Update,
+		Sources: w.sources(),
+	}
+	if !r.Primary {
+		c.M.Address = fmt.Sprintf("iptables.%s.%s.%s", r.Family, r.Backend, w.table)
+	}
+	switch {
+	case len(c.Close) == 0 && !slices.ContainsFunc(c.Open, func(op RuleOp) bool { return op.Existed || op.Kind == DeleteRule }):
+		c.M.Action = Create
+	case len(c.Open) == 0:
+		c.M.Action = Delete
+	}
+	c.M.Reasons = w.reasons()
+	return c
+}
+
+// unionRules is the wanted rules, followed by those that stand and are wanted
+// no longer: nothing that was let through is cut off before the end.
+func unionRules(cw chainWork) []string {
+	union := texts(cw.want)
+	keys := map[string]bool{}
+	for _, r := range cw.want {
+		keys[r.Key()] = true
+	}
+	for _, h := range cw.have {
+		if !keys[h.Key()] {
+			union = append(union, h.Text)
+		}
+	}
+	return union
+}
+
+func texts(rules []TargetRule) []string {
+	out := make([]string, len(rules))
+	for i, r := range rules {
+		out[i] = r.Text
+	}
+	return out
+}
+
+func ruleTexts(rules []*Rule) []string {
+	out := make([]string, len(rules))
+	for i, r := range rules {
+		out[i] = r.Text
+	}
+	return out
+}
+
+func (w *tableWork) sources() []Pos {
+	var out []Pos
+	for _, cw := range w.chains {
+		for _, r := range cw.want {
+			if !slices.Contains(out, r.Source) && r.Source != (Pos{}) {
+				out = append(out, r.Source)
+			}
+		}
+	}
+	return out
+}
+
+// reasons says in words what the table's changes are for.
+func (w *tableWork) reasons() []string {
+	var out, make, restore, drop []string
+	for _, cw := range w.chains {
+		switch {
+		case cw.want == nil:
+			drop = append(drop, cw.name)
+		case cw.exists:
+			restore = append(restore, cw.name)
+		default:
+			make = append(make, cw.name)
+		}
+	}
+	what := "lets the declared traffic through without connection tracking"
+	if w.table == "raw" {
+		what = "takes the declared traffic out of connection tracking"
+	}
+	if len(make) > 0 {
+		out = append(out, strings.Join(make, " and ")+" "+what)
+	}
+	if len(restore) > 0 {
+		out = append(out, strings.Join(restore, " and ")+" is not as declared")
+	}
+	if len(drop) > 0 {
+		out = append(out, "nothing declares "+strings.Join(drop, " and ")+" any longer")
+	}
+	if w.removed > 0 {
+		out = append(out, plural(w.removed, "rule needs", "rules need")+" connection tracking and would stop working")
+	}
+	if len(make) == 0 {
+		for _, j := range w.jumps {
+			out = append(out, "the jump from "+j.hook+" to "+j.chain+" is missing or stands behind a rule that keeps packets from it")
+		}
+	}
+	if len(out) == 0 {
+		out = append(out, "jumps to ctplan's chains stand where none is declared")
+	}
+	return out
+}
+
+func plural(n int, one, many string) string {
+	if n == 1 {
+		return "1 " + one
+	}
+	return fmt.Sprintf("%d %s", n, many)
+}

@@ -1,0 +1,111 @@
+package planner
+
+import (
+	"strings"
+)
+
+// splices turns the work on a table of a saved rules file into edits: the
+// same chains, jumps and removals as in the kernel, every other line as it is.
+func (w *tableWork) splices(f *fileWork) {
+	if len(w.sections) == 0 {
+		f.appendLine(strings.TrimSuffix(w.newSection(), "\n"))
+		return
+	}
+	// iptables-restore flushes a table at each of its sections: the last counts.
+	s := w.sections[len(w.sections)-1]
+	var decls, rules strings.Builder
+	for _, cw := range w.chains {
+		for _, r := range cw.have {
+			f.replace(r.Span, "")
+		}
+		if cw.want == nil {
+			for _, s := range w.sections {
+				for _, d := range s.Chains {
+					if d.Name == cw.name {
+						f.replace(d.Span, "")
+					}
+				}
+			}
+			continue
+		}
+		if !cw.exists {
+			decls.WriteString(":" + cw.name + " - [0:0]\n")
+		}
+		block := ruleLines(cw)
+		if len(cw.have) > 0 {
+			f.insert(cw.have[0].Span.Start, block)
+		} else {
+			rules.WriteString(block)
+		}
+	}
+	if decls.Len() > 0 {
+		f.insert(endOfChains(f.file.Content, s), decls.String())
+	}
+	for _, r := range w.remove {
+		f.replace(r.Span, "")
+	}
+	for _, j := range w.jumps {
+		for _, old := range j.old {
+			f.replace(old.Span, "")
+		}
+		line := "-A " + j.hook + " " + jumpText(j.chain) + "\n"
+		switch {
+		case j.at < len(j.rules):
+			f.insert(j.rules[j.at].Span.Start, line)
+		case len(j.rules) > 0:
+			f.insert(j.rules[len(j.rules)-1].Span.End, line)
+		default:
+			// An empty built-in chain: ahead of all rules, as iptables-save would
+			// print it for INPUT; the order between chains means nothing.
+			f.insert(startOfRules(s), line)
+		}
+	}
+	f.insert(s.Commit.Start, rules.String())
+}
+
+// newSection is the whole section of a table that the file does not have yet.
+func (w *tableWork) newSection() string {
+	var b strings.Builder
+	b.WriteString("*" + w.table + "\n")
+	for _, c := range builtins[w.table] {
+		b.WriteString(":" + c + " ACCEPT [0:0]\n")
+	}
+	for _, cw := range w.chains {
+		b.WriteString(":" + cw.name + " - [0:0]\n")
+	}
+	for _, j := range w.jumps {
+		b.WriteString("-A " + j.hook + " " + jumpText(j.chain) + "\n")
+	}
+	for _, cw := range w.chains {
+		b.WriteString(ruleLines(cw))
+	}
+	b.WriteString("COMMIT\n")
+	return b.String()
+}
+
+func ruleLines(cw chainWork) string {
+	var b strings.Builder
+	for _, r := range cw.want {
+		b.WriteString("-A " + cw.name + " " + r.Text + "\n")
+	}
+	return b.String()
+}
+
+// endOfChains is where a chain's declaration is added: behind the last one,
+// or behind the table's own line.
+func endOfChains(content string, t *Table) int {
+	if n := len(t.Chains); n > 0 {
+		return t.Chains[n-1].Span.End
+	}
+	if i := strings.IndexByte(content[t.Span.Start:], '\n'); i >= 0 {
+		return t.Span.Start + i + 1
+	}
+	return t.Span.End
+}
+
+func startOfRules(t *Table) int {
+	if len(t.Rules) > 0 {
+		return t.Rules[0].Span.Start
+	}
+	return t.Commit.Start
+}
