@@ -1,0 +1,335 @@
+// Package apply changes a host as one transaction: all of it or none of it,
+// whatever happens.
+//
+// It owns the order of events (lock, check, test, journal, steps, reading
+// back, commit or undo), the recovery of a transaction that was cut off, the
+// wait for a confirmation, and the history. What a step does to the host is
+// the providers' business, behind Host; which steps there are and in which
+// order is the planner's.
+//
+// It promises that before each step its undo is on the disk; that after a
+// failure, a cancelled context, a crash or a loss of power the host is brought
+// back to exactly the old state by the same process or by the next one; and
+// that where this cannot be done, the error says in which state the host is
+// and which commands finish it.
+//
+// Two things cannot be put back and are not: packet counters, and a table of
+// the legacy backend that did not exist before, which stays in place empty,
+// because the kernel removes such tables only with their module.
+package apply
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"github.com/ctplan/ctplan/internal/journal"
+	"github.com/ctplan/ctplan/internal/lock"
+	"github.com/ctplan/ctplan/planner"
+)
+
+// Env is where a transaction happens.
+type Env struct {
+	Host        Host
+	Dir         string // journal.Dir on a real host
+	LockPath    string // lock.Path on a real host
+	LockTimeout time.Duration
+	Command     string       // how the lock names this process: the command line
+	Version     string       // ctplan's own
+	Identity    planner.Host // with BootID
+
+	// Watch starts the process that takes the transaction back when nobody
+	// confirms; StartWatchdog on a real host. Only ConfirmWithin needs it.
+	Watch func(ctx context.Context, id int) error
+
+	// Fault is nil outside tests. It is called at every point where a
+	// transaction can be cut off; an error fails it there.
+	Fault func(point string, index int) error
+}
+
+// Options is what a caller wants of one transaction.
+type Options struct {
+	Summary string // of the plan, one line: for the history
+
+	// ConfirmWithin makes the new state stay only if Confirm is called within
+	// that time. 0: it stays.
+	ConfirmWithin time.Duration
+
+	// Check is called under the lock, before anything is changed. Its error
+	// refuses the transaction and is returned as it is.
+	Check func(context.Context) error
+	// Verify is called under the lock after the last step, to read back what
+	// is there. Its error fails the transaction.
+	Verify func(context.Context) error
+	// Progress is called before and after each step.
+	Progress func(Event)
+}
+
+// Event is one thing that a transaction reports while it runs.
+type Event struct {
+	Index, Steps int      // which step, from 0, of how many
+	Addresses    []string // the changes that it carries out
+	Undo         bool     // it is being taken back
+	Finished     bool     // false: it begins
+	Took         time.Duration
+	Err          error
+}
+
+// Result is how a transaction ended.
+type Result struct {
+	ID       int // 0 when nothing was changed and no journal was written
+	Outcome  journal.Outcome
+	Deadline time.Duration // Waiting: how long there is to confirm
+	Steps    []StepReport  // those that began
+}
+
+// StepReport is what became of one step.
+type StepReport struct {
+	Addresses []string
+	State     StepState
+	Err       error
+}
+
+// StepState is what became of a step.
+type StepState string
+
+// The states of steps.
+const (
+	Applied  StepState = "done"
+	Reverted StepState = "undone"
+	Left     StepState = "left"
+)
+
+// transaction is a journal being written and the steps in it.
+type transaction struct {
+	env      Env
+	opts     Options
+	j        *journal.Journal
+	header   journal.Header
+	began    []Undo
+	reports  []StepReport
+	rebooted bool
+}
+
+// Run carries out the steps in order, or none of them. It returns a
+// *lock.HeldError when another ctplan is at work, a *PendingError when an
+// earlier transaction is not finished (see Recover), the error of
+// Options.Check as it is, a *RolledBackError when it failed and the old state
+// is back, and an *IncompleteError when not even that could be done.
+//
+// A cancelled context ends the transaction after the current step and takes
+// it back.
+func Run(ctx context.Context, env Env, steps []planner.Step, opts Options) (Result, error) {
+	if len(steps) == 0 {
+		return Result{Outcome: journal.Committed}, nil
+	}
+	l, err := lock.Acquire(ctx, env.LockPath, env.Command, env.LockTimeout)
+	if err != nil {
+		return Result{}, err
+	}
+	defer l.Release()
+
+	store, err := journal.Open(env.Dir)
+	if err != nil {
+		return Result{}, err
+	}
+	if err := noneOpen(store); err != nil {
+		return Result{}, err
+	}
+	if opts.Check != nil {
+		if err := opts.Check(ctx); err != nil {
+			return Result{}, err
+		}
+	}
+	if err := env.fault("test", 0); err != nil {
+		return Result{}, err
+	}
+	if err := env.Host.Test(ctx, steps); err != nil {
+		return Result{}, fmt.Errorf("testing the rules: %w; nothing was changed", err)
+	}
+	if err := ctx.Err(); err != nil {
+		return Result{}, fmt.Errorf("%w; nothing was changed", err)
+	}
+	if err := env.fault("create", 0); err != nil {
+		return Result{}, err
+	}
+	h, err := header(env, len(steps), opts)
+	if err != nil {
+		return Result{}, err
+	}
+	size, err := json.Marshal(steps)
+	if err != nil {
+		return Result{}, fmt.Errorf("writing the journal: %w", err)
+	}
+	j, err := store.Create(h, int64(len(size)))
+	if err != nil {
+		return Result{}, err
+	}
+	defer j.Close()
+	h.ID = j.ID
+
+	tx := &transaction{env: env, opts: opts, j: j, header: h}
+	env.Host.Hold(j.File())
+	defer env.Host.Hold(nil)
+	deadline, err := tx.forward(ctx, steps)
+	if err != nil {
+		return tx.back(ctx, err)
+	}
+	result := Result{ID: j.ID, Outcome: journal.Committed, Steps: tx.reports}
+	if opts.ConfirmWithin > 0 {
+		result.Outcome, result.Deadline = journal.Waiting, deadline
+	}
+	// What is kept of old transactions is no reason to fail a new one.
+	_ = store.Prune(journal.Keep)
+	return result, nil
+}
+
+// forward carries out the steps and makes their outcome last.
+func (tx *transaction) forward(ctx context.Context, steps []planner.Step) (left time.Duration, err error) {
+	if tx.opts.ConfirmWithin > 0 {
+		// Before the first step, so that a connection that the steps cut, or
+		// a kill half way through them, is seen to as well.
+		if err := tx.env.Watch(ctx, tx.j.ID); err != nil {
+			return 0, fmt.Errorf("starting the process that would roll back: %w", err)
+		}
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, tx.opts.ConfirmWithin, errTooSlow)
+		defer cancel()
+	}
+	for i, s := range steps {
+		if ctx.Err() != nil {
+			return 0, context.Cause(ctx)
+		}
+		if err := tx.do(ctx, i, len(steps), s); err != nil {
+			return 0, fmt.Errorf("%s: %w", describe(s), err)
+		}
+	}
+	if err := tx.env.fault("verify", 0); err != nil {
+		return 0, err
+	}
+	if tx.opts.Verify != nil {
+		if err := tx.opts.Verify(ctx); err != nil {
+			return 0, fmt.Errorf("reading back: %w", err)
+		}
+	}
+	if ctx.Err() != nil {
+		return 0, context.Cause(ctx)
+	}
+	if err := tx.env.fault("commit", 0); err != nil {
+		return 0, err
+	}
+	last := journal.Record{Kind: journal.Commit}
+	if within := tx.opts.ConfirmWithin; within > 0 {
+		last = journal.Record{Kind: journal.Armed, Deadline: now() + int64(within)}
+	}
+	if err := tx.j.Append(last, true); err != nil {
+		return 0, err
+	}
+	// From here on the new state stays: a failure changes nothing any more.
+	_ = tx.env.fault("committed", 0)
+	return tx.opts.ConfirmWithin, nil
+}
+
+// do carries out one step, its undo on the disk before.
+func (tx *transaction) do(ctx context.Context, i, n int, s planner.Step) (err error) {
+	begun := time.Now()
+	event := Event{Index: i, Steps: n, Addresses: s.Addresses}
+	tx.progress(event)
+	defer func() {
+		event.Finished, event.Took, event.Err = true, time.Since(begun), err
+		tx.progress(event)
+	}()
+	// The step is finished once it began: half of it would only be more to undo.
+	ctx = context.WithoutCancel(ctx)
+	if err := tx.env.fault("observe", i); err != nil {
+		return err
+	}
+	before, err := tx.env.Host.Observe(ctx, s)
+	if err != nil {
+		return err
+	}
+	if err := tx.env.fault("intent", i); err != nil {
+		return err
+	}
+	if err := tx.j.Append(journal.Record{Kind: journal.Intent, Index: i, Step: &s, Before: &before}, true); err != nil {
+		return err
+	}
+	tx.began = append(tx.began, Undo{Step: s, Before: before})
+	tx.reports = append(tx.reports, StepReport{Addresses: s.Addresses, State: Applied})
+	if err := tx.env.fault("step", i); err != nil {
+		return err
+	}
+	if err := tx.env.Host.Do(ctx, s); err != nil {
+		return err
+	}
+	if err := tx.env.fault("stepped", i); err != nil {
+		return err
+	}
+	// Not synced: recovery looks at the host, not at this record.
+	return tx.j.Append(journal.Record{Kind: journal.Done, Index: i}, false)
+}
+
+// back takes back every step that began, and reports what came of it.
+func (tx *transaction) back(ctx context.Context, cause error) (Result, error) {
+	ctx = context.WithoutCancel(ctx)
+	// A journal that cannot be written must not keep the host from being put
+	// back. It stays open then, and the next run finds nothing left to undo.
+	_ = tx.j.Append(journal.Record{Kind: journal.Rollback, Reason: cause.Error()}, false)
+	var left []LeftStep
+	for i := len(tx.began) - 1; i >= 0; i-- {
+		u := tx.began[i]
+		if err := tx.undo(ctx, i, u); err != nil {
+			tx.reports[i].State, tx.reports[i].Err = Left, err
+			left = append(left, LeftStep{Step: u.Step, Err: err, Commands: tx.env.Host.Manual(u)})
+			_ = tx.j.Append(journal.Record{Kind: journal.Stuck, Index: i, Reason: err.Error()}, false)
+			continue
+		}
+		tx.reports[i].State = Reverted
+	}
+	result := Result{ID: tx.j.ID, Outcome: journal.WasUndone, Steps: tx.reports}
+	if len(left) > 0 {
+		result.Outcome = journal.Undoing
+		return result, &IncompleteError{ID: tx.j.ID, Cause: cause, Left: left}
+	}
+	err := tx.env.fault("end", 0)
+	if err == nil {
+		err = tx.j.Append(journal.Record{Kind: journal.RolledBack, Reason: cause.Error()}, true)
+	}
+	return result, &RolledBackError{ID: tx.j.ID, Cause: cause, Journal: err}
+}
+
+func (tx *transaction) undo(ctx context.Context, i int, u Undo) (err error) {
+	begun := time.Now()
+	event := Event{Index: i, Steps: tx.header.Steps, Addresses: u.Step.Addresses, Undo: true}
+	tx.progress(event)
+	defer func() {
+		event.Finished, event.Took, event.Err = true, time.Since(begun), err
+		tx.progress(event)
+	}()
+	if err := tx.env.fault("undo", i); err != nil {
+		return err
+	}
+	u.Rebooted = tx.rebooted
+	if err := tx.env.Host.Undo(ctx, u); err != nil {
+		return err
+	}
+	if err := tx.env.fault("undone", i); err != nil {
+		return err
+	}
+	_ = tx.j.Append(journal.Record{Kind: journal.Undone, Index: i}, false)
+	return nil
+}
+
+func (tx *transaction) progress(e Event) {
+	if tx.opts.Progress != nil {
+		tx.opts.Progress(e)
+	}
+}
+
+func (env Env) fault(point string, index int) error {
+	if env.Fault == nil {
+		return nil
+	}
+	return env.Fault(point, index)
+}

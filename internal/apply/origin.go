@@ -1,0 +1,97 @@
+package apply
+
+import (
+	"fmt"
+	"os"
+	"os/user"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ctplan/ctplan/internal/journal"
+)
+
+// now is CLOCK_BOOTTIME in nanoseconds: it runs on while the machine sleeps,
+// and nobody can set it back.
+func now() int64 {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
+		return int64(time.Since(time.Time{}))
+	}
+	return ts.Nano()
+}
+
+// bootID names this run of the kernel.
+func bootID() string {
+	data, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(data))
+}
+
+// header says who begins the transaction.
+func header(env Env, steps int, opts Options) (journal.Header, error) {
+	self, err := process(os.Getpid())
+	if err != nil {
+		return journal.Header{}, err
+	}
+	h := journal.Header{
+		Version: env.Version,
+		Time:    time.Now().UTC(),
+		Who:     who(),
+		Process: self,
+		Host:    env.Identity,
+		BootID:  bootID(),
+		NetNS:   netNS(),
+		Summary: opts.Summary,
+		Steps:   steps,
+	}
+	if opts.ConfirmWithin > 0 {
+		h.ConfirmWithin = opts.ConfirmWithin
+		h.Deadline = now() + int64(opts.ConfirmWithin)
+	}
+	return h, nil
+}
+
+// who is the person behind this process: the one who logged in, which sudo and
+// su do not change (/proc/self/loginuid), or else who called sudo.
+func who() journal.Who {
+	w := journal.Who{UID: os.Getuid(), SSH: os.Getenv("SSH_CONNECTION")}
+	const unset = 1<<32 - 1 // no login, as in a service
+	if data, err := os.ReadFile("/proc/self/loginuid"); err == nil {
+		if id, err := strconv.ParseUint(strings.TrimSpace(string(data)), 10, 32); err == nil && id != unset {
+			w.UID = int(id)
+		}
+	}
+	if w.UID == 0 {
+		if id, err := strconv.Atoi(os.Getenv("SUDO_UID")); err == nil {
+			w.UID = id
+		}
+	}
+	if u, err := user.LookupId(strconv.Itoa(w.UID)); err == nil {
+		w.User = u.Username
+	}
+	return w
+}
+
+// process reads who a PID is. The start time stands behind the command's name,
+// which may hold anything, parentheses too (proc_pid_stat(5)).
+func process(pid int) (journal.Process, error) {
+	path := fmt.Sprintf("/proc/%d/stat", pid)
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return journal.Process{}, err
+	}
+	fields := strings.Fields(string(data[strings.LastIndexByte(string(data), ')')+1:]))
+	if len(fields) < 20 {
+		return journal.Process{}, fmt.Errorf("%s: too short", path)
+	}
+	start, err := strconv.ParseUint(fields[19], 10, 64)
+	if err != nil {
+		return journal.Process{}, fmt.Errorf("%s: %w", path, err)
+	}
+	return journal.Process{PID: pid, Start: start}, nil
+}

@@ -1,0 +1,145 @@
+// Package journal remembers what a transaction is about to do, so that it can
+// be taken back whatever happens: one file for each transaction, one JSON
+// record on each line.
+//
+// It owns the folder (/var/lib/ctplan, 0700), the form of the files and what
+// they say about a transaction. It never changes anything else, and it never
+// decides what to do about a transaction that did not end.
+//
+// It promises that a record is on the disk when Append returns with sync, that a file
+// appears with its header whole or not at all, that a line cut off by a crash
+// is not taken for a record, and that a folder or file that others could have
+// written is refused: its records are carried out as root.
+package journal
+
+import (
+	"time"
+
+	"github.com/ctplan/ctplan/planner"
+)
+
+// FormatVersion is the version of the records.
+const FormatVersion = 1
+
+// Kind is what a record says.
+type Kind string
+
+// The kinds of records, in the order in which they can stand in a journal.
+const (
+	Begin      Kind = "begin"       // who does what; always the first record
+	Intent     Kind = "step"        // a step is about to happen
+	Done       Kind = "done"        // the step happened
+	Armed      Kind = "armed"       // every step happened and was read back; somebody has to confirm
+	Rollback   Kind = "rollback"    // the steps are being taken back
+	Undone     Kind = "undone"      // the step was taken back
+	Stuck      Kind = "stuck"       // the step could not be taken back
+	Commit     Kind = "commit"      // it ended: the new state stays
+	RolledBack Kind = "rolled-back" // it ended: the old state is back
+)
+
+// Record is one line of a journal. Which fields are set follows from Kind.
+type Record struct {
+	Kind   Kind      `json:"kind"`
+	Time   time.Time `json:"time"`
+	Header *Header   `json:"header,omitempty"` // begin
+
+	Index  int           `json:"index,omitempty"`  // step, done, undone, stuck: from 0
+	Step   *planner.Step `json:"step,omitempty"`   // step
+	Before *Before       `json:"before,omitempty"` // step
+
+	Deadline int64  `json:"deadline,omitempty"` // armed: nanoseconds of CLOCK_BOOTTIME
+	Reason   string `json:"reason,omitempty"`   // rollback, stuck, rolled-back: why
+}
+
+// Header says who began a transaction, when, where and for what.
+type Header struct {
+	FormatVersion int          `json:"format_version"`
+	ID            int          `json:"id"`
+	Version       string       `json:"version"` // ctplan's own
+	Time          time.Time    `json:"time"`
+	Who           Who          `json:"who"`
+	Process       Process      `json:"process"`
+	Host          planner.Host `json:"host"`
+	BootID        string       `json:"boot_id"`
+	NetNS         string       `json:"netns"`   // the network namespace, as readlink /proc/self/ns/net prints it
+	Summary       string       `json:"summary"` // of the plan: one line
+	Steps         int          `json:"steps"`
+
+	// ConfirmWithin is how long to wait for ctplan confirm; 0 when the new
+	// state stays without.
+	ConfirmWithin time.Duration `json:"confirm_within,omitempty"`
+	// Deadline is when an unfinished transaction is taken back, in nanoseconds
+	// of CLOCK_BOOTTIME, until an armed record sets another.
+	Deadline int64 `json:"deadline,omitempty"`
+}
+
+// Who is the person behind a transaction, as far as the system knows.
+type Who struct {
+	User string `json:"user,omitempty"` // the login name
+	UID  int    `json:"uid"`
+	SSH  string `json:"ssh,omitempty"` // SSH_CONNECTION: client address and port, server address and port
+}
+
+// Process names a process beyond its PID, which the kernel gives to others later.
+type Process struct {
+	PID   int    `json:"pid"`
+	Start uint64 `json:"start"` // clock ticks after boot: field 22 of /proc/PID/stat
+}
+
+// Before is what a step's undo needs to know and the step itself does not say.
+type Before struct {
+	Tables []TableBefore `json:"tables,omitempty"` // rules: each table that the step touches
+	Module *ModuleBefore `json:"module,omitempty"` // unloading: what goes with the module
+}
+
+// TableBefore is a table of iptables before a step.
+type TableBefore struct {
+	Name    string   `json:"name"`
+	Existed bool     `json:"existed"`
+	Chains  []string `json:"chains,omitempty"` // its built-in chains
+	// States are digests of the table: before the step, then after each of the
+	// step's sections in turn.
+	States []string `json:"states"`
+}
+
+// ModuleBefore is what the kernel forgets with a module.
+type ModuleBefore struct {
+	Hashsize int64             `json:"hashsize,omitempty"`
+	Sysctls  map[string]string `json:"sysctls,omitempty"`
+}
+
+// Outcome is how a transaction stands.
+type Outcome string
+
+// The outcomes. A transaction that is Running and whose process has ended was
+// cut off.
+const (
+	Running    Outcome = "running"
+	Waiting    Outcome = "waiting for confirmation"
+	Undoing    Outcome = "rolling back"
+	Committed  Outcome = "committed"
+	WasUndone  Outcome = "rolled back"
+	Unreadable Outcome = "unreadable"
+)
+
+// Open reports whether something is left to do.
+func (o Outcome) Open() bool { return o != Committed && o != WasUndone }
+
+// Transaction is what a journal says.
+type Transaction struct {
+	Header
+	Outcome  Outcome
+	Ended    time.Time // when the outcome came about
+	Reason   string    // why it was rolled back
+	Deadline int64     // nanoseconds of CLOCK_BOOTTIME; 0: none
+	Steps    []Step    // those that began, in order
+	Err      error     // why it is unreadable
+}
+
+// Step is a step that began.
+type Step struct {
+	planner.Step
+	Before Before
+	Done   bool // it is known to have happened
+	Undone bool // it is known to have been taken back
+}
