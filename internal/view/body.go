@@ -1,0 +1,197 @@
+package view
+
+import (
+	"fmt"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/ctplan/ctplan/internal/textdiff"
+	"github.com/ctplan/ctplan/planner"
+)
+
+// How much of one change is shown unless Options.Full asks for all of it.
+const (
+	context  = 3
+	maxRun   = 40   // lines of one kind in a row; past that the first runHead and the last runTail
+	runHead  = 20   //
+	runTail  = 3    //
+	maxLines = 400  // lines of one change
+	maxWidth = 1000 // characters of a line
+)
+
+// mark is what stands in front of a line of a change's body.
+type mark byte
+
+// The marks: those of a diff, a hunk's header, and words of our own.
+const (
+	same   mark = ' '
+	gone   mark = '-'
+	added  mark = '+'
+	header mark = '@'
+	elided mark = '.'
+)
+
+// row is one line of a change's body, safe to print.
+type row struct {
+	mark mark
+	text string
+	note string // the place in the HCL that asked for it
+}
+
+// body returns the lines that show what a change does to its object; none
+// where the headline has said it.
+func body(c planner.Change, full bool) []row {
+	var rows []row
+	switch c := c.(type) {
+	case *planner.RulesChange:
+		rows = rulesBody(c)
+	case *planner.FileChange:
+		rows = fileBody(c)
+	}
+	if full {
+		return rows
+	}
+	return shorten(rows)
+}
+
+// rulesBody is a diff of a table as iptables-save prints it.
+func rulesBody(c *planner.RulesChange) []row {
+	var rows []row
+	at := 0 // lines of Before that have been accounted for
+	for _, h := range textdiff.Lines(c.Before, c.After, context) {
+		start := h.OldStart
+		if h.OldLines > 0 {
+			start--
+		}
+		rows = unchanged(rows, start-at)
+		at = start + h.OldLines
+		for _, l := range h.Lines {
+			r := row{mark: mark(l.Op), text: Clean(l.Text)}
+			if pos, ok := c.Origin[l.Text]; ok && l.Op == textdiff.Insert {
+				r.note = Clean(pos.String())
+			}
+			rows = append(rows, r)
+		}
+	}
+	if len(rows) > 0 {
+		rows = unchanged(rows, len(c.Before)-at)
+	}
+	return rows
+}
+
+func unchanged(rows []row, n int) []row {
+	if n == 0 {
+		return rows
+	}
+	return append(rows, row{mark: elided, text: count(n, "line") + " unchanged"})
+}
+
+// fileBody is a unified diff of a file.
+func fileBody(c *planner.FileChange) []row {
+	var rows []row
+	for _, h := range textdiff.Lines(textdiff.Split(c.Before.Content), textdiff.Split(c.After.Content), context) {
+		rows = append(rows, row{mark: header, text: h.Header()})
+		for _, l := range h.Lines {
+			text, ended := strings.CutSuffix(l.Text, "\n")
+			rows = append(rows, row{mark: mark(l.Op), text: cleanLine(text)})
+			if !ended {
+				rows = append(rows, row{mark: elided, text: strings.TrimPrefix(textdiff.NoNewline, `\ `)})
+			}
+		}
+	}
+	return rows
+}
+
+// shorten cuts what would drown a reader, and says what it cut.
+func shorten(rows []row) []row {
+	var out []row
+	for i := 0; i < len(rows); {
+		j := i
+		for j < len(rows) && rows[j].mark == rows[i].mark {
+			j++
+		}
+		run := rows[i:j]
+		if len(run) > maxRun {
+			out = append(out, run[:runHead]...)
+			out = append(out, more(len(run)-runHead-runTail, run[0].mark))
+			run = run[len(run)-runTail:]
+		}
+		out = append(out, run...)
+		i = j
+	}
+	if len(out) > maxLines {
+		out = append(out[:maxLines:maxLines], more(len(out)-maxLines, same))
+	}
+	for i, r := range out {
+		if n := utf8.RuneCountInString(r.text); n > maxWidth {
+			text := []rune(r.text)[:maxWidth]
+			out[i].text = fmt.Sprintf("%s… %d more characters (--full shows all)", string(text), n-maxWidth)
+		}
+	}
+	return out
+}
+
+func more(n int, m mark) row {
+	kind := "more lines"
+	switch m {
+	case added:
+		kind = "more lines added like these"
+	case gone:
+		kind = "more lines removed like these"
+	}
+	return row{mark: elided, text: fmt.Sprintf("%d %s (--full shows all)", n, kind)}
+}
+
+// effect is what a change does where that takes a few words, such as
+// "65536 -> 524288". It is clean.
+func effect(c planner.Change) string {
+	switch c := c.(type) {
+	case *planner.RulesChange:
+		if c.Backend == "" {
+			return ""
+		}
+		return "(" + Clean(string(c.Backend)) + ")"
+	case *planner.SysctlChange:
+		return value(c.Before) + " -> " + value(c.After)
+	case *planner.HashsizeChange:
+		return fmt.Sprintf("%d -> %d buckets", c.Before, c.After)
+	case *planner.ModuleChange:
+		if c.Load {
+			return "load"
+		}
+		return "unload"
+	case *planner.FileChange:
+		return fileEffect(c)
+	}
+	return ""
+}
+
+func value(s string) string {
+	if s == "" {
+		return "(not set)"
+	}
+	return Clean(strings.ReplaceAll(s, "\t", " ")) // the kernel puts tabs between numbers
+}
+
+// fileEffect is everything about a file but its content.
+func fileEffect(c *planner.FileChange) string {
+	var parts []string
+	b, a := c.Before, c.After
+	switch {
+	case !b.Exists:
+		parts = append(parts, fmt.Sprintf("new, mode %04o, owner %d:%d", a.Mode, a.UID, a.GID))
+	case !a.Exists:
+		parts = append(parts, "removed")
+	default:
+		if b.Mode != a.Mode {
+			parts = append(parts, fmt.Sprintf("mode %04o -> %04o", b.Mode, a.Mode))
+		}
+		if b.UID != a.UID || b.GID != a.GID {
+			parts = append(parts, fmt.Sprintf("owner %d:%d -> %d:%d", b.UID, b.GID, a.UID, a.GID))
+		}
+	}
+	if b.Target != "" {
+		parts = append(parts, "a link to "+Clean(b.Target))
+	}
+	return strings.Join(parts, ", ")
+}

@@ -1,0 +1,322 @@
+package view
+
+import (
+	"bytes"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"io"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/ctplan/ctplan/internal/textdiff"
+	"github.com/ctplan/ctplan/planner"
+)
+
+// JSON renders a plan as one object, followed by a newline; docs/json.md names
+// its fields. Options other than Verb change nothing. Errors are those of w.
+func JSON(w io.Writer, p planner.Plan, o Options) error {
+	return EncodeJSON(w, planObject{
+		FormatVersion: planner.FormatVersion,
+		Command:       command(o.Verb),
+		planJSON:      newPlanJSON(p, o.Verb),
+	})
+}
+
+// FleetJSON renders several plans as one object with a list of them.
+func FleetJSON(w io.Writer, plans []planner.Plan, o Options) error {
+	f := fleetObject{
+		FormatVersion: planner.FormatVersion,
+		Command:       command(o.Verb),
+		Plans:         []planJSON{},
+		Summary:       FleetSummary(plans),
+	}
+	for _, p := range plans {
+		f.Plans = append(f.Plans, newPlanJSON(p, o.Verb))
+	}
+	return EncodeJSON(w, f)
+}
+
+// EncodeJSON writes v as indented JSON that is safe on a terminal: characters
+// that encoding/json lets through and that turn, hide or control text are
+// written as \u escapes, which read back as the same string. Bytes that are
+// not UTF-8 become U+FFFD.
+func EncodeJSON[T any](w io.Writer, v T) error {
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false) // this is not HTML, and rules are full of < and >
+	enc.SetIndent("", "  ")
+	if err := enc.Encode(v); err != nil {
+		return fmt.Errorf("write json: %w", err)
+	}
+	_, err := w.Write(escapeJSON(b.Bytes()))
+	return err
+}
+
+// escapeJSON works on a whole document: outside of strings JSON is printable
+// ASCII and newlines, so every other character stands in a string.
+func escapeJSON(doc []byte) []byte {
+	out := make([]byte, 0, len(doc))
+	for i := 0; i < len(doc); {
+		r, size := utf8.DecodeRune(doc[i:])
+		switch {
+		case unicode.IsPrint(r) || r == '\n':
+			out = append(out, doc[i:i+size]...)
+		case r < 0x10000:
+			out = fmt.Appendf(out, `\u%04x`, r)
+		default:
+			hi, lo := (r-0x10000)>>10+0xD800, (r-0x10000)&0x3FF+0xDC00
+			out = fmt.Appendf(out, `\u%04x\u%04x`, hi, lo)
+		}
+		i += size
+	}
+	return out
+}
+
+func command(v Verb) string {
+	if v == "" {
+		v = Plan
+	}
+	return string(v)
+}
+
+type planObject struct {
+	FormatVersion int    `json:"format_version"`
+	Command       string `json:"command"`
+	planJSON
+}
+
+type fleetObject struct {
+	FormatVersion int        `json:"format_version"`
+	Command       string     `json:"command"`
+	Plans         []planJSON `json:"plans"`
+	Summary       string     `json:"summary"`
+}
+
+type planJSON struct {
+	Host     hostJSON      `json:"host"`
+	Mode     string        `json:"mode"` // "unmanaged" where no block matches
+	Block    string        `json:"block,omitempty"`
+	Source   *planner.Pos  `json:"source,omitempty"`
+	Changes  []changeJSON  `json:"changes"`
+	Blocks   []blockJSON   `json:"blocks"`
+	Warnings []warningJSON `json:"warnings"`
+	Summary  summaryJSON   `json:"summary"`
+}
+
+// hostJSON leaves out the machine ID, which machine-id(5) asks to keep private.
+type hostJSON struct {
+	Name   string `json:"name"`
+	Kernel string `json:"kernel,omitempty"`
+}
+
+type summaryJSON struct {
+	Text    string `json:"text"`
+	Blocked bool   `json:"blocked"`
+	Empty   bool   `json:"empty"`
+	Create  int    `json:"create"`
+	Update  int    `json:"update"`
+	Delete  int    `json:"delete"`
+	Run     int    `json:"run"`
+}
+
+type blockJSON struct {
+	Risk     string       `json:"risk"`
+	Address  string       `json:"address"`
+	Where    string       `json:"where"`
+	Why      string       `json:"why"`
+	Remedy   string       `json:"remedy"`
+	Override bool         `json:"override"`
+	Source   *planner.Pos `json:"source,omitempty"`
+}
+
+type warningJSON struct {
+	Address string       `json:"address,omitempty"`
+	Text    string       `json:"text"`
+	Source  *planner.Pos `json:"source,omitempty"`
+}
+
+// changeJSON has exactly one of its last five members, the one that Kind names.
+type changeJSON struct {
+	Address  string        `json:"address"`
+	Action   string        `json:"action"`
+	Kind     string        `json:"kind"`
+	Reasons  []string      `json:"reasons"`
+	Sources  []planner.Pos `json:"sources"`
+	Disrupts string        `json:"disrupts,omitempty"`
+
+	Rules    *rulesJSON    `json:"rules,omitempty"`
+	File     *fileJSON     `json:"file,omitempty"`
+	Sysctl   *sysctlJSON   `json:"sysctl,omitempty"`
+	Hashsize *hashsizeJSON `json:"hashsize,omitempty"`
+	Module   *moduleJSON   `json:"module,omitempty"`
+}
+
+type rulesJSON struct {
+	Family  string       `json:"family"`
+	Backend string       `json:"backend"`
+	Table   string       `json:"table"`
+	Before  []string     `json:"before"`
+	After   []string     `json:"after"`
+	Origins []originJSON `json:"origins"` // in the order of After
+}
+
+type originJSON struct {
+	Rule   string      `json:"rule"`
+	Source planner.Pos `json:"source"`
+}
+
+type fileJSON struct {
+	Path   string         `json:"path"`
+	Before *fileStateJSON `json:"before"` // null: does not exist
+	After  *fileStateJSON `json:"after"`  // null: is removed
+	Diff   string         `json:"diff"`
+}
+
+type fileStateJSON struct {
+	Mode   string `json:"mode"`
+	UID    int    `json:"uid"`
+	GID    int    `json:"gid"`
+	Target string `json:"target,omitempty"`
+	// One of the two: base64 where the content is not UTF-8.
+	Content       *string `json:"content,omitempty"`
+	ContentBase64 *string `json:"content_base64,omitempty"`
+}
+
+type sysctlJSON struct {
+	Key    string `json:"key"`
+	Before string `json:"before"`
+	After  string `json:"after"`
+}
+
+type hashsizeJSON struct {
+	Before int64 `json:"before"`
+	After  int64 `json:"after"`
+}
+
+type moduleJSON struct {
+	Module string `json:"module"`
+	Load   bool   `json:"load"`
+}
+
+func newPlanJSON(p planner.Plan, v Verb) planJSON {
+	t := tally(p)
+	j := planJSON{
+		Host:     hostJSON{p.Host.Name, p.Host.Kernel},
+		Mode:     string(p.Mode),
+		Block:    p.Block,
+		Source:   source(p.Source),
+		Changes:  []changeJSON{},
+		Blocks:   []blockJSON{},
+		Warnings: []warningJSON{},
+		Summary: summaryJSON{
+			Text: Summary(p, v), Blocked: p.Blocked(), Empty: p.Empty(),
+			Create: t.Create, Update: t.Update, Delete: t.Delete, Run: t.Run,
+		},
+	}
+	if p.Mode == planner.Unmanaged {
+		j.Mode = "unmanaged"
+	}
+	for _, c := range p.Changes {
+		j.Changes = append(j.Changes, newChangeJSON(c))
+	}
+	for _, b := range p.Blocks {
+		j.Blocks = append(j.Blocks, blockJSON{
+			Risk: string(b.Risk), Address: b.Address, Where: b.Where, Why: b.Why,
+			Remedy: b.Remedy, Override: b.Override, Source: source(b.Source),
+		})
+	}
+	for _, w := range p.Warnings {
+		j.Warnings = append(j.Warnings, warningJSON{w.Address, w.Text, source(w.Source)})
+	}
+	return j
+}
+
+func newChangeJSON(c planner.Change) changeJSON {
+	m := c.Meta()
+	j := changeJSON{
+		Address:  m.Address,
+		Action:   m.Action.String(),
+		Reasons:  list(m.Reasons),
+		Sources:  list(m.Sources),
+		Disrupts: m.Disrupts,
+	}
+	switch c := c.(type) {
+	case *planner.RulesChange:
+		j.Kind = "rules"
+		r := &rulesJSON{
+			Family: string(c.Family), Backend: string(c.Backend), Table: c.Table,
+			Before: list(c.Before), After: list(c.After), Origins: []originJSON{},
+		}
+		seen := make(map[string]bool)
+		for _, rule := range c.After {
+			if pos, ok := c.Origin[rule]; ok && !seen[rule] {
+				seen[rule] = true
+				r.Origins = append(r.Origins, originJSON{rule, pos})
+			}
+		}
+		j.Rules = r
+	case *planner.FileChange:
+		j.Kind = "file"
+		j.File = newFileJSON(c)
+	case *planner.SysctlChange:
+		j.Kind = "sysctl"
+		j.Sysctl = &sysctlJSON{c.Key, c.Before, c.After}
+	case *planner.HashsizeChange:
+		j.Kind = "hashsize"
+		j.Hashsize = &hashsizeJSON{c.Before, c.After}
+	case *planner.ModuleChange:
+		j.Kind = "module"
+		j.Module = &moduleJSON{c.Module, c.Load}
+	}
+	return j
+}
+
+func newFileJSON(c *planner.FileChange) *fileJSON {
+	path := c.After.Path
+	if path == "" {
+		path = c.Before.Path
+	}
+	from, to := "a"+path, "b"+path
+	if !c.Before.Exists {
+		from = "/dev/null"
+	}
+	if !c.After.Exists {
+		to = "/dev/null"
+	}
+	return &fileJSON{
+		Path:   path,
+		Before: fileState(c.Before),
+		After:  fileState(c.After),
+		Diff:   textdiff.Unified(Clean(from), Clean(to), c.Before.Content, c.After.Content, context),
+	}
+}
+
+func fileState(f planner.File) *fileStateJSON {
+	if !f.Exists {
+		return nil
+	}
+	j := &fileStateJSON{Mode: fmt.Sprintf("%04o", f.Mode), UID: f.UID, GID: f.GID, Target: f.Target}
+	if utf8.ValidString(f.Content) {
+		j.Content = &f.Content
+	} else {
+		b := base64.StdEncoding.EncodeToString([]byte(f.Content))
+		j.ContentBase64 = &b
+	}
+	return j
+}
+
+func source(p planner.Pos) *planner.Pos {
+	if p.File == "" {
+		return nil
+	}
+	return &p
+}
+
+// list makes an absent list an empty one: null would be a second way to say none.
+func list[T any](s []T) []T {
+	if s == nil {
+		return []T{}
+	}
+	return s
+}

@@ -1,0 +1,406 @@
+package view
+
+import (
+	"bytes"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/ctplan/ctplan/planner"
+	"github.com/google/go-cmp/cmp"
+)
+
+var update = flag.Bool("update", false, "write the golden files anew")
+
+// golden compares with testdata/name.
+func golden(t *testing.T, name string, got []byte) {
+	t.Helper()
+	path := filepath.Join("testdata", name)
+	if *update {
+		if err := os.MkdirAll("testdata", 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, got, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(string(want), string(got)); d != "" {
+		t.Errorf("%s differs; read it, then run with -update\n%s", path, d)
+	}
+}
+
+func at(line int) planner.Pos { return planner.Pos{File: "examples/host.hcl", Line: line} }
+
+func plan(mode planner.Mode, block string) planner.Plan {
+	return planner.Plan{
+		Host: planner.Host{Name: "web-1", Kernel: "6.1.0-18-amd64", MachineID: "secret"},
+		Mode: mode, Block: block, Source: at(12),
+	}
+}
+
+func emptyPlan() planner.Plan { return plan(planner.Notrack, "api-client") }
+
+func notrackPlan() planner.Plan {
+	p := plan(planner.Notrack, "api-client")
+	before := []string{
+		":INPUT DROP", ":FORWARD DROP", ":OUTPUT ACCEPT", ":OPS - ",
+		"-A INPUT -i lo -j ACCEPT",
+		"-A INPUT -s 198.51.100.0/24 -j DROP",
+		"-A INPUT -m state --state RELATED,ESTABLISHED -j ACCEPT",
+		"-A INPUT -p tcp -m tcp --dport 22 -j ACCEPT",
+		"-A INPUT -p icmp -j ACCEPT",
+		"-A INPUT -j OPS",
+		"-A OPS -p udp -m udp --dport 161 -j ACCEPT",
+		"-A OPS -j RETURN",
+	}
+	in := `-A CTPLAN-INPUT -s 54.239.25.200/32 -p tcp -m tcp --sport 443 ! --syn -j ACCEPT`
+	out := `-A CTPLAN-OUTPUT -d 54.239.25.200/32 -p tcp -m tcp --dport 443 -j ACCEPT`
+	after := []string{
+		":INPUT DROP", ":FORWARD DROP", ":OUTPUT ACCEPT", ":CTPLAN-INPUT -", ":CTPLAN-OUTPUT -", ":OPS - ",
+		"-A INPUT -i lo -j ACCEPT",
+		"-A INPUT -s 198.51.100.0/24 -j DROP",
+		"-A INPUT -j CTPLAN-INPUT",
+		"-A INPUT -m state --state RELATED,ESTABLISHED -j ACCEPT",
+		"-A INPUT -p tcp -m tcp --dport 22 -j ACCEPT",
+		"-A INPUT -p icmp -j ACCEPT",
+		"-A INPUT -j OPS",
+		"-A OUTPUT -j CTPLAN-OUTPUT",
+		in, out,
+		"-A OPS -p udp -m udp --dport 161 -j ACCEPT",
+		"-A OPS -j RETURN",
+	}
+	p.Changes = []planner.Change{
+		&planner.RulesChange{
+			M: planner.Meta{
+				Address: "iptables.ipv4.filter", Action: planner.Update,
+				Reasons: []string{"replies that are no longer tracked match no state rule, so each declared flow needs an accept of its own"},
+				Sources: []planner.Pos{at(20)},
+			},
+			Family: planner.IPv4, Backend: planner.NFT, Table: "filter",
+			Before: before, After: after,
+			Origin: map[string]planner.Pos{in: at(20), out: at(20)},
+		},
+		&planner.RulesChange{
+			M: planner.Meta{
+				Address: "iptables.ipv4.raw", Action: planner.Create,
+				Reasons: []string{"declared traffic leaves connection tracking, both ways"},
+				Sources: []planner.Pos{at(16)},
+			},
+			Family: planner.IPv4, Backend: planner.NFT, Table: "raw",
+			After: []string{
+				":PREROUTING ACCEPT", ":OUTPUT ACCEPT", ":CTPLAN-OUTPUT -", ":CTPLAN-PREROUTING -",
+				"-A PREROUTING -j CTPLAN-PREROUTING", "-A OUTPUT -j CTPLAN-OUTPUT",
+				"-A CTPLAN-OUTPUT -p tcp -j CT --notrack", "-A CTPLAN-PREROUTING -p tcp -j CT --notrack",
+			},
+			Origin: map[string]planner.Pos{
+				"-A CTPLAN-OUTPUT -p tcp -j CT --notrack":     at(16),
+				"-A CTPLAN-PREROUTING -p tcp -j CT --notrack": at(16),
+			},
+		},
+	}
+	p.Warnings = []planner.Warning{{
+		Address: "iptables.ipv4", Text: "no saved rules file on this host: the rules do not survive a reboot; create /etc/iptables/rules.v4 with iptables-save, then apply again",
+	}}
+	return p
+}
+
+func tunedPlan() planner.Plan {
+	p := plan(planner.Tuned, "nat-gateway")
+	file := func(path, content string) planner.File {
+		return planner.File{Path: path, Exists: true, Content: content, Mode: 0o644}
+	}
+	link := file("/etc/sysctl.d/99-sysctl.conf", "# kept by hand\n\nnet.ipv4.ip_forward = 1\nnet.netfilter.nf_conntrack_max=65536 # small\nkernel.panic = 10\nvm.swappiness\t= 10\nfs.file-max = 100000\nlast = 1")
+	link.Target = "/etc/sysctl.conf"
+	linkAfter := link
+	linkAfter.Content = strings.Replace(link.Content, "max=65536 # small", "max=524288", 1)
+	p.Changes = []planner.Change{
+		&planner.FileChange{
+			M: planner.Meta{
+				Address: "file./etc/modprobe.d/netfilter.conf", Action: planner.Create,
+				Reasons: []string{"the hash size must survive the next load of nf_conntrack"}, Sources: []planner.Pos{at(18)},
+			},
+			Before: planner.File{Path: "/etc/modprobe.d/netfilter.conf"},
+			After:  file("/etc/modprobe.d/netfilter.conf", "options nf_conntrack hashsize=131072\n"),
+		},
+		&planner.HashsizeChange{
+			M: planner.Meta{
+				Address: "module.nf_conntrack.hashsize", Action: planner.Update,
+				Reasons:  []string{"131072 buckets are declared"},
+				Sources:  []planner.Pos{at(18)},
+				Disrupts: "resizing takes every conntrack lock with bottom halves off: packets wait while 65536 buckets move",
+			},
+			Before: 65536, After: 131072,
+		},
+		&planner.SysctlChange{
+			M: planner.Meta{
+				Address: "sysctl.net.netfilter.nf_conntrack_max", Action: planner.Update,
+				Reasons: []string{"524288 entries are declared"}, Sources: []planner.Pos{at(17)},
+			},
+			Key: "net.netfilter.nf_conntrack_max", Before: "65536", After: "524288",
+		},
+		&planner.FileChange{
+			M: planner.Meta{
+				Address: "file./etc/sysctl.d/99-sysctl.conf", Action: planner.Update,
+				Reasons: []string{"the value must survive a reboot"}, Sources: []planner.Pos{at(17)},
+			},
+			Before: link, After: linkAfter,
+		},
+		&planner.FileChange{
+			M: planner.Meta{
+				Address: "file./etc/modprobe.d/ctplan-block.conf", Action: planner.Delete,
+				Reasons: []string{"nf_conntrack must be able to load again"}, Sources: []planner.Pos{at(13)},
+			},
+			Before: file("/etc/modprobe.d/ctplan-block.conf", "install nf_conntrack /bin/false\n"),
+			After:  planner.File{Path: "/etc/modprobe.d/ctplan-block.conf"},
+		},
+		&planner.ModuleChange{
+			M: planner.Meta{
+				Address: "module.nf_conntrack", Action: planner.Run,
+				Reasons: []string{"its sysctls exist only while it is loaded"}, Sources: []planner.Pos{at(13)},
+			},
+			Module: "nf_conntrack", Load: true,
+		},
+	}
+	return p
+}
+
+func blockedPlan() planner.Plan {
+	p := plan(planner.Disabled, "api")
+	p.Blocks = []planner.Block{
+		{
+			Risk: planner.RiskNAT, Address: "iptables.ipv4.nat",
+			Where:  "-A POSTROUTING -o eth0 -j MASQUERADE (line 12 of iptables-save)",
+			Why:    "address translation is connection tracking: without it, hosts behind this one lose the network",
+			Remedy: "use mode tuned, or remove the rule", Override: true, Source: at(12),
+		},
+		{
+			Risk: planner.RiskStatefulRules, Address: "file./etc/sysconfig/iptables",
+			Where:  "/etc/sysconfig/iptables:9: -A INPUT -m state --state RELATED,ESTABLISHED -j ACCEPT",
+			Why:    "one rule that the kernel refuses makes the whole file fail at boot: the host comes up without its firewall",
+			Remedy: `set stateful_rules = "remove" and declare what to accept instead`, Override: true, Source: at(12),
+		},
+		{
+			Risk: planner.RiskNoConntrack, Address: "module.nf_conntrack",
+			Where: "/lib/modules/6.1.0-18-amd64", Why: "this kernel has no connection tracking, so there is nothing to switch off",
+			Remedy: "take the block away", Source: at(13),
+		},
+	}
+	p.Changes = tunedPlan().Changes
+	p.Warnings = []planner.Warning{{Text: "could not read /etc/docker: whether containers need nat is not known", Source: at(12)}}
+	return p
+}
+
+func driftPlan() planner.Plan {
+	p := notrackPlan()
+	p.Warnings = nil
+	r := p.Changes[0].(*planner.RulesChange)
+	r.Before, r.M.Reasons = nil, []string{"the jump to CTPLAN-INPUT does not stand where it should"}
+	for _, l := range r.After {
+		if l != "-A INPUT -j CTPLAN-INPUT" {
+			r.Before = append(r.Before, l)
+		}
+	}
+	r.Before = append(r.Before, "-A CTPLAN-INPUT -s 203.0.113.9/32 -j ACCEPT")
+	p.Changes = p.Changes[:1]
+	return p
+}
+
+func unmanagedPlan() planner.Plan {
+	return planner.Plan{
+		Host: planner.Host{Name: "db-7"},
+		Warnings: []planner.Warning{{
+			Text: "no conntrack block matches db-7, so nothing is done; its chains CTPLAN-INPUT and CTPLAN-OUTPUT are still there: a block with mode = \"notrack\" and nothing in it takes them away",
+		}},
+	}
+}
+
+const nasty = "x\x1b[2J\x9b31m\u202e\u2066\x00\x7f\xff\r\n```\n</details><script>@octocat #1 [a](http://evil.example) |`` ~~ <!-- ![i](x)"
+
+func hostilePlan(s string) planner.Plan {
+	pos := planner.Pos{File: s, Line: 1}
+	m := planner.Meta{Address: s, Action: planner.Update, Reasons: []string{s}, Sources: []planner.Pos{pos}, Disrupts: s}
+	p := planner.Plan{Host: planner.Host{Name: s, Kernel: s}, Mode: planner.Mode(s), Block: s, Source: pos}
+	p.Changes = []planner.Change{
+		&planner.RulesChange{M: m, Backend: planner.Backend(s), Table: s, Before: []string{s + "1"}, After: []string{s}, Origin: map[string]planner.Pos{s: pos}},
+		&planner.FileChange{M: m, Before: planner.File{Path: s, Exists: true, Content: "old\n" + s, Target: s}, After: planner.File{Path: s, Exists: true, Content: s + "\n\t" + s, Target: s}},
+		&planner.SysctlChange{M: m, Key: s, Before: s, After: s},
+		&planner.ModuleChange{M: m, Module: s},
+	}
+	p.Warnings = []planner.Warning{{Address: s, Text: s, Source: pos}}
+	return p
+}
+
+func hostileBlocked(s string) planner.Plan {
+	p := hostilePlan(s)
+	p.Blocks = []planner.Block{{Risk: planner.Risk(s), Address: s, Where: s, Why: s, Remedy: s, Override: true, Source: planner.Pos{File: s, Line: 2}}}
+	return p
+}
+
+func longPlan() planner.Plan {
+	p := plan(planner.Notrack, "many")
+	c := &planner.RulesChange{
+		M:       planner.Meta{Address: "iptables.ipv6.filter", Action: planner.Update, Reasons: []string{"1000 accepts"}, Sources: []planner.Pos{at(30)}},
+		Backend: planner.Legacy, Table: "filter", Origin: map[string]planner.Pos{},
+		Before: []string{":INPUT ACCEPT"}, After: []string{":INPUT ACCEPT", ":CTPLAN-INPUT -", "-A INPUT -j CTPLAN-INPUT"},
+	}
+	for i := range 1000 {
+		rule := fmt.Sprintf("-A CTPLAN-INPUT -s 2001:db8::%x/128 -j ACCEPT", i)
+		c.After, c.Origin[rule] = append(c.After, rule), at(30)
+	}
+	p.Changes = []planner.Change{c}
+	return p
+}
+
+func TestGolden(t *testing.T) {
+	tests := []struct {
+		name string
+		plan planner.Plan
+		verb Verb
+	}{
+		{"empty", emptyPlan(), Plan},
+		{"notrack", notrackPlan(), Plan},
+		{"tuned", tunedPlan(), Apply},
+		{"blocked", blockedPlan(), Plan},
+		{"drift", driftPlan(), Drift},
+		{"drift-blocked", blockedPlan(), Drift},
+		{"drift-none", emptyPlan(), Drift},
+		{"unmanaged", unmanagedPlan(), Plan},
+		{"hostile", hostilePlan(nasty), Plan},
+		{"hostile-blocked", hostileBlocked(nasty), Plan},
+		{"long", longPlan(), Plan},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			var plain, colour, md, js bytes.Buffer
+			o := Options{Verb: tt.verb}
+			if err := Text(&plain, tt.plan, o); err != nil {
+				t.Fatal(err)
+			}
+			o.Color = true
+			if err := Text(&colour, tt.plan, o); err != nil {
+				t.Fatal(err)
+			}
+			if err := Markdown(&md, []planner.Plan{tt.plan}, o); err != nil {
+				t.Fatal(err)
+			}
+			if err := JSON(&js, tt.plan, o); err != nil {
+				t.Fatal(err)
+			}
+			golden(t, tt.name+".txt", plain.Bytes())
+			golden(t, tt.name+".md", md.Bytes())
+			if tt.name == "long" {
+				return // the rest says nothing new at great length
+			}
+			golden(t, tt.name+".color", colour.Bytes())
+			golden(t, tt.name+".json", js.Bytes())
+			if stripSGR(colour.String()) != plain.String() {
+				t.Error("colour changes more than the colour")
+			}
+		})
+	}
+}
+
+func TestGoldenFleet(t *testing.T) {
+	plans := []planner.Plan{notrackPlan(), blockedPlan(), emptyPlan()}
+	var text, md, js bytes.Buffer
+	if err := FleetText(&text, plans, Options{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := Markdown(&md, plans, Options{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := FleetJSON(&js, plans, Options{}); err != nil {
+		t.Fatal(err)
+	}
+	golden(t, "fleet.txt", text.Bytes())
+	golden(t, "fleet.md", md.Bytes())
+	golden(t, "fleet.json", js.Bytes())
+}
+
+func TestSummary(t *testing.T) {
+	tests := []struct {
+		plan planner.Plan
+		verb Verb
+		want string
+	}{
+		{emptyPlan(), Plan, "no changes: web-1 is as examples/host.hcl:12 declares"},
+		{emptyPlan(), Drift, "no drift: web-1 is as examples/host.hcl:12 declares"},
+		{emptyPlan(), Applied, "nothing to do: web-1 is as examples/host.hcl:12 declares"},
+		{unmanagedPlan(), Plan, "no changes: no conntrack block matches db-7"},
+		{tunedPlan(), "", "plan: 1 to create, 3 to update, 1 to delete, 1 to run"},
+		{tunedPlan(), Applied, "applied: 1 created, 3 updated, 1 deleted, 1 run"},
+		{driftPlan(), Drift, "drift: 1 object differs from what examples/host.hcl:12 declares"},
+		{blockedPlan(), Plan, "blocked: 3 reasons, 6 changes held back"},
+		{blockedPlan(), Drift, "drift: 6 objects differ; apply is blocked: 3 reasons"},
+	}
+	for _, tt := range tests {
+		if got := Summary(tt.plan, tt.verb); got != tt.want {
+			t.Errorf("%s: got %q, want %q", tt.verb, got, tt.want)
+		}
+	}
+}
+
+// TestFullShowsAll pins that nothing is cut with Full, and nothing is cut
+// silently without.
+func TestFullShowsAll(t *testing.T) {
+	var full, short bytes.Buffer
+	if err := Text(&full, longPlan(), Options{Full: true}); err != nil {
+		t.Fatal(err)
+	}
+	if err := Text(&short, longPlan(), Options{}); err != nil {
+		t.Fatal(err)
+	}
+	if n := strings.Count(full.String(), "2001:db8::"); n != 1000 {
+		t.Errorf("full shows %d of 1000 rules", n)
+	}
+	if n := strings.Count(short.String(), "\n"); n > 60 {
+		t.Errorf("short has %d lines", n)
+	}
+	if !strings.Contains(short.String(), "--full shows all") {
+		t.Error("cut without a word")
+	}
+}
+
+func TestClean(t *testing.T) {
+	tests := []struct{ in, want string }{
+		{"", ""},
+		{`plain "text" \ß→`, `plain "text" \ß→`},
+		{"\x1b[31m", `\x1b[31m`},
+		{"a\nb\r\tc", `a\nb\r\tc`},
+		{"\u009b1m", `\x9b1m`},
+		{"\xff\xc3", `\xff\xc3`},
+		{"\u202eabc\u2066\u200b\ufeff", `\u202eabc\u2066\u200b\ufeff`},
+		{"\U000e0041", `\U000e0041`},
+		{"\ufffd", "\ufffd"},
+	}
+	for _, tt := range tests {
+		if got := Clean(tt.in); got != tt.want {
+			t.Errorf("Clean(%q) = %q, want %q", tt.in, got, tt.want)
+		}
+	}
+}
+
+// TestJSONRoundTrip pins that escaping changes no string.
+func TestJSONRoundTrip(t *testing.T) {
+	want := "\u202e\u009b\x7f\U000e0041\u2028\\\"<&>\x00"
+	var b bytes.Buffer
+	if err := EncodeJSON(&b, want); err != nil {
+		t.Fatal(err)
+	}
+	var got string
+	if err := json.Unmarshal(b.Bytes(), &got); err != nil {
+		t.Fatal(err)
+	}
+	if got != want {
+		t.Errorf("got %q, want %q from %s", got, want, b.String())
+	}
+}
