@@ -4,7 +4,7 @@
 // It owns the order of events (lock, check, test, journal, steps, reading
 // back, commit or undo), the recovery of a transaction that was cut off, the
 // wait for a confirmation, and the history. What a step does to the host is
-// the providers' business, behind Host; which steps there are and in which
+// the providers' business, behind the interfaces of Host; which steps there are and in which
 // order is the planner's.
 //
 // It promises that before each step its undo is on the disk; that after a
@@ -31,7 +31,7 @@ import (
 
 // Env is where a transaction happens.
 type Env struct {
-	Host        Host
+	Host        *Host
 	Dir         string // journal.Dir on a real host
 	LockPath    string // lock.Path on a real host
 	LockTimeout time.Duration
@@ -107,7 +107,7 @@ type transaction struct {
 	opts     Options
 	j        *journal.Journal
 	header   journal.Header
-	began    []Undo
+	began    []undo
 	reports  []StepReport
 	rebooted bool
 }
@@ -145,7 +145,7 @@ func Run(ctx context.Context, env Env, steps []planner.Step, opts Options) (Resu
 	if err := env.fault("test", 0); err != nil {
 		return Result{}, err
 	}
-	if err := env.Host.Test(ctx, steps); err != nil {
+	if err := env.Host.test(ctx, steps); err != nil {
 		return Result{}, fmt.Errorf("testing the rules: %w; nothing was changed", err)
 	}
 	if err := ctx.Err(); err != nil {
@@ -170,8 +170,7 @@ func Run(ctx context.Context, env Env, steps []planner.Step, opts Options) (Resu
 	h.ID = j.ID
 
 	tx := &transaction{env: env, opts: opts, j: j, header: h}
-	env.Host.Hold(j.File())
-	defer env.Host.Hold(nil)
+	defer env.Host.hold(j.File())()
 	deadline, err := tx.forward(ctx, steps)
 	if err != nil {
 		return tx.back(ctx, err)
@@ -245,7 +244,7 @@ func (tx *transaction) do(ctx context.Context, i, n int, s planner.Step) (err er
 	if err := tx.env.fault("observe", i); err != nil {
 		return err
 	}
-	before, err := tx.env.Host.Observe(ctx, s)
+	before, err := tx.env.Host.observe(ctx, s)
 	if err != nil {
 		return err
 	}
@@ -255,12 +254,12 @@ func (tx *transaction) do(ctx context.Context, i, n int, s planner.Step) (err er
 	if err := tx.j.Append(journal.Record{Kind: journal.Intent, Index: i, Step: &s, Before: &before}, true); err != nil {
 		return err
 	}
-	tx.began = append(tx.began, Undo{Step: s, Before: before})
+	tx.began = append(tx.began, undo{Step: s, Before: before})
 	tx.reports = append(tx.reports, StepReport{Addresses: s.Addresses, State: Applied})
 	if err := tx.env.fault("step", i); err != nil {
 		return err
 	}
-	if err := tx.env.Host.Do(ctx, s); err != nil {
+	if err := tx.env.Host.do(ctx, s); err != nil {
 		return err
 	}
 	if err := tx.env.fault("stepped", i); err != nil {
@@ -281,7 +280,7 @@ func (tx *transaction) back(ctx context.Context, cause error) (Result, error) {
 		u := tx.began[i]
 		if err := tx.undo(ctx, i, u); err != nil {
 			tx.reports[i].State, tx.reports[i].Err = Left, err
-			left = append(left, LeftStep{Step: u.Step, Err: err, Commands: tx.env.Host.Manual(u)})
+			left = append(left, LeftStep{Step: u.Step, Err: err, Commands: manual(u)})
 			_ = tx.j.Append(journal.Record{Kind: journal.Stuck, Index: i, Reason: err.Error()}, false)
 			continue
 		}
@@ -299,7 +298,7 @@ func (tx *transaction) back(ctx context.Context, cause error) (Result, error) {
 	return result, &RolledBackError{ID: tx.j.ID, Cause: cause, Journal: err}
 }
 
-func (tx *transaction) undo(ctx context.Context, i int, u Undo) (err error) {
+func (tx *transaction) undo(ctx context.Context, i int, u undo) (err error) {
 	begun := time.Now()
 	event := Event{Index: i, Steps: tx.header.Steps, Addresses: u.Step.Addresses, Undo: true}
 	tx.progress(event)
@@ -311,7 +310,7 @@ func (tx *transaction) undo(ctx context.Context, i int, u Undo) (err error) {
 		return err
 	}
 	u.Rebooted = tx.rebooted
-	if err := tx.env.Host.Undo(ctx, u); err != nil {
+	if err := tx.env.Host.undo(ctx, u); err != nil {
 		return err
 	}
 	if err := tx.env.fault("undone", i); err != nil {

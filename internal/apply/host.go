@@ -2,46 +2,156 @@ package apply
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"os"
 
 	"github.com/ctplan/ctplan/internal/journal"
 	"github.com/ctplan/ctplan/planner"
 )
 
-// Host is what a transaction changes. New gives the real one.
-//
-// Whatever a Host is interrupted in, Undo must be able to take back from where
-// it stands: a rules step can stand after any of its sections, every other step
-// stands either before or after.
-type Host interface {
-	// Observe returns what undoing the step will need to know beside the
-	// step. It is called right before Do.
-	Observe(ctx context.Context, s planner.Step) (journal.Before, error)
+// Host is what a transaction changes: rules, files and the kernel's values and
+// modules. NewHost gives the real one.
+type Host struct {
+	Rules  Rules
+	Files  Files
+	Kernel Kernel
 
-	// Test asks the kernel whether it would take the steps' rules, and
-	// changes nothing.
-	Test(ctx context.Context, steps []planner.Step) error
+	// Hold, when set, makes every command that is started from then on keep f
+	// open, until Hold(nil). So a journal shows whether a command of a process
+	// that was killed is still at work.
+	Hold func(f *os.File)
 
-	// Do carries out one step.
-	Do(ctx context.Context, s planner.Step) error
-
-	// Undo brings what the step changes back to how it stood before, whether
-	// the step happened, happened in part, or not at all, and reads it back.
-	Undo(ctx context.Context, u Undo) error
-
-	// Manual returns the shell commands by which an operator does what Undo
-	// could not.
-	Manual(u Undo) []string
-
-	// Hold makes every command that the Host starts keep f open; nil ends it.
-	Hold(f *os.File)
+	// seen are rulesets that were read under the lock and not changed since.
+	seen map[rulesKey]planner.Ruleset
 }
 
-// Undo is a step to take back.
-type Undo struct {
+// Rules reads and changes what iptables shows.
+type Rules interface {
+	// Save reads all tables of a family.
+	Save(ctx context.Context, f planner.Family, b planner.Backend) (planner.Ruleset, error)
+	// Test asks the kernel whether it would take the sections, and changes nothing.
+	Test(ctx context.Context, f planner.Family, b planner.Backend, sections []planner.Section) error
+	// Commit carries the sections out, in order. Each happens whole or not at
+	// all; those before a failure stay.
+	Commit(ctx context.Context, f planner.Family, b planner.Backend, sections []planner.Section) error
+	// Trim removes the table's empty built-in chains with the policy ACCEPT,
+	// and the table with them, as far as they did not exist before. It
+	// removes nothing that treats a packet.
+	Trim(ctx context.Context, f planner.Family, b planner.Backend, before journal.TableBefore) error
+}
+
+// Files reads and replaces files.
+type Files interface {
+	Read(path string) (planner.File, error)
+	// Write replaces a file, whole or not at all.
+	Write(before, after planner.File) error
+}
+
+// Kernel reads and sets the kernel's values, and loads and unloads modules.
+type Kernel interface {
+	// Sysctl reads a key; a key that does not exist gives an error that wraps
+	// fs.ErrNotExist.
+	Sysctl(key string) (string, error)
+	SetSysctl(key, value string) error
+	// Sysctls reads all keys of connection tracking that can be set.
+	Sysctls() (map[string]string, error)
+	// Hashsize is the number of buckets; 0 where connection tracking is not loaded.
+	Hashsize() (int64, error)
+	SetHashsize(buckets int64) error
+	Loaded(module string) (bool, error)
+	Load(ctx context.Context, module string) error
+	Unload(ctx context.Context, module string) error
+}
+
+// undo is a step to take back.
+type undo struct {
 	Step   planner.Step
 	Before journal.Before
 	// Rebooted is whether the machine has started anew since: then the kernel
 	// holds what the boot made of the files, and files alone are as they were left.
 	Rebooted bool
+}
+
+// errNoStep says that a step holds nothing to do.
+var errNoStep = errors.New("a step without anything to do")
+
+// test asks the kernel whether it would take the rules of all steps.
+func (h *Host) test(ctx context.Context, steps []planner.Step) error {
+	for _, s := range steps {
+		if s.Rules == nil {
+			continue
+		}
+		if err := h.Rules.Test(ctx, s.Rules.Family, s.Rules.Backend, s.Rules.Sections); err != nil {
+			return fmt.Errorf("%s: %w", describe(s), err)
+		}
+	}
+	return nil
+}
+
+// observe returns what undoing the step will need to know beside the step.
+func (h *Host) observe(ctx context.Context, s planner.Step) (journal.Before, error) {
+	switch {
+	case s.Rules != nil:
+		return h.observeRules(ctx, s.Rules)
+	case s.File != nil:
+		now, err := h.Files.Read(s.File.Before.Path)
+		if err != nil {
+			return journal.Before{}, err
+		}
+		if !sameFile(now, s.File.Before) {
+			return journal.Before{}, fmt.Errorf("%s has changed since the plan was made", s.File.Before.Path)
+		}
+	case s.Module != nil && !s.Module.Load:
+		return h.observeModule()
+	}
+	return journal.Before{}, nil
+}
+
+// do carries out one step.
+func (h *Host) do(ctx context.Context, s planner.Step) error {
+	switch {
+	case s.Rules != nil:
+		delete(h.seen, rulesKey{s.Rules.Family, s.Rules.Backend})
+		return h.Rules.Commit(ctx, s.Rules.Family, s.Rules.Backend, s.Rules.Sections)
+	case s.File != nil:
+		return h.Files.Write(s.File.Before, s.File.After)
+	case s.Sysctl != nil:
+		return h.Kernel.SetSysctl(s.Sysctl.Key, s.Sysctl.After)
+	case s.Hashsize != nil:
+		return h.Kernel.SetHashsize(s.Hashsize.After)
+	case s.Module != nil && s.Module.Load:
+		return h.Kernel.Load(ctx, s.Module.Module)
+	case s.Module != nil:
+		return h.Kernel.Unload(ctx, s.Module.Module)
+	}
+	return errNoStep
+}
+
+// undo brings what the step changes back to how it stood before, whether the
+// step happened, happened in part, or not at all, and reads it back.
+func (h *Host) undo(ctx context.Context, u undo) error {
+	s := u.Step
+	switch {
+	case s.Rules != nil:
+		return h.undoRules(ctx, u)
+	case s.File != nil:
+		return h.undoFile(s.File)
+	case s.Sysctl != nil:
+		return h.undoSysctl(s.Sysctl, u.Rebooted)
+	case s.Hashsize != nil:
+		return h.undoHashsize(s.Hashsize, u.Rebooted)
+	case s.Module != nil:
+		return h.undoModule(ctx, u)
+	}
+	return errNoStep
+}
+
+// hold makes commands keep f open until the function that it returns is called.
+func (h *Host) hold(f *os.File) (release func()) {
+	if h.Hold == nil {
+		return func() {}
+	}
+	h.Hold(f)
+	return func() { h.Hold(nil) }
 }

@@ -134,11 +134,10 @@ func (env Env) rollback(ctx context.Context, store *journal.Store, id int, cause
 	}
 	tx := &transaction{env: env, opts: Options{Progress: progress}, j: j, header: t.Header, rebooted: rebooted}
 	for _, s := range t.Steps {
-		tx.began = append(tx.began, Undo{Step: s.Step, Before: s.Before})
+		tx.began = append(tx.began, undo{Step: s.Step, Before: s.Before})
 		tx.reports = append(tx.reports, StepReport{Addresses: s.Addresses, State: Applied})
 	}
-	env.Host.Hold(j.File())
-	defer env.Host.Hold(nil)
+	defer env.Host.hold(j.File())()
 	r, err := tx.back(ctx, cause)
 	var done *RolledBackError
 	if errors.As(err, &done) {

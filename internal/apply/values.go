@@ -1,0 +1,161 @@
+package apply
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/ctplan/ctplan/internal/journal"
+	"github.com/ctplan/ctplan/planner"
+)
+
+// sameFile reports whether two files are the same in everything that a step
+// can change.
+func sameFile(a, b planner.File) bool {
+	if !a.Exists || !b.Exists {
+		return a.Exists == b.Exists
+	}
+	return a.Content == b.Content && a.Mode == b.Mode && a.UID == b.UID && a.GID == b.GID &&
+		maps.Equal(a.Xattrs, b.Xattrs)
+}
+
+// undoFile puts a file back. A file that is neither the old nor the new one is
+// somebody's work, and is not overwritten.
+func (h *Host) undoFile(s *planner.FileStep) error {
+	now, err := h.Files.Read(s.Before.Path)
+	if err != nil {
+		return err
+	}
+	same := func(f planner.File) bool { return now.Exists == f.Exists && now.Content == f.Content }
+	switch {
+	case sameFile(now, s.Before):
+		return nil
+	case !same(s.Before) && !same(s.After):
+		return fmt.Errorf("%s was changed by somebody else since: it holds neither the old text nor the new one", s.Before.Path)
+	}
+	if err := h.Files.Write(now, s.Before); err != nil {
+		return err
+	}
+	if now, err = h.Files.Read(s.Before.Path); err != nil {
+		return err
+	}
+	if !sameFile(now, s.Before) {
+		return fmt.Errorf("read back after the rollback, %s is not what it was", s.Before.Path)
+	}
+	return nil
+}
+
+func (h *Host) undoSysctl(s *planner.SysctlStep, rebooted bool) error {
+	now, err := h.Kernel.Sysctl(s.Key)
+	switch {
+	case rebooted && (errors.Is(err, fs.ErrNotExist) || err == nil && !sameValue(now, s.After)):
+		return nil // the boot set it, or did not load what has it
+	case err != nil:
+		return err
+	case sameValue(now, s.Before):
+		return nil
+	}
+	if err := h.Kernel.SetSysctl(s.Key, s.Before); err != nil {
+		return err
+	}
+	if now, err = h.Kernel.Sysctl(s.Key); err != nil {
+		return err
+	}
+	if !sameValue(now, s.Before) {
+		return fmt.Errorf("read back after the rollback, %s is %q and not %q", s.Key, now, s.Before)
+	}
+	return nil
+}
+
+// sameValue compares values as /proc/sys prints them: fields apart by white space.
+func sameValue(a, b string) bool { return slices.Equal(strings.Fields(a), strings.Fields(b)) }
+
+func (h *Host) undoHashsize(s *planner.HashsizeStep, rebooted bool) error {
+	now, err := h.Kernel.Hashsize()
+	switch {
+	case err != nil:
+		return err
+	case now == s.Before:
+		return nil
+	case rebooted && now != s.After, now == 0 && rebooted:
+		return nil // the boot set it, or did not load the module
+	}
+	if err := h.Kernel.SetHashsize(s.Before); err != nil {
+		return err
+	}
+	if now, err = h.Kernel.Hashsize(); err != nil {
+		return err
+	}
+	if now != s.Before {
+		return fmt.Errorf("read back after the rollback, the hash table has %d buckets and not %d", now, s.Before)
+	}
+	return nil
+}
+
+// observeModule remembers the values that go when a module of connection
+// tracking goes.
+func (h *Host) observeModule() (journal.Before, error) {
+	size, err := h.Kernel.Hashsize()
+	if err != nil {
+		return journal.Before{}, err
+	}
+	values, err := h.Kernel.Sysctls()
+	if err != nil {
+		return journal.Before{}, err
+	}
+	return journal.Before{Module: &journal.ModuleBefore{Hashsize: size, Sysctls: values}}, nil
+}
+
+func (h *Host) undoModule(ctx context.Context, u undo) error {
+	s := u.Step.Module
+	loaded, err := h.Kernel.Loaded(s.Module)
+	if err != nil {
+		return err
+	}
+	switch {
+	case s.Load && loaded:
+		return h.Kernel.Unload(ctx, s.Module)
+	case !s.Load && !loaded:
+		if err := h.Kernel.Load(ctx, s.Module); err != nil {
+			return err
+		}
+	}
+	if s.Load || u.Rebooted || u.Before.Module == nil {
+		return nil
+	}
+	return h.restoreValues(u.Before.Module)
+}
+
+// restoreValues sets the values that a module had before it was unloaded: the
+// hash size before the rest, since max follows from it when a module loads.
+func (h *Host) restoreValues(b *journal.ModuleBefore) error {
+	if b.Hashsize > 0 {
+		if now, err := h.Kernel.Hashsize(); err != nil {
+			return err
+		} else if now > 0 && now != b.Hashsize {
+			if err := h.Kernel.SetHashsize(b.Hashsize); err != nil {
+				return err
+			}
+		}
+	}
+	for _, key := range slices.Sorted(maps.Keys(b.Sysctls)) {
+		now, err := h.Kernel.Sysctl(key)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // of a module that comes back later
+		}
+		if err != nil {
+			return err
+		}
+		if sameValue(now, b.Sysctls[key]) {
+			continue
+		}
+		if err := h.Kernel.SetSysctl(key, b.Sysctls[key]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
