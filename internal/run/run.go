@@ -56,7 +56,7 @@ func (e *Error) Error() string {
 		s = fmt.Sprintf("%s: ended by a signal", filepath.Base(e.Path))
 	}
 	if msg := strings.TrimSpace(e.Stderr); msg != "" {
-		s += ": " + printable(msg)
+		s += ": " + Printable(msg)
 	}
 	return s
 }
@@ -145,8 +145,9 @@ func (b *bounded) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// printable makes a message safe for one line of a terminal.
-func printable(s string) string {
+// Printable makes text that others wrote safe for one line of a terminal:
+// line breaks become spaces, other control and bidirectional characters "?".
+func Printable(s string) string {
 	return strings.Map(func(r rune) rune {
 		switch {
 		case r == '\n' || r == '\t':

@@ -1,0 +1,228 @@
+package iptables
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/ctplan/ctplan/planner"
+)
+
+// maxLine is the longest line, with its newline, that iptables-restore reads
+// as one: it takes the rest for a line of its own.
+const maxLine = 10239
+
+// SyntaxError is a line that iptables-restore would not take for what
+// iptables-save writes.
+type SyntaxError struct {
+	File    string // empty for rules in the kernel
+	Family  planner.Family
+	Line    int // from 1
+	Problem string
+}
+
+func (e *SyntaxError) Error() string {
+	if e.File == "" {
+		return fmt.Sprintf("reading the %s rules in the kernel: line %d of iptables-save: %s", e.Family, e.Line, e.Problem)
+	}
+	return fmt.Sprintf("%s:%d: %s", e.File, e.Line, e.Problem)
+}
+
+// Parse reads the text of iptables-save, with or without counters: any number
+// of sections, also several of one table. Strings of the result are parts of
+// text wherever nothing is escaped. It reads what iptables-restore reads, and
+// a last line without its newline; of commands it takes -A alone, which is
+// the only one that iptables-save writes. Errors are *SyntaxError.
+func Parse(f planner.Family, text string) (planner.Ruleset, error) {
+	p := parser{text: text, rules: make([]planner.Rule, 0, strings.Count(text, "\n-A ")+1)}
+	if problem := p.parse(); problem != "" {
+		return planner.Ruleset{}, &SyntaxError{Family: f, Line: p.line, Problem: problem}
+	}
+	return planner.Ruleset{Family: f, Tables: p.tables}, nil
+}
+
+// ParseFile is Parse for a saved rules file. It also refuses what works in the
+// kernel but not from a file: lines longer than iptables-restore can read.
+func ParseFile(f planner.Family, file planner.File) (planner.Ruleset, error) {
+	rs, err := Parse(f, file.Content)
+	if err == nil {
+		err = checkLines(file.Content)
+	}
+	if syntax, ok := err.(*SyntaxError); ok {
+		syntax.File, syntax.Family = file.Path, f
+	}
+	if err != nil {
+		return planner.Ruleset{}, err
+	}
+	rs.File = &file
+	return rs, nil
+}
+
+func checkLines(text string) error {
+	for n := 1; len(text) > maxLine; n++ {
+		i := strings.IndexByte(text, '\n') + 1
+		if i == 0 {
+			i = len(text)
+		}
+		if i > maxLine {
+			return &SyntaxError{Line: n, Problem: fmt.Sprintf("the line is longer than the %d bytes that iptables-restore reads", maxLine)}
+		}
+		text = text[i:]
+	}
+	return nil
+}
+
+// parser walks the text once. Rules and words of all tables share two arenas.
+type parser struct {
+	text   string
+	line   int
+	tables []planner.Table
+	rules  []planner.Rule
+	words  []string
+	buf    []byte
+
+	table int // index of the open table; -1 between tables
+	first int // index in rules of the open table's first
+}
+
+// parse returns what is wrong with line p.line, or nothing.
+func (p *parser) parse() string {
+	p.table = -1
+	for pos := 0; pos < len(p.text); {
+		p.line++
+		end := len(p.text)
+		if i := strings.IndexByte(p.text[pos:], '\n'); i >= 0 {
+			end = pos + i + 1
+		}
+		span := planner.Span{Start: pos, End: end}
+		line := strings.TrimSuffix(p.text[pos:end], "\n")
+		pos = end
+		if problem := p.statement(line, span); problem != "" {
+			return problem
+		}
+	}
+	if p.table >= 0 {
+		return "the text ends within table " + p.tables[p.table].Name + ", before its COMMIT"
+	}
+	return ""
+}
+
+func (p *parser) statement(line string, span planner.Span) string {
+	// Comments begin at the first column, and only there.
+	if line == "" || line[0] == '#' {
+		return ""
+	}
+	if problem := unreadable(line); problem != "" {
+		return problem
+	}
+	if p.table < 0 {
+		if line[0] != '*' {
+			return "a line outside of a table: *NAME must come first"
+		}
+		name, _ := field(line[1:])
+		if name == "" {
+			return "a table without a name"
+		}
+		p.tables = append(p.tables, planner.Table{Name: name, Span: span})
+		p.table, p.first = len(p.tables)-1, len(p.rules)
+		return ""
+	}
+	t := &p.tables[p.table]
+	switch {
+	case line == "COMMIT":
+		t.Rules = p.rules[p.first:len(p.rules):len(p.rules)]
+		t.Commit, t.Span.End = span, span.End
+		p.table = -1
+		return ""
+	case line[0] == ':':
+		name, rest := field(line[1:])
+		policy, _ := field(rest)
+		if name == "" || policy == "" {
+			return "a chain needs a name and a policy: \":NAME POLICY [0:0]\""
+		}
+		t.Chains = append(t.Chains, planner.ChainDecl{Name: name, Policy: policy, Line: p.line, Span: span})
+		return ""
+	case line[0] == '*':
+		return "table " + t.Name + " has no COMMIT before this next table"
+	}
+	return p.rule(line, span)
+}
+
+// rule reads "[packets:bytes] -A CHAIN …".
+func (p *parser) rule(line string, span planner.Span) string {
+	rest := line
+	if rest[0] == '[' {
+		i := strings.IndexByte(rest, ']')
+		if i < 0 || !strings.Contains(rest[:i], ":") {
+			return "counters must look like [packets:bytes]"
+		}
+		rest = rest[i+1:]
+	}
+	rest = trimLeft(rest)
+	switch {
+	case strings.HasPrefix(rest, "-A"):
+		rest = rest[len("-A"):]
+	case strings.HasPrefix(rest, "--append "):
+		rest = rest[len("--append "):]
+	case rest == "":
+		return "a line of spaces alone, which iptables-restore refuses"
+	default:
+		word, _ := field(rest)
+		return fmt.Sprintf("%.40q: only \"-A CHAIN …\" is understood; load the file and save it again with iptables-save", word)
+	}
+	chain, rest := field(rest)
+	if chain == "" {
+		return "-A without a chain"
+	}
+	if strings.IndexByte(chain, '"') >= 0 {
+		return "a chain's name in quotes"
+	}
+	rest = strings.TrimRight(trimLeft(rest), " \t")
+
+	// A rule's words lie side by side in the arena; a word takes two bytes at least.
+	if most := len(rest)/2 + 1; cap(p.words)-len(p.words) < most {
+		p.words = make([]string, 0, max(most, 16<<10))
+	}
+	start := len(p.words)
+	var closed bool
+	p.words, p.buf, closed = splitWords(p.words, rest, p.buf)
+	if !closed {
+		return "a quote is not closed on its line (a line break within a comment?): iptables-restore cannot read this rule; replace it"
+	}
+	p.rules = append(p.rules, planner.Rule{
+		Chain: chain,
+		Words: p.words[start:len(p.words):len(p.words)],
+		Text:  rest,
+		Line:  p.line,
+		Span:  span,
+	})
+	return ""
+}
+
+// unreadable tells of bytes that end a line early or belong to another system.
+func unreadable(line string) string {
+	if line[len(line)-1] == '\r' {
+		return "the line ends in a carriage return (a DOS file?), which iptables-restore takes for a part of the last word"
+	}
+	if strings.IndexByte(line, 0) >= 0 {
+		return "the line holds a zero byte"
+	}
+	return ""
+}
+
+// field cuts the first word off s, quotes not considered.
+func field(s string) (word, rest string) {
+	s = trimLeft(s)
+	for i := 0; i < len(s); i++ {
+		if s[i] == ' ' || s[i] == '\t' {
+			return s[:i], s[i:]
+		}
+	}
+	return s, ""
+}
+
+func trimLeft(s string) string {
+	for s != "" && (s[0] == ' ' || s[0] == '\t') {
+		s = s[1:]
+	}
+	return s
+}

@@ -1,0 +1,255 @@
+package iptables
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/google/nftables"
+
+	"github.com/ctplan/ctplan/internal/run"
+	"github.com/ctplan/ctplan/planner"
+)
+
+// Tools is the way to the host's iptables commands. The zero Tools runs them
+// for real and waits DefaultWait for the xtables lock.
+type Tools struct {
+	Runner run.Runner    // nil: run.Exec
+	Wait   time.Duration // for the xtables lock of the legacy backend, in whole seconds; 0: DefaultWait
+}
+
+// DefaultWait is how long a restore waits for the xtables lock.
+const DefaultWait = 10 * time.Second
+
+func (t Tools) runner() run.Runner {
+	if t.Runner == nil {
+		return run.Exec{}
+	}
+	return t.Runner
+}
+
+func (t Tools) wait() time.Duration {
+	if t.Wait <= 0 {
+		return DefaultWait
+	}
+	return t.Wait
+}
+
+// Raw is what one iptables-save printed, normalised: no comments, all counters
+// zero, and no table that holds nothing and lets everything pass, since the
+// kernel makes such tables on a mere look. So two reads of an unchanged host
+// are equal byte for byte. Text is for Parse.
+type Raw struct {
+	Family  planner.Family  `json:"family"`
+	Backend planner.Backend `json:"backend"`
+	Primary bool            `json:"primary"` // what plain iptables speaks to
+	Version string          `json:"version,omitempty"`
+	Text    string          `json:"text,omitempty"`
+}
+
+// Read reads the rules of both families through the backend that plain
+// iptables speaks to, and through the other one if it has any. The notes say
+// what could not be read. It starts one process a family and no more, unless
+// the other backend has tables.
+//
+// Errors: ErrNotInstalled, ErrNotPermitted, or what the command said.
+func (t Tools) Read(ctx context.Context) ([]Raw, []string, error) {
+	type result struct {
+		raws  []Raw
+		notes []string
+		err   error
+	}
+	results := make([]result, len(planner.Families))
+	var wg sync.WaitGroup
+	for i, f := range planner.Families {
+		wg.Go(func() {
+			r := &results[i]
+			r.raws, r.notes, r.err = t.readFamily(ctx, f)
+		})
+	}
+	wg.Wait()
+
+	var raws []Raw
+	var notes []string
+	for i, f := range planner.Families {
+		r := results[i]
+		if f == planner.IPv6 && results[0].err == nil {
+			if errors.Is(r.err, exec.ErrNotFound) {
+				notes = append(notes, "ip6tables is not installed: IPv6 rules were not read")
+				continue
+			}
+			if r.err != nil && noIPv6() {
+				notes = append(notes, "the kernel runs without IPv6: it has no IPv6 rules")
+				continue
+			}
+		}
+		if r.err != nil {
+			return nil, nil, explain(f, r.err)
+		}
+		raws = append(raws, r.raws...)
+		notes = append(notes, r.notes...)
+	}
+	return raws, notes, nil
+}
+
+func (t Tools) readFamily(ctx context.Context, f planner.Family) ([]Raw, []string, error) {
+	save := command(f) + "-save"
+	out, err := t.runner().Run(ctx, run.Cmd{Path: save})
+	if err != nil {
+		return nil, nil, err
+	}
+	raw, notes := newRaw(f, out)
+	raw.Primary = true
+	if raw.Backend = backendOf(save); raw.Backend == "" {
+		if raw.Backend = backendIn(out); raw.Backend == "" {
+			raw.Backend, raw.Version = t.askVersion(ctx, command(f))
+		}
+	}
+
+	other, present, note := otherBackend(f, raw.Backend)
+	if note != "" {
+		notes = append(notes, note)
+	}
+	if !present {
+		return []Raw{raw}, notes, nil
+	}
+	save = command(f) + "-" + string(other) + "-save"
+	out, err = t.runner().Run(ctx, run.Cmd{Path: save})
+	if errors.Is(err, exec.ErrNotFound) {
+		notes = append(notes, fmt.Sprintf("the %s backend has %s tables, but %s is not installed: they were not read", other, f, save))
+		return []Raw{raw}, notes, nil
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	second, more := newRaw(f, out)
+	notes = append(notes, more...)
+	raws := []Raw{raw}
+	if second.Text != "" {
+		second.Backend = other
+		raws = append(raws, second)
+	}
+	return raws, notes, nil
+}
+
+func newRaw(f planner.Family, out []byte) (Raw, []string) {
+	text, incompatible := normalise(out)
+	raw := Raw{Family: f, Version: versionIn(out), Text: text}
+	var notes []string
+	for _, name := range incompatible {
+		notes = append(notes, fmt.Sprintf("nftables table %s %s holds rules that iptables cannot show: they were not read", nftFamily[f], run.Printable(name)))
+	}
+	return raw, notes
+}
+
+// command is the name of a family's iptables.
+func command(f planner.Family) string {
+	if f == planner.IPv6 {
+		return "ip6tables"
+	}
+	return "iptables"
+}
+
+// backendOf tells the backend of a command from the file that it is a link to,
+// "" when that says nothing.
+func backendOf(name string) planner.Backend {
+	path, err := run.LookPath(name)
+	if err != nil {
+		return ""
+	}
+	if path, err = filepath.EvalSymlinks(path); err != nil {
+		return ""
+	}
+	switch filepath.Base(path) {
+	case "xtables-nft-multi":
+		return planner.NFT
+	case "xtables-legacy-multi", "xtables-multi":
+		return planner.Legacy
+	}
+	return ""
+}
+
+// backendIn tells the backend from the header that iptables-save prints above
+// its first table, "" when there is none.
+func backendIn(out []byte) planner.Backend {
+	line, _, _ := bytes.Cut(out, []byte("\n"))
+	switch {
+	case !bytes.HasPrefix(line, []byte("# Generated by ")):
+		return ""
+	case bytes.Contains(line, []byte("(nf_tables)")):
+		return planner.NFT
+	}
+	return planner.Legacy
+}
+
+// versionIn returns the version in the header of iptables-save, "1.8.9".
+func versionIn(out []byte) string {
+	line, _, _ := strings.Cut(string(out[:min(len(out), 200)]), "\n")
+	if !strings.HasPrefix(line, "# Generated by ") {
+		return ""
+	}
+	_, v, _ := strings.Cut(line, "-save v")
+	v, _, _ = strings.Cut(v, " ")
+	return v
+}
+
+// otherBackend reports whether the backend that plain iptables does not speak
+// to has tables, and a note when that cannot be told.
+func otherBackend(f planner.Family, primary planner.Backend) (other planner.Backend, present bool, note string) {
+	if primary == planner.NFT {
+		return planner.Legacy, legacyTables(f), ""
+	}
+	present, err := nftTables(f)
+	if err != nil {
+		note = fmt.Sprintf("asking the kernel for its %s nftables failed (%v): rules of iptables-nft, if any, were not read", f, err)
+	}
+	return planner.NFT, present, note
+}
+
+// legacyTables reports whether this network namespace has legacy tables
+// (net/netfilter/x_tables.c). A kernel without them lacks the file.
+func legacyTables(f planner.Family) bool {
+	name := map[planner.Family]string{planner.IPv4: "ip_tables_names", planner.IPv6: "ip6_tables_names"}[f]
+	names, _ := os.ReadFile("/proc/net/" + name)
+	return len(names) > 0
+}
+
+// nftFamily is what nftables calls a family.
+var nftFamily = map[planner.Family]string{planner.IPv4: "ip", planner.IPv6: "ip6"}
+
+// nftTables reports whether nftables has a table that iptables-nft would make.
+// Tables of other names and families are native nftables.
+func nftTables(f planner.Family) (bool, error) {
+	conn, err := nftables.New()
+	if err != nil {
+		return false, err
+	}
+	defer conn.CloseLasting()
+	family := nftables.TableFamilyIPv4
+	if f == planner.IPv6 {
+		family = nftables.TableFamilyIPv6
+	}
+	tables, err := conn.ListTablesOfFamily(family)
+	if err != nil {
+		return false, err
+	}
+	for _, t := range tables {
+		switch t.Name {
+		case "filter", "nat", "mangle", "raw", "security":
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+func noIPv6() bool {
+	_, err := os.Stat("/proc/sys/net/ipv6")
+	return err != nil
+}

@@ -1,0 +1,96 @@
+package iptables
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/ctplan/ctplan/planner"
+)
+
+// Script renders sections as the input of iptables-restore --noflush: the one
+// text that a plan shows, --test checks and a commit loads. Rules are deleted
+// by what they say, not by number, so that a writer who comes in between can
+// make the commit fail but never make it delete another rule. Text that would
+// end a line, or make one too long to read, is an error.
+func Script(sections []planner.Section) (string, error) {
+	var s script
+	for _, sec := range sections {
+		s.line("*", sec.Table, "")
+		for _, op := range sec.Ops {
+			s.op(op)
+		}
+		s.b.WriteString("COMMIT\n")
+	}
+	if s.err != nil {
+		return "", s.err
+	}
+	return s.b.String(), nil
+}
+
+// TestSections regroups sections so that iptables-restore --test can check
+// them: one section a table. The legacy backend tests each section against the
+// kernel as it is, without the sections before it, so that a jump to a chain
+// of an earlier section of the same table would be refused. Operations on
+// different tables do not depend on each other.
+func TestSections(sections []planner.Section) []planner.Section {
+	var merged []planner.Section
+	at := map[string]int{}
+	for _, sec := range sections {
+		i, ok := at[sec.Table]
+		if !ok {
+			i = len(merged)
+			at[sec.Table] = i
+			merged = append(merged, planner.Section{Table: sec.Table})
+		}
+		merged[i].Ops = append(merged[i].Ops, sec.Ops...)
+	}
+	return merged
+}
+
+// script collects lines and the first error.
+type script struct {
+	b   strings.Builder
+	err error
+}
+
+func (s *script) op(op planner.RuleOp) {
+	switch op.Kind {
+	case planner.SetChain:
+		s.line(":", op.Chain, " - [0:0]")
+		for _, r := range op.Rules {
+			s.line("-A ", op.Chain, " "+r)
+		}
+	case planner.DropChain:
+		s.line("-F ", op.Chain, "")
+		s.line("-X ", op.Chain, "")
+	case planner.InsertRule:
+		s.line("-I ", op.Chain, " "+strconv.Itoa(op.Pos)+" "+op.Rule)
+	case planner.DeleteRule:
+		s.line("-D ", op.Chain, " "+op.Rule)
+	default:
+		s.fail("unknown operation %q", op.Kind)
+	}
+}
+
+// line writes one line: what it does, the table or chain, and the rest.
+func (s *script) line(verb, name, rest string) {
+	switch {
+	case name == "" || strings.ContainsAny(name, " \t\"\n\r\x00"):
+		s.fail("%q cannot name a table or chain", name)
+	case strings.ContainsAny(rest, "\n\r\x00"):
+		s.fail("a line break or zero byte in %q", rest)
+	case len(verb)+len(name)+len(rest)+1 > maxLine:
+		s.fail("a rule of %s is longer than the %d bytes that it reads", name, maxLine)
+	}
+	s.b.WriteString(verb)
+	s.b.WriteString(name)
+	s.b.WriteString(rest)
+	s.b.WriteByte('\n')
+}
+
+func (s *script) fail(format string, args ...any) {
+	if s.err == nil {
+		s.err = fmt.Errorf("rendering the input of iptables-restore: "+format, args...)
+	}
+}
