@@ -1,0 +1,257 @@
+package e2e
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// childEnv names what this test binary does instead of testing, when a test
+// starts it once more in a host's namespaces to send or to serve.
+const childEnv = "CTPLAN_E2E_CHILD"
+
+func runChild(name string, args []string) int {
+	children := map[string]func([]string) error{"flood": flood, "serve": serve, "call": call}
+	if err := children[name](args); err != nil {
+		fmt.Fprintf(os.Stderr, "%s: %v\n", name, err)
+		return 1
+	}
+	return 0
+}
+
+// child is this binary in the host's namespaces.
+func (h *host) child(name string, args ...string) *exec.Cmd {
+	h.t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	cmd := h.Command(self, args...)
+	cmd.Env = append(cmd.Env, childEnv+"="+name)
+	cmd.Stderr = os.Stderr
+	return cmd
+}
+
+// start runs a child until the test ends, and waits for its first line.
+func (h *host) start(name string, args ...string) {
+	h.t.Helper()
+	startChild(h.t, h.child(name, args...))
+}
+
+// startChild returns a function that closes the child's standard input and
+// returns the rest of its output.
+func startChild(t *testing.T, cmd *exec.Cmd) (stop func() []byte) {
+	t.Helper()
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var once sync.Once
+	var rest []byte
+	stop = func() []byte {
+		once.Do(func() {
+			stdin.Close()
+			rest, _ = io.ReadAll(stdout)
+			if err := cmd.Wait(); err != nil {
+				t.Errorf("child: %v", err)
+			}
+		})
+		return rest
+	}
+	t.Cleanup(func() { stop() })
+	if _, err := io.ReadFull(stdout, make([]byte, len("ready\n"))); err != nil {
+		t.Fatalf("child: %v", err)
+	}
+	return stop
+}
+
+const (
+	floodSources = 100
+	floodTargets = 1000
+	floodFlows   = floodSources * floodTargets
+)
+
+// flooded is what became of a flood.
+type flooded struct {
+	Sent, Failed, Received int
+	Error                  string // the first
+}
+
+// flood sends one datagram in each of floodFlows UDP flows, from floodSources
+// ports to floodTargets loopback addresses, where one socket receives them all.
+func flood([]string) error {
+	sink, err := net.ListenUDP("udp4", &net.UDPAddr{})
+	if err != nil {
+		return err
+	}
+	raw, err := sink.SyscallConn()
+	if err != nil {
+		return err
+	}
+	const soRcvbufforce = 33 // asm-generic/socket.h
+	if cerr := raw.Control(func(fd uintptr) {
+		err = syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, soRcvbufforce, 1<<28)
+	}); cerr != nil || err != nil {
+		return fmt.Errorf("receive buffer: %w", err)
+	}
+	port := sink.LocalAddr().(*net.UDPAddr).Port
+	received := make(chan int)
+	go func() {
+		n, buf := 0, make([]byte, 16)
+		for n < floodFlows {
+			sink.SetReadDeadline(time.Now().Add(2 * time.Second))
+			if _, _, err := sink.ReadFromUDPAddrPort(buf); err != nil {
+				break
+			}
+			n++
+		}
+		received <- n
+	}()
+	var r flooded
+	for range floodSources {
+		source, err := net.ListenUDP("udp4", &net.UDPAddr{})
+		if err != nil {
+			return err
+		}
+		for i := range floodTargets {
+			to := net.UDPAddr{IP: net.IPv4(127, 1, byte(i>>8), byte(i)), Port: port}
+			if _, err := source.WriteToUDP([]byte("flow"), &to); err != nil {
+				r.Failed++
+				if r.Error == "" {
+					r.Error = err.Error()
+				}
+				continue
+			}
+			r.Sent++
+		}
+		source.Close()
+	}
+	r.Received = <-received
+	return json.NewEncoder(os.Stdout).Encode(r)
+}
+
+// serve echoes on the TCP addresses until standard input closes.
+func serve(addresses []string) error {
+	for _, address := range addresses {
+		l, err := net.Listen("tcp", address)
+		if err != nil {
+			return err
+		}
+		go func() {
+			for {
+				conn, err := l.Accept()
+				if err != nil {
+					return
+				}
+				go func() {
+					defer conn.Close()
+					io.Copy(conn, conn)
+				}()
+			}
+		}()
+	}
+	fmt.Println("ready")
+	io.Copy(io.Discard, os.Stdin)
+	return nil
+}
+
+// called is what became of calls to a server.
+type called struct {
+	Connections, Echoes int
+	Failures            []string
+}
+
+// patience is how long a client waits for an answer that loopback and veth
+// bring in far less than a millisecond. A lost packet would come again after
+// 200 ms (established) or a second (SYN), which counts as a failure.
+const patience = 900 * time.Millisecond
+
+// call opens a TCP connection to each address every 10 ms, and keeps one open
+// to each that it uses every 10 ms, until standard input closes.
+func call(addresses []string) error {
+	var mu sync.Mutex
+	var r called
+	fail := func(what, address string, err error) {
+		mu.Lock()
+		defer mu.Unlock()
+		r.Failures = append(r.Failures, fmt.Sprintf("%s %s: %v", what, address, err))
+	}
+	echo := func(conn net.Conn) error {
+		conn.SetDeadline(time.Now().Add(patience))
+		if _, err := conn.Write([]byte("ping")); err != nil {
+			return err
+		}
+		_, err := io.ReadFull(conn, make([]byte, 4))
+		return err
+	}
+	stop := make(chan struct{})
+	var work sync.WaitGroup
+	every := func(do func()) {
+		work.Go(func() {
+			for tick := time.NewTicker(10 * time.Millisecond); ; {
+				select {
+				case <-stop:
+					return
+				case <-tick.C:
+					do()
+				}
+			}
+		})
+	}
+	for _, address := range addresses {
+		long, err := net.DialTimeout("tcp", address, patience)
+		if err != nil {
+			return err
+		}
+		broken := false
+		every(func() {
+			if broken {
+				return
+			}
+			if err := echo(long); err != nil {
+				broken = true
+				fail("long-lived connection to", address, err)
+				return
+			}
+			mu.Lock()
+			r.Echoes++
+			mu.Unlock()
+		})
+		every(func() {
+			work.Go(func() {
+				conn, err := net.DialTimeout("tcp", address, patience)
+				if err != nil {
+					fail("connecting to", address, err)
+					return
+				}
+				defer conn.Close()
+				if err := echo(conn); err != nil {
+					fail("talking to", address, err)
+					return
+				}
+				mu.Lock()
+				r.Connections++
+				mu.Unlock()
+			})
+		})
+	}
+	fmt.Println("ready")
+	io.Copy(io.Discard, os.Stdin)
+	close(stop)
+	work.Wait()
+	return json.NewEncoder(os.Stdout).Encode(r)
+}
