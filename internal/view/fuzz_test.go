@@ -83,7 +83,7 @@ func FuzzMarkdown(f *testing.F) {
 	f.Fuzz(func(t *testing.T, s string) {
 		for _, p := range []planner.Plan{hostilePlan(s), hostileBlocked(s)} {
 			var b bytes.Buffer
-			if err := Markdown(&b, []planner.Plan{p, p}, Options{}); err != nil {
+			if err := FleetMarkdown(&b, []planner.Plan{p, p}, Options{}); err != nil {
 				t.Fatal(err)
 			}
 			safe(t, b.String())

@@ -8,23 +8,27 @@ import (
 	"github.com/ctplan/ctplan/planner"
 )
 
-// Markdown renders plans for a review comment: the summary of each first, then
-// its reasons and warnings, and what each change does folded away. It is
-// GitHub's and GitLab's dialect with <details>. Errors are those of w.
-func Markdown(w io.Writer, plans []planner.Plan, o Options) error {
+// Markdown renders a plan for a review comment: the summary first, then reasons
+// to refuse and warnings, and what each change does folded away. It is GitHub's
+// and GitLab's dialect with <details>. Errors are those of w.
+func Markdown(w io.Writer, p planner.Plan, o Options) error {
 	m := &markdownWriter{o: o}
-	if len(plans) != 1 {
-		m.para("## ctplan: " + prose(FleetSummary(plans)))
-		for _, p := range plans {
-			m.item(code(hostName(p)) + ": " + prose(Summary(p, o.Verb)))
-		}
-		m.para("")
+	m.plan(p)
+	return m.flush(w)
+}
+
+// FleetMarkdown renders several plans in one comment, a line for each first.
+func FleetMarkdown(w io.Writer, plans []planner.Plan, o Options) error {
+	m := &markdownWriter{o: o}
+	m.para("## ctplan: " + prose(FleetSummary(plans)))
+	for _, p := range plans {
+		m.item(code(hostName(p)) + ": " + prose(Summary(p, o.Verb)))
 	}
+	m.para("")
 	for _, p := range plans {
 		m.plan(p)
 	}
-	_, err := io.WriteString(w, strings.TrimRight(m.b.String(), "\n")+"\n")
-	return err
+	return m.flush(w)
 }
 
 // markdownWriter collects markdown. Its methods take finished markdown: what
@@ -33,6 +37,11 @@ func Markdown(w io.Writer, plans []planner.Plan, o Options) error {
 type markdownWriter struct {
 	b strings.Builder
 	o Options
+}
+
+func (m *markdownWriter) flush(w io.Writer) error {
+	_, err := io.WriteString(w, strings.TrimRight(m.b.String(), "\n")+"\n")
+	return err
 }
 
 func (m *markdownWriter) para(s string) { m.b.WriteString(s + "\n\n") }

@@ -289,7 +289,7 @@ func TestGolden(t *testing.T) {
 			if err := Text(&colour, tt.plan, o); err != nil {
 				t.Fatal(err)
 			}
-			if err := Markdown(&md, []planner.Plan{tt.plan}, o); err != nil {
+			if err := Markdown(&md, tt.plan, o); err != nil {
 				t.Fatal(err)
 			}
 			if err := JSON(&js, tt.plan, o); err != nil {
@@ -315,7 +315,7 @@ func TestGoldenFleet(t *testing.T) {
 	if err := FleetText(&text, plans, Options{}); err != nil {
 		t.Fatal(err)
 	}
-	if err := Markdown(&md, plans, Options{}); err != nil {
+	if err := FleetMarkdown(&md, plans, Options{}); err != nil {
 		t.Fatal(err)
 	}
 	if err := FleetJSON(&js, plans, Options{}); err != nil {
