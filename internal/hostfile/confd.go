@@ -1,0 +1,105 @@
+package hostfile
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"slices"
+	"strings"
+)
+
+// Drop-in folders are the same everywhere (sysctl.d(5), modprobe.d(5),
+// modules-load.d(5)): *.conf of several folders, read in the order of their
+// names, a name in an earlier folder masking the same name in a later one.
+
+// Confs lists the files of the drop-in folders dirs, the folder that masks
+// the others first, in the order in which they are read. Masked files and
+// links to /dev/null are left out. When a folder cannot be read, the list of
+// the others comes with the error.
+func Confs(root string, dirs []string) ([]string, error) {
+	var errs []error
+	chosen := map[string]string{} // by base name
+	seen := map[string]bool{}     // folders: /lib is a link to /usr/lib on most hosts
+	for _, dir := range dirs {
+		real, err := Real(root, dir)
+		if err != nil || seen[real] {
+			continue
+		}
+		seen[real] = true
+		entries, err := os.ReadDir(onDisk(root, real))
+		if err != nil {
+			if !errors.Is(err, fs.ErrNotExist) {
+				errs = append(errs, fmt.Errorf("listing %s: %w", dir, bare(err)))
+			}
+			continue
+		}
+		for _, e := range entries {
+			name := e.Name()
+			regular := e.Type().IsRegular() || e.Type()&fs.ModeSymlink != 0
+			if !regular || strings.HasPrefix(name, ".") || !strings.HasSuffix(name, ".conf") {
+				continue
+			}
+			if _, masked := chosen[name]; !masked {
+				chosen[name] = path.Join(dir, name)
+			}
+		}
+	}
+	var list []string
+	for _, p := range chosen {
+		if real, err := Real(root, p); err == nil && (real == p || isFile(root, real)) {
+			list = append(list, p)
+		}
+	}
+	slices.SortFunc(list, byBase)
+	return list, errors.Join(errs...)
+}
+
+// Place returns list with name in it, whether name exists or not: in place of
+// another path of the same file, by its base name where its folder is one of
+// dirs, else last.
+func Place(root string, list, dirs []string, name string) []string {
+	if slices.Contains(list, name) {
+		return list
+	}
+	real, err := Real(root, name)
+	if err == nil {
+		for i, p := range list {
+			if r, err := Real(root, p); err == nil && r == real {
+				list = slices.Clone(list)
+				list[i] = name
+				return list
+			}
+		}
+	}
+	if !slices.Contains(dirs, path.Dir(name)) {
+		return append(slices.Clone(list), name)
+	}
+	// A file that stands in the list for another place, such as
+	// /etc/sysctl.conf for 99-sysctl.conf, breaks the order of base names.
+	at := len(list)
+	for i, p := range list {
+		if slices.Contains(dirs, path.Dir(p)) && byBase(p, name) > 0 {
+			at = i
+			break
+		}
+	}
+	return slices.Insert(slices.Clone(list), at, name)
+}
+
+// Exists reports whether name is a regular file, or a link to one.
+func Exists(root, name string) bool {
+	real, err := Real(root, name)
+	return err == nil && isFile(root, real)
+}
+
+func isFile(root, real string) bool {
+	info, err := os.Lstat(onDisk(root, real))
+	return err == nil && info.Mode().IsRegular()
+}
+
+func byBase(a, b string) int {
+	return cmp.Or(cmp.Compare(path.Base(a), path.Base(b)), cmp.Compare(a, b))
+}

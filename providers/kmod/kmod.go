@@ -1,0 +1,170 @@
+// Package kmod knows how the kernel has connection tracking: as a module,
+// built in, or not at all, with how large a hash table.
+//
+// It owns /proc/modules, /sys/module/nf_conntrack, the languages of
+// modprobe.d(5) and modules-load.d(5), and loading and unloading one module.
+// It starts no process to read, never edits a file (the planner splices the
+// spans that the parsers return), and decides on no order: each call loads or
+// unloads exactly the module it names.
+//
+// It promises that the parsers never fail and that their spans are exact, and
+// that what SetHashsize, Load and Unload report as done has been read back.
+package kmod
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+
+	"github.com/ctplan/ctplan/planner"
+)
+
+const (
+	sysModule    = "/sys/module/nf_conntrack"
+	hashsizeFile = sysModule + "/parameters/hashsize"
+	procModules  = "/proc/modules"
+)
+
+// ReadConntrack reads the state of nf_conntrack, seen from root. The sizes
+// are 0 where it is not loaded. With an error, the rest is as read.
+func ReadConntrack(root string) (planner.Conntrack, error) {
+	var c planner.Conntrack
+	var errs []error
+	kind, err := kindOf(root, "nf_conntrack")
+	errs = append(errs, err)
+	c.Kind = kind
+	// A module has initstate from the moment when loading begins; built-in
+	// code has a folder of parameters alone.
+	c.Loaded = exists(root, sysModule)
+	if !c.Loaded {
+		// net.core.netdev_max_backlog exists in the initial namespace alone
+		// (net/core/sysctl_net_core.c), whatever is loaded.
+		c.InitialNetns = exists(root, "/proc/sys/net/core/netdev_max_backlog")
+		return c, errors.Join(errs...)
+	}
+	c.InitialNetns = exists(root, "/proc/sys/net/nf_conntrack_max")
+	number := func(name string) int64 {
+		n, err := readNumber(root, name)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
+		}
+		return n
+	}
+	c.Count = number("/proc/sys/net/netfilter/nf_conntrack_count")
+	c.Max = number("/proc/sys/net/netfilter/nf_conntrack_max")
+	// sysfs says it exactly, but to root alone; the sysctl can be stale on
+	// kernels before 5.11.
+	c.Hashsize, err = readNumber(root, hashsizeFile)
+	if err != nil {
+		c.Hashsize = number("/proc/sys/net/netfilter/nf_conntrack_buckets")
+	}
+	return c, errors.Join(errs...)
+}
+
+// kindOf tells what a module is to this kernel, loaded or not.
+func kindOf(root, module string) (planner.ConntrackKind, error) {
+	if exists(root, "/sys/module/"+module) {
+		if exists(root, "/sys/module/"+module+"/initstate") {
+			return planner.ConntrackModule, nil
+		}
+		return planner.ConntrackBuiltin, nil
+	}
+	release, err := os.ReadFile(filepath.Join(root, "/proc/sys/kernel/osrelease"))
+	if err != nil {
+		return planner.ConntrackAbsent, fmt.Errorf("reading the kernel's release: %w", err)
+	}
+	folder := filepath.Join(root, "/lib/modules", strings.TrimSpace(string(release)))
+	for _, list := range []struct {
+		file string
+		kind planner.ConntrackKind
+	}{{"modules.builtin", planner.ConntrackBuiltin}, {"modules.dep", planner.ConntrackModule}} {
+		text, err := os.ReadFile(filepath.Join(folder, list.file))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return planner.ConntrackAbsent, fmt.Errorf("looking for module %s: %w", module, err)
+		}
+		if listed(text, module) {
+			return list.kind, nil
+		}
+	}
+	return planner.ConntrackAbsent, nil
+}
+
+// listed reports whether a line of modules.builtin or modules.dep is about
+// the module: "…/NAME.ko", compressed or not, first on its line. The other
+// names on a line of modules.dep are what it needs. File names may have "-"
+// where the module's name has "_".
+func listed(text []byte, module string) bool {
+	for line := range bytes.Lines(text) {
+		file, _, _ := bytes.Cut(bytes.TrimRight(line, "\n"), []byte(":"))
+		name, _, ok := bytes.Cut(file[bytes.LastIndexByte(file, '/')+1:], []byte(".ko"))
+		if ok && len(name) == len(module) && underscores(string(name)) == module {
+			return true
+		}
+	}
+	return false
+}
+
+// ReadModules reads /proc/modules; nil on a kernel without module support.
+func ReadModules(root string) ([]planner.Module, error) {
+	text, err := os.ReadFile(filepath.Join(root, procModules))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading the loaded modules: %w", err)
+	}
+	return ParseModules(string(text)), nil
+}
+
+// ParseModules reads the lines of /proc/modules: name, size, references, the
+// modules that use it, and more (m_show in kernel/module/procfs.c). Refs is
+// -1 where the kernel cannot unload modules, and By holds "[permanent]" for a
+// module that it will not unload. The result is never nil.
+func ParseModules(text string) []planner.Module {
+	modules := []planner.Module{}
+	for line := range strings.Lines(text) {
+		w := strings.Fields(line)
+		if len(w) < 3 {
+			continue
+		}
+		m := planner.Module{Name: w[0]}
+		refs, err := strconv.ParseInt(w[2], 10, 64)
+		if err != nil {
+			refs = -1
+		}
+		m.Refs = refs
+		if len(w) > 3 && w[3] != "-" {
+			m.By = strings.FieldsFunc(w[3], func(r rune) bool { return r == ',' })
+		}
+		modules = append(modules, m)
+	}
+	return modules
+}
+
+var moduleName = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_-]{0,63}$`)
+
+// underscores writes a module's name as the kernel does.
+func underscores(name string) string { return strings.ReplaceAll(name, "-", "_") }
+
+func exists(root, name string) bool {
+	_, err := os.Lstat(filepath.Join(root, name))
+	return err == nil
+}
+
+func readNumber(root, name string) (int64, error) {
+	b, err := os.ReadFile(filepath.Join(root, name))
+	if err != nil {
+		return 0, err
+	}
+	n, err := strconv.ParseInt(strings.TrimSpace(string(b)), 10, 64)
+	if err != nil {
+		return 0, fmt.Errorf("reading %s: %w", name, err)
+	}
+	return n, nil
+}
