@@ -276,7 +276,7 @@ func (tx *transaction) back(ctx context.Context, cause error) (Result, error) {
 	// back. It stays open then, and the next run finds nothing left to undo.
 	_ = tx.j.Append(journal.Record{Kind: journal.Rollback, Reason: cause.Error()}, false)
 	var left []LeftStep
-	for i := len(tx.began) - 1; i >= 0; i-- {
+	for _, i := range undoOrder(tx.began) {
 		u := tx.began[i]
 		if err := tx.undo(ctx, i, u); err != nil {
 			tx.reports[i].State, tx.reports[i].Err = Left, err
@@ -296,6 +296,22 @@ func (tx *transaction) back(ctx context.Context, cause error) (Result, error) {
 		err = tx.j.Append(journal.Record{Kind: journal.RolledBack, Reason: cause.Error()}, true)
 	}
 	return result, &RolledBackError{ID: tx.j.ID, Cause: cause, Journal: err}
+}
+
+// undoOrder is the order in which to take steps back, as indices: the reverse,
+// but files first. Files change nothing while the machine runs, a module that
+// comes back must find modprobe's old configuration, and a machine that stops
+// half way through starts with its old files.
+func undoOrder(began []undo) []int {
+	var files, rest []int
+	for i := len(began) - 1; i >= 0; i-- {
+		if began[i].Step.File != nil {
+			files = append(files, i)
+		} else {
+			rest = append(rest, i)
+		}
+	}
+	return append(files, rest...)
 }
 
 func (tx *transaction) undo(ctx context.Context, i int, u undo) (err error) {

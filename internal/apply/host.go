@@ -35,17 +35,24 @@ type Rules interface {
 	// Commit carries the sections out, in order. Each happens whole or not at
 	// all; those before a failure stay.
 	Commit(ctx context.Context, f planner.Family, b planner.Backend, sections []planner.Section) error
+	// Tables lists the built-in chains of the tables that exist, whether or not
+	// they hold anything; nil where Trim has nothing to do.
+	Tables(f planner.Family, b planner.Backend) (map[string][]string, error)
 	// Trim removes the table's empty built-in chains with the policy ACCEPT,
 	// and the table with them, as far as they did not exist before. It
 	// removes nothing that treats a packet.
-	Trim(ctx context.Context, f planner.Family, b planner.Backend, before journal.TableBefore) error
+	Trim(f planner.Family, b planner.Backend, before journal.TableBefore) error
 }
 
 // Files reads and replaces files.
 type Files interface {
 	Read(path string) (planner.File, error)
-	// Write replaces a file, whole or not at all.
+	// Write replaces a file, whole or not at all, and makes the folders above it.
 	Write(before, after planner.File) error
+	// Missing lists the folders above path that do not exist, deepest first.
+	Missing(path string) ([]string, error)
+	// RemoveFolder removes a folder if it is there and empty.
+	RemoveFolder(path string) error
 }
 
 // Kernel reads and sets the kernel's values, and loads and unloads modules.
@@ -102,6 +109,8 @@ func (h *Host) observe(ctx context.Context, s planner.Step) (journal.Before, err
 		if !sameFile(now, s.File.Before) {
 			return journal.Before{}, fmt.Errorf("%s has changed since the plan was made", s.File.Before.Path)
 		}
+		missing, err := h.Files.Missing(s.File.Before.Path)
+		return journal.Before{Folders: missing}, err
 	case s.Module != nil && !s.Module.Load:
 		return h.observeModule()
 	}
@@ -136,7 +145,7 @@ func (h *Host) undo(ctx context.Context, u undo) error {
 	case s.Rules != nil:
 		return h.undoRules(ctx, u)
 	case s.File != nil:
-		return h.undoFile(s.File)
+		return h.undoFile(u)
 	case s.Sysctl != nil:
 		return h.undoSysctl(s.Sysctl, u.Rebooted)
 	case s.Hashsize != nil:

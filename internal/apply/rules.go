@@ -38,20 +38,14 @@ func (h *Host) observeRules(ctx context.Context, s *planner.RulesStep) (journal.
 			return journal.Before{}, err
 		}
 	}
+	exist, err := h.Rules.Tables(s.Family, s.Backend)
+	if err != nil {
+		return journal.Before{}, err
+	}
 	var before journal.Before
 	for _, name := range tableNames(s.Sections) {
 		t := journal.TableBefore{Name: name}
-		for _, table := range live.Tables {
-			if table.Name != name {
-				continue
-			}
-			t.Existed = true
-			for _, c := range table.Chains {
-				if c.Policy != "-" {
-					t.Chains = append(t.Chains, c.Name)
-				}
-			}
-		}
+		t.Chains, t.Existed = exist[name]
 		m := live.Model(name)
 		t.States = append(t.States, digest(m))
 		for _, sec := range s.Sections {
@@ -93,7 +87,7 @@ func (h *Host) undoRules(ctx context.Context, u undo) error {
 		}
 	}
 	for _, t := range u.Before.Tables {
-		if err := h.Rules.Trim(ctx, s.Family, s.Backend, t); err != nil {
+		if err := h.Rules.Trim(s.Family, s.Backend, t); err != nil {
 			return err
 		}
 	}

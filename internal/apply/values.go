@@ -23,28 +23,34 @@ func sameFile(a, b planner.File) bool {
 		maps.Equal(a.Xattrs, b.Xattrs)
 }
 
-// undoFile puts a file back. A file that is neither the old nor the new one is
-// somebody's work, and is not overwritten.
-func (h *Host) undoFile(s *planner.FileStep) error {
+// undoFile puts a file back, and takes away the folders that were made for it.
+// A file that is neither the old nor the new one is somebody's work, and is
+// not overwritten.
+func (h *Host) undoFile(u undo) error {
+	s := u.Step.File
 	now, err := h.Files.Read(s.Before.Path)
 	if err != nil {
 		return err
 	}
 	same := func(f planner.File) bool { return now.Exists == f.Exists && now.Content == f.Content }
-	switch {
-	case sameFile(now, s.Before):
-		return nil
-	case !same(s.Before) && !same(s.After):
+	if !same(s.Before) && !same(s.After) {
 		return fmt.Errorf("%s was changed by somebody else since: it holds neither the old text nor the new one", s.Before.Path)
 	}
+	// Also where the old text stands: what a killed write left beside it goes.
 	if err := h.Files.Write(now, s.Before); err != nil {
 		return err
 	}
+	was := now
 	if now, err = h.Files.Read(s.Before.Path); err != nil {
 		return err
 	}
-	if !sameFile(now, s.Before) {
+	if !same(s.Before) || was.Content != now.Content && !sameFile(now, s.Before) {
 		return fmt.Errorf("read back after the rollback, %s is not what it was", s.Before.Path)
+	}
+	for _, dir := range u.Before.Folders {
+		if err := h.Files.RemoveFolder(dir); err != nil {
+			return err
+		}
 	}
 	return nil
 }

@@ -88,8 +88,9 @@ type Process struct {
 
 // Before is what a step's undo needs to know and the step itself does not say.
 type Before struct {
-	Tables []TableBefore `json:"tables,omitempty"` // rules: each table that the step touches
-	Module *ModuleBefore `json:"module,omitempty"` // unloading: what goes with the module
+	Tables  []TableBefore `json:"tables,omitempty"`  // rules: each table that the step touches
+	Folders []string      `json:"folders,omitempty"` // files: the folders that were not there, deepest first
+	Module  *ModuleBefore `json:"module,omitempty"`  // unloading: what goes with the module
 }
 
 // TableBefore is a table of iptables before a step.

@@ -62,10 +62,14 @@ func (e *Error) Error() string {
 }
 
 // Exec is the Runner that starts processes.
-type Exec struct{}
+type Exec struct {
+	// Keep, when set, stays open in every command until it ends: a lock on it
+	// outlives this process if a command does.
+	Keep *os.File
+}
 
 // Run implements Runner.
-func (Exec) Run(ctx context.Context, c Cmd) ([]byte, error) {
+func (e Exec) Run(ctx context.Context, c Cmd) ([]byte, error) {
 	path, err := LookPath(c.Path)
 	if err != nil {
 		return nil, err
@@ -83,6 +87,9 @@ func (Exec) Run(ctx context.Context, c Cmd) ([]byte, error) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	cmd.WaitDelay = time.Second
+	if e.Keep != nil {
+		cmd.ExtraFiles = []*os.File{e.Keep}
+	}
 
 	err = cmd.Run()
 	if ctx.Err() != nil && err != nil {

@@ -1,0 +1,190 @@
+package apply
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ctplan/ctplan/internal/hostfile"
+	"github.com/ctplan/ctplan/internal/journal"
+	"github.com/ctplan/ctplan/internal/run"
+	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/providers/iptables"
+	"github.com/ctplan/ctplan/providers/kmod"
+	"github.com/ctplan/ctplan/providers/sysctl"
+)
+
+// NewHost is the machine that ctplan runs on. Files and values are looked for
+// under root, "" on a real host.
+func NewHost(root string) *Host {
+	r := &holder{}
+	return &Host{
+		Rules:  systemRules{iptables.Tools{Runner: r}, r},
+		Files:  systemFiles{root},
+		Kernel: systemKernel{root, r},
+		Hold:   r.hold,
+	}
+}
+
+// holder runs commands, and makes them keep a file open.
+type holder struct {
+	mu   sync.Mutex
+	file *os.File
+}
+
+func (h *holder) hold(f *os.File) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.file = f
+}
+
+// Run implements run.Runner.
+func (h *holder) Run(ctx context.Context, c run.Cmd) ([]byte, error) {
+	h.mu.Lock()
+	e := run.Exec{Keep: h.file}
+	h.mu.Unlock()
+	return e.Run(ctx, c)
+}
+
+// systemRules are the rules in the kernel.
+type systemRules struct {
+	iptables.Tools
+	runner run.Runner
+}
+
+func (r systemRules) Save(ctx context.Context, f planner.Family, b planner.Backend) (planner.Ruleset, error) {
+	name := saveCommand(f, b)
+	out, err := r.runner.Run(ctx, run.Cmd{Path: name})
+	if err != nil {
+		return planner.Ruleset{}, fmt.Errorf("reading the %s rules: %w", f, err)
+	}
+	rs, err := iptables.Parse(f, string(out))
+	rs.Backend = b
+	return rs, err
+}
+
+// saveCommand is the command that saves a family through a backend: the one
+// named after the backend, which releases before 1.8 do not have.
+func saveCommand(f planner.Family, b planner.Backend) string {
+	name := "iptables"
+	if f == planner.IPv6 {
+		name = "ip6tables"
+	}
+	if exact := fmt.Sprintf("%s-%s-save", name, b); exists(exact) {
+		return exact
+	}
+	return name + "-save"
+}
+
+func exists(command string) bool {
+	_, err := run.LookPath(command)
+	return err == nil
+}
+
+func (systemRules) Tables(f planner.Family, b planner.Backend) (map[string][]string, error) {
+	if b != planner.NFT {
+		return nil, nil
+	}
+	return nftTables(f)
+}
+
+func (systemRules) Trim(f planner.Family, b planner.Backend, before journal.TableBefore) error {
+	if b != planner.NFT {
+		return nil
+	}
+	return nftTrim(f, before)
+}
+
+// systemFiles are the files under root.
+type systemFiles struct{ root string }
+
+func (s systemFiles) Read(path string) (planner.File, error) { return hostfile.Read(s.root, path) }
+
+func (s systemFiles) Write(before, after planner.File) error {
+	return hostfile.Write(s.root, before, after)
+}
+
+func (s systemFiles) Missing(name string) ([]string, error) {
+	var missing []string
+	for dir := path.Dir(name); dir != "/" && dir != "."; dir = path.Dir(dir) {
+		_, err := os.Stat(filepath.Join(s.root, dir))
+		if err == nil {
+			break
+		}
+		if !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
+		missing = append(missing, dir)
+	}
+	return missing, nil
+}
+
+func (s systemFiles) RemoveFolder(name string) error {
+	err := os.Remove(filepath.Join(s.root, name))
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTEMPTY) {
+		return nil
+	}
+	return err
+}
+
+// systemKernel is the running kernel, as far as connection tracking goes.
+type systemKernel struct {
+	root   string
+	runner run.Runner
+}
+
+func (k systemKernel) Sysctl(key string) (string, error) {
+	values, err := sysctl.ReadKeys(k.root, []string{key})
+	if err != nil {
+		return "", err
+	}
+	v, ok := values[key]
+	if !ok {
+		return "", fmt.Errorf("reading sysctl %s: %w", key, fs.ErrNotExist)
+	}
+	return v.Value, nil
+}
+
+func (k systemKernel) SetSysctl(key, value string) error { return sysctl.Write(k.root, key, value) }
+
+func (k systemKernel) Sysctls() (map[string]string, error) {
+	values, err := sysctl.ReadKeys(k.root, nil)
+	if err != nil {
+		return nil, err
+	}
+	settable := map[string]string{}
+	for key, v := range values {
+		if v.Writable {
+			settable[key] = v.Value
+		}
+	}
+	return settable, nil
+}
+
+func (k systemKernel) Hashsize() (int64, error) {
+	c, err := kmod.ReadConntrack(k.root)
+	return c.Hashsize, err
+}
+
+func (k systemKernel) SetHashsize(buckets int64) error { return kmod.SetHashsize(k.root, buckets) }
+
+func (k systemKernel) Loaded(module string) (bool, error) {
+	modules, err := kmod.ReadModules(k.root)
+	return slices.ContainsFunc(modules, func(m planner.Module) bool { return m.Name == module }), err
+}
+
+func (k systemKernel) Load(ctx context.Context, module string) error {
+	return kmod.Load(ctx, k.runner, k.root, module)
+}
+
+func (k systemKernel) Unload(ctx context.Context, module string) error {
+	return kmod.Unload(ctx, k.runner, k.root, module)
+}
