@@ -133,7 +133,7 @@ func tunedPlan() planner.Plan {
 		},
 		&planner.HashsizeChange{
 			M: planner.Meta{
-				Address: "module.nf_conntrack.hashsize", Action: planner.Update,
+				Address: "sysfs.nf_conntrack.hashsize", Action: planner.Update,
 				Reasons:  []string{"131072 buckets are declared"},
 				Sources:  []planner.Pos{at(18)},
 				Disrupts: "resizing takes every conntrack lock with bottom halves off: packets wait while 65536 buckets move",
