@@ -1,0 +1,269 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os/signal"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/ctplan/ctplan/internal/apply"
+	"github.com/ctplan/ctplan/internal/planfile"
+	"github.com/ctplan/ctplan/internal/snapshot"
+	"github.com/ctplan/ctplan/internal/view"
+	"github.com/ctplan/ctplan/planner"
+)
+
+// applier is one run of apply.
+type applier struct {
+	*env
+	vars        varFlags
+	format      formatFlags
+	autoApprove bool
+	lockTimeout time.Duration
+}
+
+func newApply(e *env) *cobra.Command {
+	a := applier{env: e, format: formatFlags{format: "text"}}
+	cmd := &cobra.Command{
+		Use:   "apply [PLANFILE|PATH]",
+		Short: "Change the host as planned, as one transaction",
+		Long: `Plans, shows the plan, asks for a yes and changes the host: all of it or, when
+anything fails, none of it. A saved plan needs no yes, because it was reviewed;
+it is refused if the host is no longer what it was made from.
+
+Without a terminal to ask on, apply needs a saved plan or --auto-approve.
+
+Exit status: 0, 1 on errors or without a yes, 3 when blocked.`,
+		Example: `  ctplan apply
+  ctplan plan --out change.ctplan && ctplan apply change.ctplan`,
+		Args: atMost(1, "one saved plan or path"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.run(cmd.Context(), args)
+		},
+	}
+	flags := cmd.Flags()
+	a.vars.register(flags)
+	flags.BoolVar(&a.format.full, "full", false, "show long changes in full")
+	flags.BoolVar(&a.autoApprove, "auto-approve", false, "do not ask")
+	flags.DurationVar(&a.lockTimeout, "lock-timeout", 0, "how long to wait for another ctplan to finish")
+	return cmd
+}
+
+func (a *applier) run(ctx context.Context, args []string) error {
+	if err := a.needRoot("changing this host"); err != nil {
+		return err
+	}
+	// A reader that goes away must not kill ctplan between two steps.
+	signal.Ignore(syscall.SIGPIPE)
+	saved := len(args) > 0 && planfile.Looks(args[0])
+	if !saved && !a.autoApprove && !a.stdinTerminal {
+		return hint(errors.New("there is no terminal to ask for approval on"),
+			"save and review a plan first: ctplan plan --out FILE, then ctplan apply FILE; or give --auto-approve")
+	}
+	// The HCL is read before anything happens, recovery included.
+	var c *config
+	var file *planfile.Plan
+	var p *planned
+	var err error
+	if saved {
+		if file, p, err = a.openPlan(args[0]); err != nil {
+			return err
+		}
+	} else if c, err = openConfig(a.env, args, a.vars); err != nil {
+		return err
+	}
+	if err := a.recoverFirst(ctx); err != nil {
+		return err
+	}
+	if !saved {
+		if p, err = c.planHost(ctx); err != nil {
+			return err
+		}
+	}
+	if err := a.showPlans([]*planned{p}, view.Apply, a.format); err != nil {
+		return err
+	}
+	if p.plan.Blocked() {
+		return status(exitBlocked)
+	}
+	check := func(ctx context.Context) error { return a.unchanged(ctx, p, file) }
+	if p.plan.Empty() {
+		if saved {
+			return check(ctx) // "nothing to change" holds for the host that was planned for
+		}
+		return nil
+	}
+	if !saved && !a.autoApprove {
+		if err := a.ask(ctx, p.plan.Host.Name); err != nil {
+			return err
+		}
+	}
+	_, err = apply.Run(ctx, a.transaction(p.snapshot.Host), planner.Steps(p.plan), apply.Options{
+		Summary:  view.Summary(p.plan, view.Plan),
+		Check:    check,
+		Verify:   func(ctx context.Context) error { return a.readBack(ctx, p) },
+		Progress: a.progress,
+	})
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintln(a.stdout, view.Summary(p.plan, view.Applied))
+	if errors.Is(err, syscall.EPIPE) {
+		return nil // the change is made, whoever listens
+	}
+	return err
+}
+
+// openPlan reads a saved plan that this ctplan made.
+func (a *applier) openPlan(path string) (*planfile.Plan, *planned, error) {
+	file, p, err := loadPlan(path)
+	if err != nil {
+		return nil, nil, err
+	}
+	if v := readBuild().String(); file.CtplanVersion != v {
+		return nil, nil, hint(fmt.Errorf("the plan %q was made by ctplan %s, and this is %s, which may plan otherwise", path, file.CtplanVersion, v),
+			"make the plan again")
+	}
+	return file, p, nil
+}
+
+// recoverFirst takes back what an earlier run was cut off in.
+func (e *env) recoverFirst(ctx context.Context) error {
+	results, err := apply.Recover(ctx, e.transaction(planner.Host{}), e.progress)
+	for _, r := range results {
+		e.warnf("transaction %d had been cut off: everything was put back as it was before it", r.ID)
+	}
+	return err
+}
+
+// warnPending says that an earlier run was cut off, and that its changes are
+// part of what is being looked at.
+func (e *env) warnPending() {
+	if pending, err := apply.Pending(e.stateDir()); err != nil {
+		e.warnf("looking for unfinished transactions: %v", err)
+	} else if pending != nil {
+		e.warnf("%v", pending)
+	}
+}
+
+// unchanged refuses to go on if the host is not what the plan was made from.
+func (a *applier) unchanged(ctx context.Context, p *planned, file *planfile.Plan) error {
+	now, err := a.read(ctx, p)
+	if err != nil {
+		return err
+	}
+	changed := snapshot.Compare(p.snapshot, now)
+	if len(changed) == 0 {
+		return nil
+	}
+	if was, is := p.snapshot.Host, now.Host; was.Name != is.Name || was.MachineID != is.MachineID {
+		return hint(fmt.Errorf("the plan is for host %s, and this is %s: nothing was changed", was.Name, is.Name), "apply it there")
+	}
+	since := "while the plan was shown"
+	if file != nil {
+		since = "since the plan was made (" + age(file.Created, time.Now()) + ")"
+	}
+	return hint(fmt.Errorf("the host changed %s: %s; nothing was changed by ctplan", since, enumerate(changed)), "plan again, and look at what is different")
+}
+
+// readBack holds the host against what was declared once more.
+func (a *applier) readBack(ctx context.Context, p *planned) error {
+	now, err := a.read(ctx, p)
+	if err != nil {
+		return err
+	}
+	after, err := diff(p.desired, p.digest, now)
+	if err != nil {
+		return err
+	}
+	if after.plan.Empty() {
+		return nil
+	}
+	var left []string
+	for _, c := range after.plan.Changes {
+		left = append(left, c.Meta().Address)
+	}
+	for _, b := range after.plan.Blocks {
+		left = append(left, b.Address+" ("+b.Why+")")
+	}
+	return fmt.Errorf("the host is not as planned: %s", enumerate(left))
+}
+
+func (a *applier) read(ctx context.Context, p *planned) (*snapshot.Snapshot, error) {
+	return snapshot.Read(ctx, snapshot.Options{
+		Root: a.root, Files: p.desired.Files, InitScripts: p.desired.InitScripts,
+	})
+}
+
+// ask waits for a yes.
+func (a *applier) ask(ctx context.Context, host string) error {
+	fmt.Fprintf(a.stderr, "\nApply this to %s? Only \"yes\" does: ", view.Clean(host))
+	answers := make(chan string, 1)
+	go func() {
+		answer, err := bufio.NewReader(io.LimitReader(a.stdin, 1<<10)).ReadString('\n')
+		if err != nil {
+			answer = ""
+		}
+		answers <- strings.TrimSpace(answer)
+	}()
+	select {
+	case <-ctx.Done():
+		fmt.Fprintln(a.stderr)
+		return fmt.Errorf("waiting for approval: %w; nothing was changed", ctx.Err())
+	case answer := <-answers:
+		if answer != "yes" {
+			return errors.New("not approved: nothing was changed")
+		}
+		return nil
+	}
+}
+
+// progress reports steps as they end, and takes back nothing silently.
+func (e *env) progress(ev apply.Event) {
+	if !ev.Finished {
+		return
+	}
+	what := strings.Join(ev.Addresses, ", ")
+	switch {
+	case ev.Err != nil && ev.Undo:
+		e.warnf("could not take back %s: %v", what, ev.Err)
+	case ev.Err != nil:
+		e.warnf("[%d/%d] %s failed: taking everything back", ev.Index+1, ev.Steps, what)
+	case ev.Undo:
+		e.progressf("taken back: %s", what)
+	default:
+		e.progressf("[%d/%d] %s", ev.Index+1, ev.Steps, what)
+	}
+}
+
+// enumerate lists a few of many.
+func enumerate(items []string) string {
+	const most = 8
+	if len(items) > most {
+		return strings.Join(items[:most], ", ") + fmt.Sprintf(" and %d more", len(items)-most)
+	}
+	return strings.Join(items, ", ")
+}
+
+func newRecover(e *env) *cobra.Command {
+	return &cobra.Command{
+		Use:   "recover",
+		Short: "Take back a change that was cut off",
+		Long:  `Puts everything back as it was before a transaction that a crash or a power failure cut off. apply does the same before it begins.`,
+		Args:  atMost(0, "no argument"),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := e.needRoot("changing this host"); err != nil {
+				return err
+			}
+			signal.Ignore(syscall.SIGPIPE)
+			return e.recoverFirst(cmd.Context())
+		},
+	}
+}

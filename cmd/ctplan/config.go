@@ -1,0 +1,137 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/spf13/pflag"
+
+	"github.com/ctplan/ctplan/internal/snapshot"
+	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/providers/iptables"
+	"github.com/ctplan/ctplan/schema"
+)
+
+// varFlags are the flags that set variables.
+type varFlags struct{ vars, files []string }
+
+func (v *varFlags) register(flags *pflag.FlagSet) {
+	flags.StringArrayVar(&v.vars, "var", nil, "set a variable: `NAME=VALUE` (repeatable)")
+	flags.StringArrayVar(&v.files, "var-file", nil, "set variables from a `FILE` of NAME = VALUE lines (repeatable)")
+}
+
+// config is HCL that has been read and not yet evaluated, because host.* can
+// differ from one evaluation to the next.
+type config struct {
+	env     *env
+	sources []schema.Source
+	vars    schema.Vars
+	said    []string // diagnostics printed before: many hosts share them
+}
+
+// openConfig reads the HCL at the path in args, "." without one.
+func openConfig(e *env, args []string, v varFlags) (*config, error) {
+	path := "."
+	if len(args) > 0 {
+		path = args[0]
+	}
+	sources, err := schema.ReadSources(path)
+	if err != nil {
+		if errors.Is(err, schema.ErrNoSources) {
+			return nil, hint(err, "give the path of the configuration: an .hcl file or a folder of them")
+		}
+		return nil, err
+	}
+	return &config{env: e, sources: sources, vars: schema.Vars{Flags: v.vars, Files: v.files, Env: e.environ}}, nil
+}
+
+// evaluate loads the configuration for a host and returns what it declares
+// for it, rules rendered. Diagnostics go to stderr; after an error of theirs
+// the error is a status.
+func (c *config) evaluate(facts *schema.Facts) (planner.Desired, string, error) {
+	conf, diags := schema.Load(c.sources, c.vars, facts)
+	if err := c.diagnose(diags); err != nil {
+		return planner.Desired{}, "", err
+	}
+	desired, diags := conf.For(facts.Host.Name)
+	if err := c.diagnose(diags); err != nil {
+		return planner.Desired{}, "", err
+	}
+	desired.Chains = iptables.Render(desired)
+	return desired, conf.Digest(), nil
+}
+
+// diagnose is env.diagnose, without saying a thing twice.
+func (c *config) diagnose(d schema.Diagnostics) error {
+	var key bytes.Buffer
+	if err := d.WriteText(&key, 0, false); err != nil {
+		return err
+	}
+	if key.Len() == 0 || slices.Contains(c.said, key.String()) {
+		return nil
+	}
+	c.said = append(c.said, key.String())
+	return c.env.diagnose(d)
+}
+
+// planned is a host with the plan for it, and what the plan was made from.
+type planned struct {
+	desired  planner.Desired
+	digest   string
+	snapshot *snapshot.Snapshot
+	plan     planner.Plan
+}
+
+// diff makes the plan.
+func diff(desired planner.Desired, digest string, s *snapshot.Snapshot) (*planned, error) {
+	live, err := s.For(desired.Files, desired.InitScripts).Live()
+	if err != nil {
+		return nil, err
+	}
+	return &planned{desired, digest, s, planner.Diff(desired, live)}, nil
+}
+
+// needRoot explains why reading a host takes root.
+func (e *env) needRoot(doing string) error {
+	if e.euid == 0 {
+		return nil
+	}
+	return hint(fmt.Errorf("%s needs root, because iptables-save does", doing),
+		"run it with sudo, or plan off the host: sudo ctplan snapshot -o FILE there, ctplan plan --snapshot FILE here")
+}
+
+// planHost plans for the host that ctplan runs on. The rules are read while
+// the HCL is evaluated.
+func (c *config) planHost(ctx context.Context) (*planned, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel() // an error in the HCL stops what is still being read
+	reader, err := snapshot.Start(ctx, c.env.root, nil)
+	if err != nil {
+		return nil, err
+	}
+	desired, digest, err := c.evaluate(&schema.Facts{Host: reader.Host(), Conntrack: reader.Conntrack()})
+	if err != nil {
+		return nil, err
+	}
+	s, err := reader.Finish(desired.Files, desired.InitScripts)
+	if err != nil {
+		return nil, err
+	}
+	return diff(desired, digest, s)
+}
+
+// planSnapshot plans for the host that a snapshot was taken of.
+func (c *config) planSnapshot(s *snapshot.Snapshot) (*planned, error) {
+	desired, digest, err := c.evaluate(&schema.Facts{Host: s.Host, Conntrack: s.Conntrack})
+	if err != nil {
+		return nil, err
+	}
+	if missing := s.Missing(desired.Files, desired.InitScripts); len(missing) > 0 {
+		return nil, hint(fmt.Errorf("the snapshot of %s does not hold %s, which the configuration names", s.Host.Name, missing[0]),
+			"take it with the configuration at hand: ctplan snapshot -o FILE PATH")
+	}
+	return diff(desired, digest, s)
+}

@@ -1,0 +1,68 @@
+package main
+
+import (
+	"context"
+
+	"github.com/spf13/cobra"
+
+	"github.com/ctplan/ctplan/internal/snapshot"
+	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/schema"
+)
+
+func newSnapshot(e *env) *cobra.Command {
+	var vars varFlags
+	var out string
+	cmd := &cobra.Command{
+		Use:   "snapshot [PATH]",
+		Short: "Save what a host is, to plan for it elsewhere",
+		Long: `Writes the host's rules, files, sysctls and modules as one JSON object, from
+which plan --snapshot makes the plan that plan makes here. A configuration at
+PATH matters only where it names files other than the usual ones.
+
+The rules of a firewall are confidential: the file has mode 0600.`,
+		Args: atMost(1, "one path"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := e.needRoot("taking a snapshot"); err != nil {
+				return err
+			}
+			s, err := takeSnapshot(cmd.Context(), e, args, vars)
+			if err != nil {
+				return err
+			}
+			for _, n := range s.Notes {
+				e.warnf("%s", n)
+			}
+			if out != "" && out != "-" {
+				return s.WriteFile(out)
+			}
+			return s.Encode(e.stdout)
+		},
+	}
+	vars.register(cmd.Flags())
+	cmd.Flags().StringVarP(&out, "out", "o", "", "write to `FILE` with mode 0600; standard output without")
+	return cmd
+}
+
+func takeSnapshot(ctx context.Context, e *env, args []string, vars varFlags) (*snapshot.Snapshot, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var c *config
+	if len(args) > 0 {
+		var err error
+		if c, err = openConfig(e, args, vars); err != nil {
+			return nil, err
+		}
+	}
+	reader, err := snapshot.Start(ctx, e.root, nil)
+	if err != nil {
+		return nil, err
+	}
+	var desired planner.Desired
+	if c != nil {
+		if desired, _, err = c.evaluate(&schema.Facts{Host: reader.Host(), Conntrack: reader.Conntrack()}); err != nil {
+			return nil, err
+		}
+	}
+	return reader.Finish(desired.Files, desired.InitScripts)
+}

@@ -1,0 +1,56 @@
+package snapshot
+
+import (
+	"errors"
+
+	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/providers/initscript"
+	"github.com/ctplan/ctplan/providers/iptables"
+	"github.com/ctplan/ctplan/providers/kmod"
+	"github.com/ctplan/ctplan/providers/sysctl"
+)
+
+// parseRules parses what iptables-save printed.
+func parseRules(r Rules) (planner.Ruleset, error) {
+	set, err := iptables.Parse(r.Family, r.Text)
+	set.Backend, set.Primary = r.Backend, r.Primary
+	return set, err
+}
+
+// parseSaved parses a saved rules file. One that cannot be read is for the
+// planner to refuse, with its line: the rest of the plan still stands.
+func parseSaved(family planner.Family, f planner.File) (planner.Ruleset, error) {
+	set, err := iptables.ParseFile(family, f)
+	var syntax *iptables.SyntaxError
+	if errors.As(err, &syntax) {
+		return planner.Ruleset{Family: family, File: &f, Refusal: syntax.Problem, RefusalLine: syntax.Line}, nil
+	}
+	return set, err
+}
+
+// parseFile parses f by its kind into l.
+func parseFile(f File, l *planner.Live) error {
+	switch f.Kind {
+	case KindSysctl:
+		l.SysctlFiles = append(l.SysctlFiles, sysctl.Parse(f.File))
+	case KindModprobe:
+		l.ModprobeFiles = append(l.ModprobeFiles, kmod.ParseModprobe(f.File))
+	case KindModulesLoad:
+		l.ModulesLoad = append(l.ModulesLoad, kmod.ParseModulesLoad(f.File))
+	case KindInitScript:
+		l.InitScripts = append(l.InitScripts, initscript.Parse(f.File))
+	case KindInitConfig:
+		l.InitConfigs = append(l.InitConfigs, initscript.ParseConfig(f.File))
+	case KindRulesV4, KindRulesV6:
+		family := planner.IPv4
+		if f.Kind == KindRulesV6 {
+			family = planner.IPv6
+		}
+		set, err := parseSaved(family, f.File)
+		if err != nil {
+			return err
+		}
+		l.SavedRules = append(l.SavedRules, set)
+	}
+	return nil
+}

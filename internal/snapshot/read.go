@@ -1,0 +1,221 @@
+package snapshot
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/ctplan/ctplan/internal/hostfile"
+	"github.com/ctplan/ctplan/internal/run"
+	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/providers/initscript"
+	"github.com/ctplan/ctplan/providers/iptables"
+	"github.com/ctplan/ctplan/providers/kmod"
+	"github.com/ctplan/ctplan/providers/sysctl"
+)
+
+// Options say what to read.
+type Options struct {
+	Root        string        // prefix of all paths, for tests; "" on a real host
+	Runner      run.Runner    // nil: run.Exec
+	Files       planner.Files // paths that the HCL names
+	InitScripts []string      // the same; nil: the usual ones
+}
+
+// Read reads the host.
+func Read(ctx context.Context, o Options) (*Snapshot, error) {
+	r, err := Start(ctx, o.Root, o.Runner)
+	if err != nil {
+		return nil, err
+	}
+	return r.Finish(o.Files, o.InitScripts)
+}
+
+// Reader reads a host in two parts. Start knows the facts that the HCL is
+// evaluated with, while the rules are still being read; Finish reads the files,
+// whose paths the HCL may name.
+type Reader struct {
+	root  string
+	s     Snapshot
+	rules <-chan rulesResult
+	rest  <-chan restResult
+}
+
+type rulesResult struct {
+	raws  []iptables.Raw
+	notes []string
+	err   error
+}
+
+type restResult struct {
+	sysctls map[string]planner.Sysctl
+	notes   []string
+}
+
+// Start begins to read the host under root. Cancelling ctx stops the commands
+// that are still running; a Reader that is not finished needs that.
+func Start(ctx context.Context, root string, runner run.Runner) (*Reader, error) {
+	rules := make(chan rulesResult, 1)
+	go func() {
+		raws, notes, err := iptables.Tools{Runner: runner}.Read(ctx)
+		rules <- rulesResult{raws, notes, err}
+	}()
+	r := &Reader{root: root, rules: rules, s: Snapshot{FormatVersion: planner.FormatVersion}}
+	var err error
+	if r.s.Host, err = readHost(root); err != nil {
+		return nil, err
+	}
+	if r.s.Conntrack, err = kmod.ReadConntrack(root); err != nil {
+		return nil, err
+	}
+	rest := make(chan restResult, 1)
+	r.rest = rest
+	go func() {
+		values, err := sysctl.ReadKeys(root, nil)
+		rest <- restResult{values, note(err, "what depends on it is not planned")}
+	}()
+	return r, nil
+}
+
+// Host is who the host is.
+func (r *Reader) Host() planner.Host { return r.s.Host }
+
+// Conntrack is the state of nf_conntrack.
+func (r *Reader) Conntrack() planner.Conntrack { return r.s.Conntrack }
+
+// Finish reads the rest and returns the snapshot. It is to be called once.
+func (r *Reader) Finish(files planner.Files, initScripts []string) (*Snapshot, error) {
+	s := &r.s
+	var err error
+	if s.Modules, err = kmod.ReadModules(r.root); err != nil {
+		return nil, err
+	}
+	if err := r.readFiles(files, initScripts); err != nil {
+		return nil, err
+	}
+	rest := <-r.rest
+	s.Sysctls = rest.sysctls
+	s.Notes = append(s.Notes, rest.notes...)
+
+	rules := <-r.rules
+	if rules.err != nil {
+		return nil, rules.err
+	}
+	for _, raw := range rules.raws {
+		s.Rules = append(s.Rules, Rules{raw.Family, raw.Backend, raw.Primary, raw.Version, raw.Text})
+	}
+	s.Notes = append(s.Notes, rules.notes...)
+	for i, n := range s.Notes {
+		s.Notes[i] = strings.ToValidUTF8(n, "\uFFFD")
+	}
+	return s, nil
+}
+
+// readFiles reads every file that boot reads and that can hold connection
+// tracking up.
+func (r *Reader) readFiles(files planner.Files, initScripts []string) error {
+	type group struct {
+		kind  Kind
+		paths []string
+		err   error
+	}
+	collect := func(kind Kind, paths []string, err error) group { return group{kind, paths, err} }
+	sysctls, err := sysctl.Paths(r.root, files.Sysctl)
+	groups := []group{collect(KindSysctl, sysctls, err)}
+	modprobe, err := kmod.ModprobePaths(r.root, files.Modprobe)
+	groups = append(groups, collect(KindModprobe, modprobe, err))
+	load, err := kmod.ModulesLoadPaths(r.root, files.ModulesLoad)
+	groups = append(groups, collect(KindModulesLoad, load, err))
+	scripts, err := initscript.Paths(r.root, initScripts)
+	groups = append(groups, collect(KindInitScript, scripts, err))
+	configs, err := initscript.ConfigPaths(r.root)
+	groups = append(groups, collect(KindInitConfig, configs, err))
+	for _, saved := range iptables.SavedPaths(r.root, files) {
+		groups = append(groups, collect(savedKind(saved.Family), []string{saved.Path}, nil))
+	}
+
+	// These ctplan may have to write, so it must be able to read them. Of the
+	// others it only wants to know.
+	ours := []string{
+		cmp.Or(files.Sysctl, planner.DefaultSysctlFile),
+		cmp.Or(files.Modprobe, planner.DefaultModprobeFile),
+		cmp.Or(files.ModulesLoad, planner.DefaultModulesLoadFile),
+	}
+	for _, g := range groups {
+		r.s.Notes = append(r.s.Notes, note(g.err, "what stands there is not taken into account")...)
+		for _, path := range g.paths {
+			f, err := hostfile.Read(r.root, path)
+			dropIn := g.kind == KindSysctl || g.kind == KindModprobe || g.kind == KindModulesLoad
+			if err != nil && dropIn && !slices.Contains(ours, path) {
+				r.s.Notes = append(r.s.Notes, note(err, "what it sets is not taken into account")...)
+				continue
+			}
+			if err != nil {
+				return err
+			}
+			r.s.Files = append(r.s.Files, File{g.kind, f})
+		}
+	}
+	return nil
+}
+
+func savedKind(f planner.Family) Kind {
+	if f == planner.IPv6 {
+		return KindRulesV6
+	}
+	return KindRulesV4
+}
+
+// note makes a note of each line of an error.
+func note(err error, consequence string) []string {
+	if err == nil {
+		return nil
+	}
+	var notes []string
+	for text := range strings.SplitSeq(err.Error(), "\n") {
+		notes = append(notes, fmt.Sprintf("%s: %s", text, consequence))
+	}
+	return notes
+}
+
+// For returns the snapshot as Read would have taken it for these paths: where
+// the HCL names the init scripts or rules files, the ones found by themselves
+// do not count.
+func (s *Snapshot) For(files planner.Files, initScripts []string) *Snapshot {
+	named := map[Kind][]string{}
+	if initScripts != nil {
+		named[KindInitScript] = initScripts
+	}
+	if files.RulesV4 != "" {
+		named[KindRulesV4] = []string{files.RulesV4}
+	}
+	if files.RulesV6 != "" {
+		named[KindRulesV6] = []string{files.RulesV6}
+	}
+	if len(named) == 0 {
+		return s
+	}
+	out := *s
+	out.Files = slices.DeleteFunc(slices.Clone(s.Files), func(f File) bool {
+		paths, ok := named[f.Kind]
+		return ok && !slices.Contains(paths, f.File.Path)
+	})
+	return &out
+}
+
+// Missing returns the paths that the HCL names and the snapshot does not hold.
+func (s *Snapshot) Missing(files planner.Files, initScripts []string) []string {
+	wanted := map[string]bool{}
+	for _, p := range slices.Concat(initScripts, []string{files.Sysctl, files.Modprobe, files.ModulesLoad, files.RulesV4, files.RulesV6}) {
+		if p != "" {
+			wanted[p] = true
+		}
+	}
+	for _, f := range s.Files {
+		delete(wanted, f.File.Path)
+	}
+	return slices.Sorted(maps.Keys(wanted))
+}

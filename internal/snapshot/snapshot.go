@@ -1,0 +1,78 @@
+package snapshot
+
+import (
+	"fmt"
+
+	"github.com/ctplan/ctplan/planner"
+)
+
+// MaxBytes is the size of the largest snapshot that Decode takes, in bytes.
+const MaxBytes = 256 << 20
+
+// Snapshot is what was read from one host.
+type Snapshot struct {
+	FormatVersion int                       `json:"format_version"`
+	Host          planner.Host              `json:"host"`
+	Conntrack     planner.Conntrack         `json:"conntrack"`
+	Modules       []planner.Module          `json:"modules"` // null: the kernel has no module support
+	Sysctls       map[string]planner.Sysctl `json:"sysctls"`
+	Rules         []Rules                   `json:"rules"`
+	Files         []File                    `json:"files"`
+	Notes         []string                  `json:"notes,omitempty"` // what could not be read, and what follows from that
+}
+
+// Rules is what one family's iptables-save printed.
+type Rules struct {
+	Family  planner.Family
+	Backend planner.Backend
+	Primary bool   // plain iptables speaks to this backend
+	Version string // of iptables, "1.8.9"
+	Text    string
+}
+
+// Kind says what a file is, and so which parser reads it.
+type Kind string
+
+// The kinds of files.
+const (
+	KindSysctl      Kind = "sysctl"       // sysctl.conf or a file of sysctl.d
+	KindModprobe    Kind = "modprobe"     // a file of modprobe.d
+	KindModulesLoad Kind = "modules_load" // a file of modules-load.d, or /etc/modules
+	KindInitScript  Kind = "init_script"  // the init script of iptables or ip6tables
+	KindInitConfig  Kind = "init_config"  // iptables-config or ip6tables-config
+	KindRulesV4     Kind = "rules_v4"     // a saved rules file
+	KindRulesV6     Kind = "rules_v6"
+)
+
+// File is a file with what it is for. Files of one kind stand in the order in
+// which boot reads them.
+type File struct {
+	Kind Kind
+	File planner.File
+}
+
+// Live parses the snapshot. It reads nothing but the snapshot; equal snapshots
+// give equal values. An error names the ruleset or file that is not in its
+// language.
+func (s *Snapshot) Live() (planner.Live, error) {
+	l := planner.Live{
+		Host:      s.Host,
+		Conntrack: s.Conntrack,
+		Modules:   s.Modules,
+		Sysctls:   s.Sysctls,
+		Notes:     s.Notes,
+	}
+	for _, r := range s.Rules {
+		set, err := parseRules(r)
+		if err != nil {
+			return planner.Live{}, fmt.Errorf("reading the %s rules (%s): %w", r.Family, r.Backend, err)
+		}
+		l.Rulesets = append(l.Rulesets, set)
+	}
+	for _, f := range s.Files {
+		if err := parseFile(f, &l); err != nil {
+			return planner.Live{}, fmt.Errorf("reading %s: %w", f.File.Path, err)
+		}
+	}
+	return l, nil
+}
