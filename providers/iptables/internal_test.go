@@ -1,6 +1,7 @@
 package iptables
 
 import (
+	"slices"
 	"testing"
 )
 
@@ -21,7 +22,7 @@ COMMIT
 *mangle
 :PREROUTING DROP [1:2]
 COMMIT
-# Table ` + "`foo' is incompatible, use 'nft' tool.\n"
+# Table ` + "`foo' is incompatible, use 'nft' tool.\n# Table `bar' contains incompatible base-chains, use 'nft' tool to list them.\n"
 	want := `*filter
 :INPUT ACCEPT [0:0]
 :USER - [0:0]
@@ -37,7 +38,7 @@ COMMIT
 	if text != want {
 		t.Errorf("got\n%s", text)
 	}
-	if len(incompatible) != 1 || incompatible[0] != "foo" {
+	if !slices.Equal(incompatible, []string{"foo", "bar"}) {
 		t.Errorf("incompatible %q", incompatible)
 	}
 	if again, _ := normalise([]byte(text)); again != text {

@@ -7,7 +7,8 @@ import (
 
 // normalise takes out of iptables-save's output what changes by itself:
 // comments (they carry the date), counters, and tables that hold nothing. It
-// returns the names of the tables that iptables-nft-save says it cannot show.
+// returns the names of the tables that iptables-nft-save says it cannot show,
+// or not whole.
 // It works within out, which nothing else may use afterwards: every line stays
 // as long as it was or gets shorter.
 func normalise(out []byte) (text string, incompatible []string) {
@@ -30,7 +31,7 @@ func normalise(out []byte) (text string, incompatible []string) {
 		case '#':
 			kept = append(kept, out[copied:start]...)
 			if rest, ok := bytes.CutPrefix(line, []byte("# Table `")); ok {
-				if name, _, ok := bytes.Cut(rest, []byte("' is incompatible")); ok {
+				if name, what, ok := bytes.Cut(rest, []byte("' ")); ok && bytes.Contains(what, []byte("incompatible")) {
 					incompatible = append(incompatible, string(name))
 				}
 			}
