@@ -123,9 +123,20 @@ func addWords(w *fileWork, list *WordList, words []string) {
 	if len(tail) == 0 {
 		return
 	}
+	add := strings.Join(tail, " ")
+	quote := ""
+	if !list.isEnclosed(w.file.Content) {
+		quote = `"` // a bare word cannot be followed by another
+	}
+	w.insert(list.Inner.Start, quote)
 	if n := len(list.Words); n > 0 {
-		w.insert(list.Words[n-1].Span.End, " "+strings.Join(tail, " "))
+		w.insert(list.Words[n-1].Span.End, " "+add+quote)
 		return
 	}
-	w.insert(list.Inner.Start, strings.Join(tail, " "))
+	w.insert(list.Inner.Start, add+quote)
+}
+
+// isEnclosed reports whether the list stands between parentheses or quotes.
+func (l *WordList) isEnclosed(content string) bool {
+	return l.Inner.Start > 0 && strings.IndexByte(`("'`, content[l.Inner.Start-1]) >= 0
 }

@@ -13,9 +13,10 @@ type tableWork struct {
 	table    string
 	sections []*Table
 	chains   []chainWork // ctplan's chains that change, wanted ones first
-	remove   []*Rule     // foreign rules that go, and stray jumps to our chains
+	bars     []*Rule     // foreign rules that go before anything closes: what they keep out may come in
+	remove   []*Rule     // foreign rules that go last, and stray jumps to our chains
 	jumps    []jumpWork  // jumps that must be (re)placed, in order of the hooks
-	removed  int         // how many of remove are foreign rules
+	removed  int         // how many foreign rules go
 }
 
 type chainWork struct {
@@ -35,13 +36,24 @@ type jumpWork struct {
 }
 
 func (w *tableWork) empty() bool {
-	return len(w.chains) == 0 && len(w.remove) == 0 && len(w.jumps) == 0
+	return len(w.chains) == 0 && len(w.bars) == 0 && len(w.remove) == 0 && len(w.jumps) == 0
 }
 
 // planTable compares a table with the chains wanted in it. remove are foreign
-// rules that the checks decided must go.
-func planTable(table string, sections []*Table, want []Chain, remove []*Rule) *tableWork {
-	w := &tableWork{table: table, sections: sections, remove: remove, removed: len(remove)}
+// rules that the checks decided must go. In mode notrack they carry traffic
+// until NOTRACK has taken over, so they go last, except those that drop: one
+// that drops by state is a bar to what tracking newly sees. In mode disabled
+// tracking only ever ends, and a rule on state that outlives a NOTRACK rule
+// would judge packets that it never saw before: there they go at once.
+func planTable(mode Mode, table string, sections []*Table, want []Chain, remove []*Rule) *tableWork {
+	w := &tableWork{table: table, sections: sections, removed: len(remove)}
+	for _, r := range remove {
+		if t := parseSpec(r.Words).target; mode == Disabled || t == "DROP" || t == "REJECT" {
+			w.bars = append(w.bars, r)
+		} else {
+			w.remove = append(w.remove, r)
+		}
+	}
 	own, ownDeclared, hooks, strays := survey(sections, want)
 
 	for _, c := range want {
@@ -233,6 +245,9 @@ func (w *tableWork) change(r *Ruleset) *RulesChange {
 			do(&c.Open, m.deletion(old))
 		}
 		do(&c.Open, RuleOp{Kind: InsertRule, Chain: j.hook, Pos: pos, Rule: jumpText(j.chain)})
+	}
+	for _, old := range w.bars {
+		do(&c.Open, m.deletion(old))
 	}
 	for _, old := range w.remove {
 		do(&c.Close, m.deletion(old))

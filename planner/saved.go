@@ -1,6 +1,7 @@
 package planner
 
 import (
+	"slices"
 	"strings"
 )
 
@@ -41,7 +42,7 @@ func (w *tableWork) splices(f *fileWork) {
 	if decls.Len() > 0 {
 		f.insert(endOfChains(f.file.Content, s), decls.String())
 	}
-	for _, r := range w.remove {
+	for _, r := range slices.Concat(w.bars, w.remove) {
 		f.replace(r.Span, "")
 	}
 	for _, j := range w.jumps {
