@@ -104,9 +104,11 @@ func outside(t *testing.T, md string) {
 	t.Helper()
 	fence, details := "", 0
 	for _, line := range strings.Split(md, "\n") {
-		ticks := line[:len(line)-len(strings.TrimLeft(line, "`"))]
+		bare := strings.TrimLeft(line, " ")
+		ticks := bare[:len(bare)-len(strings.TrimLeft(bare, "`"))]
 		if fence != "" {
-			if len(ticks) >= len(fence) && strings.TrimSpace(line[len(ticks):]) == "" {
+			// A fence that closes may stand behind up to three spaces.
+			if len(line)-len(bare) <= 3 && len(ticks) >= len(fence) && strings.TrimSpace(bare[len(ticks):]) == "" {
 				fence = ""
 			}
 			continue

@@ -121,7 +121,7 @@ func (m *markdownWriter) change(c planner.Change) {
 	}
 	m.para("<details><summary>" + title + "</summary>")
 	for _, r := range meta.Reasons {
-		m.item(prose(r))
+		m.item("**why:** " + prose(r))
 	}
 	if len(meta.Sources) > 0 {
 		var at []string
