@@ -1,0 +1,266 @@
+package planner
+
+import (
+	"strings"
+	"testing"
+)
+
+func notrackTCP(policy StatefulPolicy) Desired {
+	d := Desired{
+		Block: "api", Mode: Notrack, ModeSource: Pos{"api.hcl", 2}, Source: Pos{"api.hcl", 1},
+		Families: []Family{IPv4}, StatefulRules: policy,
+	}
+	for _, hook := range []string{"PREROUTING", "OUTPUT"} {
+		d.Chains = append(d.Chains, chain("raw", hook, "-p tcp -j CT --notrack"))
+	}
+	d.Chains = append(d.Chains, chain("filter", "INPUT", "-p tcp -m tcp --dport 22 -j ACCEPT"))
+	return d
+}
+
+func chain(table, hook string, rules ...string) Chain {
+	c := Chain{Family: IPv4, Table: table, Hook: hook, Name: OwnPrefix + hook}
+	for i, text := range rules {
+		c.Rules = append(c.Rules, TargetRule{Rule: Rule{Chain: c.Name, Words: strings.Fields(text), Text: text}, Source: Pos{"api.hcl", 10 + i}})
+	}
+	return c
+}
+
+const filterHead = "*filter\n:INPUT DROP\n:FORWARD ACCEPT\n:OUTPUT ACCEPT\n:user -\n"
+
+func TestStatefulRules(t *testing.T) {
+	tests := []struct {
+		name, rule     string
+		blocked, stays bool
+	}{
+		{"all protocols: part of it stays tracked", "-A INPUT -m state --state ESTABLISHED -j ACCEPT", true, true},
+		{"tcp alone: it would never match again", "-A INPUT -p tcp -m state --state NEW -m tcp --dport 22 -j ACCEPT", true, false},
+		{"udp stays tracked", "-A INPUT -p udp -m state --state ESTABLISHED -j ACCEPT", false, true},
+		{"untracked packets match", "-A INPUT -m conntrack ! --ctstate INVALID -j ACCEPT", false, true},
+		{"no state at all", "-A INPUT -p tcp -m tcp --dport 80 -j ACCEPT", false, true},
+		{"in a user's chain, which both hooks may reach", "-A user -p tcp -m conntrack --ctstate NEW -j DROP", true, false},
+		{"a state match that a comment talks about", "-A INPUT -p tcp -m comment --comment state -j ACCEPT", false, true},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			live := testHost(parseLines(t, IPv4, filterHead+tt.rule+"\nCOMMIT\n"))
+			p := Diff(notrackTCP(RefuseStateful), live)
+			if p.Blocked() != tt.blocked {
+				t.Errorf("refuse: blocked is %v: %+v", p.Blocked(), p.Blocks)
+			}
+			if tt.blocked {
+				if b := p.Blocks[0]; b.Where != tt.rule || b.Risk != RiskStatefulRules || b.Remedy == "" || b.Source != (Pos{"api.hcl", 1}) {
+					t.Errorf("the block does not name the rule: %+v", b)
+				}
+			}
+			p = Diff(notrackTCP(RemoveStateful), live)
+			k := newKernel(live.Rulesets[0])
+			for _, s := range rulesSections(p) {
+				k.run(t, s)
+			}
+			if p.Blocked() || strings.Contains(k.text(), tt.rule) != tt.stays {
+				t.Errorf("remove: blocked %v, the rule stays %v\n%s", p.Blocked(), !tt.stays, k.text())
+			}
+			allowed := notrackTCP(RefuseStateful)
+			allowed.AllowRisk = []Risk{RiskStatefulRules}
+			if p = Diff(allowed, live); p.Blocked() || tt.blocked != (len(p.Warnings) > 1) {
+				t.Errorf("allow_risk: %+v %+v", p.Blocks, p.Warnings)
+			}
+		})
+	}
+}
+
+func TestNAT(t *testing.T) {
+	nat := "*nat\n:PREROUTING ACCEPT\n:POSTROUTING ACCEPT\n:DOCKER -\n"
+	tests := []struct {
+		name, rule        string
+		notrack, disabled bool
+		why               string
+	}{
+		{"masquerading everything", "-A POSTROUTING -o eth0 -j MASQUERADE", true, true, ""},
+		{"another protocol", "-A PREROUTING -p udp -m udp --dport 53 -j REDIRECT", false, true, ""},
+		{"docker's", "-A DOCKER -p tcp -m tcp --dport 80 -j DNAT", true, true, "made by docker"},
+		{"a jump translates nothing, but keeps the table", "-A PREROUTING -j DOCKER", false, true, "made by docker"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			live := testHost(parseLines(t, IPv4, nat+tt.rule+"\nCOMMIT\n"))
+			p := Diff(notrackTCP(RefuseStateful), live)
+			if p.Blocked() != tt.notrack {
+				t.Errorf("notrack: blocked is %v: %+v", p.Blocked(), p.Blocks)
+			}
+			d := Desired{Mode: Disabled, Families: []Family{IPv4}, StatefulRules: RefuseStateful, ModeSource: Pos{"a.hcl", 1}}
+			p = Diff(d, live)
+			if p.Blocked() != tt.disabled || tt.disabled && (p.Blocks[0].Risk != RiskNAT || !strings.Contains(p.Blocks[0].Why, tt.why)) {
+				t.Errorf("disabled: %+v", p.Blocks)
+			}
+			d.AllowRisk = []Risk{RiskNAT}
+			p = Diff(d, live)
+			k := newKernel(live.Rulesets[0])
+			for _, s := range rulesSections(p) {
+				k.run(t, s)
+			}
+			if p.Blocked() || strings.Contains(k.text(), tt.rule) {
+				t.Errorf("disabled with the risk accepted: blocked %v\n%s", p.Blocked(), k.text())
+			}
+		})
+	}
+}
+
+func TestManyRulesAreCounted(t *testing.T) {
+	live := testHost(parseLines(t, IPv4, filterHead+strings.Repeat("-A INPUT -p tcp -m state --state NEW -j ACCEPT\n", 25)+"COMMIT\n"))
+	p := Diff(notrackTCP(RefuseStateful), live)
+	if len(p.Blocks) != maxNamed+1 || p.Blocks[maxNamed].Where != "and 15 more rules like these" {
+		t.Errorf("got %d reasons, the last %+v", len(p.Blocks), p.Blocks[len(p.Blocks)-1])
+	}
+}
+
+func TestSavedStateRuleIsNamedByLine(t *testing.T) {
+	content := "# mine\n" + filterHead + "-A INPUT -p tcp -m state --state NEW -j ACCEPT\nCOMMIT\n"
+	saved := parseLines(t, IPv4, content)
+	saved.Primary, saved.File = false, &File{Path: "/etc/sysconfig/iptables", Exists: true, Content: content}
+	live := testHost(Ruleset{Family: IPv4, Backend: NFT, Primary: true})
+	live.SavedRules = []Ruleset{saved}
+	p := Diff(notrackTCP(RefuseStateful), live)
+	if len(p.Blocks) != 1 || !strings.HasPrefix(p.Blocks[0].Where, "/etc/sysconfig/iptables:7: -A INPUT") {
+		t.Errorf("got %+v", p.Blocks)
+	}
+
+	saved.Tables, saved.Refusal, saved.RefusalLine = nil, "unknown command", 3
+	live.SavedRules = []Ruleset{saved}
+	p = Diff(notrackTCP(RefuseStateful), live)
+	if len(p.Blocks) != 1 || p.Blocks[0].Where != "/etc/sysconfig/iptables:3" || p.Blocks[0].Risk != RiskSavedRules {
+		t.Errorf("got %+v", p.Blocks)
+	}
+}
+
+// Where the jump to ctplan's chain stands decides who is locked out.
+func TestJump(t *testing.T) {
+	tests := []struct{ name, before, after string }{
+		{
+			"an empty chain", "", "-j CTPLAN-INPUT",
+		},
+		{
+			"where the first rule on state stood",
+			"-s 192.0.2.0/24 -j DROP|-p tcp -m state --state NEW -j ACCEPT|-j REJECT",
+			"-s 192.0.2.0/24 -j DROP|-j CTPLAN-INPUT|-j REJECT",
+		},
+		{
+			"never behind what drops everything",
+			"-j DROP|-p tcp -m state --state NEW -j ACCEPT",
+			"-j CTPLAN-INPUT|-j DROP",
+		},
+		{
+			"never behind what drops all that one rule lets through",
+			"-p tcp -m tcp --dport 1:1024 -j DROP|-p tcp -m state --state NEW -j ACCEPT",
+			"-j CTPLAN-INPUT|-p tcp -m tcp --dport 1:1024 -j DROP",
+		},
+		{
+			"a blocklist put ahead by hand may stay",
+			"-s 192.0.2.9/32 -j DROP|-p tcp -m multiport --dports 22 -j f2b|-j CTPLAN-INPUT|-j DROP",
+			"-s 192.0.2.9/32 -j DROP|-p tcp -m multiport --dports 22 -j f2b|-j CTPLAN-INPUT|-j DROP",
+		},
+		{
+			"a drop put ahead by hand may not",
+			"-s 192.0.2.9/32 -j DROP|-p tcp -j DROP|-j CTPLAN-INPUT",
+			"-j CTPLAN-INPUT|-s 192.0.2.9/32 -j DROP|-p tcp -j DROP",
+		},
+		{
+			"nor a jump into a chain that drops it",
+			"-j shut|-j CTPLAN-INPUT",
+			"-j CTPLAN-INPUT|-j shut",
+		},
+		{
+			"nor a goto",
+			"-g f2b|-j CTPLAN-INPUT",
+			"-j CTPLAN-INPUT|-g f2b",
+		},
+		{
+			"one jump is enough, and it has no conditions",
+			"-p tcp -j CTPLAN-INPUT|-j CTPLAN-INPUT|-j CTPLAN-INPUT|-p udp -j ACCEPT",
+			"-j CTPLAN-INPUT|-p udp -j ACCEPT",
+		},
+		{
+			"an accept ahead takes nothing away",
+			"-i lo -j ACCEPT|-p tcp -j ACCEPT|-j CTPLAN-INPUT|-j DROP",
+			"-i lo -j ACCEPT|-p tcp -j ACCEPT|-j CTPLAN-INPUT|-j DROP",
+		},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			text := "*filter\n:INPUT DROP\n:FORWARD ACCEPT\n:OUTPUT ACCEPT\n:f2b -\n:shut -\n:CTPLAN-INPUT -\n"
+			if tt.before != "" {
+				for r := range strings.SplitSeq(tt.before, "|") {
+					text += "-A INPUT " + r + "\n"
+				}
+			}
+			text += "-A f2b -s 192.0.2.7/32 -j REJECT\n-A f2b -j RETURN\n-A shut -p tcp -j DROP\n-A CTPLAN-INPUT -p tcp -m tcp --dport 22 -j ACCEPT\nCOMMIT\n"
+			for _, saved := range []bool{false, true} {
+				r := parseLines(t, IPv4, text)
+				var rules []string
+				if saved {
+					r.Primary, r.File = false, &File{Path: "/rules", Exists: true, Content: text}
+					live := testHost(Ruleset{Family: IPv4, Backend: NFT, Primary: true})
+					live.SavedRules = []Ruleset{r}
+					content := text
+					for _, c := range Diff(notrackTCP(RemoveStateful), live).Changes {
+						if f, ok := c.(*FileChange); ok {
+							content = f.After.Content
+						}
+					}
+					after := parseLines(t, IPv4, content)
+					rules = newKernel(after).table("filter").rules["INPUT"]
+				} else {
+					k := newKernel(r)
+					for _, s := range rulesSections(Diff(notrackTCP(RemoveStateful), testHost(r))) {
+						k.run(t, s)
+					}
+					rules = k.table("filter").rules["INPUT"]
+				}
+				if got := strings.Join(rules, "|"); got != tt.after {
+					t.Errorf("saved %v: got  %s\nwant %s", saved, got, tt.after)
+				}
+			}
+		})
+	}
+}
+
+func TestOtherBackend(t *testing.T) {
+	own := "*filter\n:INPUT ACCEPT\n:CTPLAN-INPUT -\n-A INPUT -j CTPLAN-INPUT\n-A INPUT -p tcp -m state --state NEW -j ACCEPT\n-A CTPLAN-INPUT -j ACCEPT\nCOMMIT\n"
+	live := testHost(Ruleset{Family: IPv4, Backend: NFT, Primary: true})
+	legacy := parseLines(t, IPv4, own)
+	legacy.Backend, legacy.Primary = Legacy, false
+	live.Rulesets = append(live.Rulesets, legacy)
+	p := Diff(notrackTCP(RemoveStateful), live)
+	k := newKernel(legacy)
+	found := false
+	for _, s := range Steps(p) {
+		if s.Rules != nil && s.Rules.Backend == Legacy {
+			found = true
+			for _, sec := range s.Rules.Sections {
+				k.run(t, sec)
+			}
+		}
+	}
+	if text := k.text(); !found || strings.Contains(text, "-A") {
+		t.Errorf("what stands in the other backend stays:\n%s", text)
+	}
+}
+
+func TestUnmanaged(t *testing.T) {
+	r := parseLines(t, IPv4, "*filter\n:INPUT ACCEPT\n:CTPLAN-INPUT -\n:CTPLAN-$(reboot) -\n-A INPUT -j CTPLAN-INPUT\nCOMMIT\n")
+	p := Diff(Desired{}, testHost(r))
+	if !p.Empty() || len(p.Warnings) != 2 {
+		t.Fatalf("got %+v", p)
+	}
+	want := "iptables -t filter -D INPUT -j CTPLAN-INPUT && iptables -t filter -F CTPLAN-INPUT && iptables -t filter -X CTPLAN-INPUT"
+	if !strings.HasSuffix(p.Warnings[1].Text, want) {
+		t.Errorf("got %s", p.Warnings[1].Text)
+	}
+}
+
+func TestNoSavedFile(t *testing.T) {
+	p := Diff(notrackTCP(RefuseStateful), testHost(Ruleset{Family: IPv4, Backend: NFT, Primary: true}))
+	if len(p.Warnings) != 1 || !strings.Contains(p.Warnings[0].Text, "will not survive a reboot") {
+		t.Errorf("got %+v", p.Warnings)
+	}
+}
