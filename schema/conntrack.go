@@ -30,7 +30,7 @@ var conntrackSchema = &hcl.BodySchema{
 // block; with errors that is not to be used.
 func decodeConntrack(hb *hcl.Block, s *scope) (*block, hcl.Diagnostics) {
 	d := &decoder{scope: s}
-	content, diags := hb.Body.Content(conntrackSchema)
+	content, diags := bodyContent(hb.Body, "conntrack", conntrackSchema)
 	d.diags = append(d.diags, diags...)
 	b := &block{rng: hb.DefRange}
 	want := &b.desired
@@ -285,7 +285,7 @@ func (d *decoder) files(want *planner.Desired, content *hcl.BodyContent) {
 		for _, f := range fields {
 			fileSchema.Attributes = append(fileSchema.Attributes, hcl.AttributeSchema{Name: f.name})
 		}
-		body, diags := b.Body.Content(fileSchema)
+		body, diags := bodyContent(b.Body, "files", fileSchema)
 		d.diags = append(d.diags, diags...)
 		used := map[string]string{}
 		for _, f := range fields {

@@ -2,12 +2,15 @@ package schema
 
 import (
 	"fmt"
+	"maps"
 	"path"
 	"regexp"
+	"slices"
 	"strings"
 	"unicode"
 
 	"github.com/hashicorp/hcl/v2"
+	"github.com/hashicorp/hcl/v2/hclsyntax"
 	"github.com/zclconf/go-cty/cty"
 	"github.com/zclconf/go-cty/cty/convert"
 )
@@ -186,6 +189,62 @@ func choice[T ~string](d *decoder, e element, what string, options []T) (T, bool
 	return "", false
 }
 
+// bodyContent decodes a block's body by its schema; within names the kind of
+// block, "" at the top. Unlike Body.Content it reports what is not in the
+// schema in a fixed order, and also suggests names that are there already.
+func bodyContent(body hcl.Body, within string, schema *hcl.BodySchema) (*hcl.BodyContent, hcl.Diagnostics) {
+	content, _, diags := body.PartialContent(schema)
+	native, ok := body.(*hclsyntax.Body)
+	if !ok {
+		return content, diags
+	}
+	var attrs, blocks []string
+	for _, a := range schema.Attributes {
+		attrs = append(attrs, a.Name)
+	}
+	for _, b := range schema.Blocks {
+		blocks = append(blocks, b.Type)
+	}
+	where := "in a " + within + " block"
+	switch within {
+	case "":
+		where = "at the top level"
+	case "accept":
+		where = "in an accept block"
+	}
+	for _, name := range slices.Sorted(maps.Keys(native.Attributes)) {
+		if slices.Contains(attrs, name) {
+			continue
+		}
+		hint := didYouMean(name, attrs)
+		if slices.Contains(blocks, name) {
+			hint = fmt.Sprintf(" %s is a block: write it without the equals sign.", name)
+		}
+		diags = append(diags, &hcl.Diagnostic{
+			Severity: hcl.DiagError,
+			Summary:  "Unknown attribute",
+			Detail:   fmt.Sprintf("There is no attribute %q %s.%s", name, where, hint),
+			Subject:  native.Attributes[name].NameRange.Ptr(),
+		})
+	}
+	for _, b := range native.Blocks {
+		if slices.Contains(blocks, b.Type) {
+			continue
+		}
+		hint := didYouMean(b.Type, blocks)
+		if slices.Contains(attrs, b.Type) {
+			hint = fmt.Sprintf(" %s is an attribute: write %s = …", b.Type, b.Type)
+		}
+		diags = append(diags, &hcl.Diagnostic{
+			Severity: hcl.DiagError,
+			Summary:  "Unknown block",
+			Detail:   fmt.Sprintf("There is no block %q %s.%s", b.Type, where, hint),
+			Subject:  b.TypeRange.Ptr(),
+		})
+	}
+	return content, diags
+}
+
 // label matches names that end up in rules' comments and in addresses.
 var label = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
 
@@ -196,7 +255,7 @@ func checkLabel(b *hcl.Block, seen map[string]hcl.Range) hcl.Diagnostics {
 		return hcl.Diagnostics{{
 			Severity: hcl.DiagError,
 			Summary:  "Bad name",
-			Detail: fmt.Sprintf("The name of a %s block is up to 64 letters, digits, dots, dashes and underscores, and begins with a letter or a digit: %q is not.",
+			Detail: fmt.Sprintf("Names of %s blocks are up to 64 letters, digits, dots, dashes and underscores, and begin with a letter or a digit: %q does not fit.",
 				b.Type, clip(name)),
 			Subject: &b.LabelRanges[0],
 		}}
@@ -205,7 +264,7 @@ func checkLabel(b *hcl.Block, seen map[string]hcl.Range) hcl.Diagnostics {
 		return hcl.Diagnostics{{
 			Severity: hcl.DiagError,
 			Summary:  fmt.Sprintf("Duplicate %s block", b.Type),
-			Detail:   fmt.Sprintf("A %s block %q stands at %s already.", b.Type, name, place(first)),
+			Detail:   fmt.Sprintf("The %s block %q stands at %s already.", b.Type, name, place(first)),
 			Subject:  b.DefRange.Ptr(),
 		}}
 	}

@@ -208,7 +208,7 @@ func valueText(val cty.Value) string {
 		}
 		return fmt.Sprintf("%q", s)
 	case val.Type() == cty.Number:
-		return val.AsBigFloat().Text('g', 20)
+		return clip(val.AsBigFloat().Text('g', -1))
 	case val.Type() == cty.Bool && val.True():
 		return "true"
 	case val.Type() == cty.Bool:
@@ -262,7 +262,7 @@ func didYouMean(given string, options []string) string {
 	if len(given) > 100 {
 		return ""
 	}
-	best, bestDist := "", max(2, len(given)/3)+1
+	best, bestDist := "", min(max(2, len(given)/3)+1, len(given))
 	for _, option := range options {
 		if dist := levenshtein.Distance(strings.ToLower(given), option, nil); dist < bestDist {
 			best, bestDist = option, dist

@@ -5,8 +5,10 @@ import (
 	"maps"
 	"math/big"
 	"slices"
+	"strings"
 
 	"github.com/hashicorp/hcl/v2"
+	"github.com/hashicorp/hcl/v2/hclsyntax"
 	"github.com/zclconf/go-cty/cty"
 
 	"github.com/ctplan/ctplan/planner"
@@ -47,30 +49,28 @@ func hostValue(f *Facts) cty.Value {
 	})
 }
 
-// scope is what expressions can refer to.
+// scope is what expressions can refer to. Until they are set, var.* and
+// local.* are values that are not known.
 type scope struct {
 	ctx      *hcl.EvalContext
-	declared map[string][]string // the names under "var" and "local"; nil while not known
+	declared map[string][]string // the names under "var", "local", "host" and "host.conntrack"; none under a root that is not known
 }
 
 func newScope(facts *Facts) *scope {
-	return &scope{ctx: &hcl.EvalContext{
-		Variables: map[string]cty.Value{"host": hostValue(facts), "var": cty.DynamicVal, "local": cty.DynamicVal},
-		Functions: functions(),
-	}}
-}
-
-// opaque makes every var.* and local.* an unknown value.
-func (s *scope) opaque() {
-	s.declared = nil
-	s.ctx.Variables["var"], s.ctx.Variables["local"] = cty.DynamicVal, cty.DynamicVal
+	return &scope{
+		ctx: &hcl.EvalContext{
+			Variables: map[string]cty.Value{"host": hostValue(facts), "var": cty.DynamicVal, "local": cty.DynamicVal},
+			Functions: functions(),
+		},
+		declared: map[string][]string{
+			"host":           {"conntrack", "cpus", "kernel", "machine_id", "memory", "name"},
+			"host.conntrack": {"count", "hashsize", "max"},
+		},
+	}
 }
 
 // declare says which names there are under root.
 func (s *scope) declare(root string, names []string) {
-	if s.declared == nil {
-		s.declared = map[string][]string{}
-	}
 	s.declared[root] = names
 }
 
@@ -87,37 +87,69 @@ func (s *scope) eval(expr hcl.Expression) (cty.Value, hcl.Diagnostics) {
 	}
 	val, diags := expr.Value(s.ctx)
 	if diags.HasErrors() {
-		return cty.DynamicVal, diags
+		return cty.DynamicVal, s.nameFunctions(expr, diags)
 	}
 	return val, diags
 }
 
-// checkReferences finds var.* and local.* that nothing declares: HCL itself
-// would only say that an object lacks an attribute.
+// nameFunctions gives errors about unknown functions a suggestion that is
+// always the same: HCL takes the first that is near enough, in no order.
+func (s *scope) nameFunctions(expr hcl.Expression, diags hcl.Diagnostics) hcl.Diagnostics {
+	node, ok := expr.(hclsyntax.Node)
+	if !ok {
+		return diags
+	}
+	names := slices.Sorted(maps.Keys(s.ctx.Functions))
+	_ = hclsyntax.VisitAll(node, func(n hclsyntax.Node) hcl.Diagnostics {
+		call, ok := n.(*hclsyntax.FunctionCallExpr)
+		if !ok || slices.Contains(names, call.Name) {
+			return nil
+		}
+		for _, diag := range diags {
+			if diag.Subject != nil && *diag.Subject == call.NameRange {
+				diag.Detail = fmt.Sprintf("There is no function named %q.%s", call.Name, didYouMean(call.Name, names))
+			}
+		}
+		return nil
+	})
+	return diags
+}
+
+// checkReferences finds var.*, local.* and host.* that do not exist: HCL
+// itself would only say that an object lacks an attribute.
 func (s *scope) checkReferences(expr hcl.Expression) hcl.Diagnostics {
 	var diags hcl.Diagnostics
 	for _, traversal := range expr.Variables() {
-		root, kind := traversal.RootName(), "variable"
-		if root == "local" {
-			kind = "local value"
+		path := []string{traversal.RootName()}
+		for _, step := range traversal[1:] {
+			attr, ok := step.(hcl.TraverseAttr)
+			names, closed := s.declared[strings.Join(path, ".")]
+			if !ok || !closed {
+				break
+			}
+			if !slices.Contains(names, attr.Name) {
+				diags = append(diags, missing(path, attr, names, traversal.SourceRange()))
+				break
+			}
+			path = append(path, attr.Name)
 		}
-		names, closed := s.declared[root]
-		if !closed || len(traversal) < 2 {
-			continue
-		}
-		attr, ok := traversal[1].(hcl.TraverseAttr)
-		if !ok || slices.Contains(names, attr.Name) {
-			continue
-		}
-		detail := fmt.Sprintf("No %s %q is declared.%s", kind, attr.Name, didYouMean(attr.Name, names))
-		diags = append(diags, &hcl.Diagnostic{
-			Severity: hcl.DiagError,
-			Summary:  "Reference to an undeclared " + kind,
-			Detail:   detail,
-			Subject:  traversal.SourceRange().Ptr(),
-		})
 	}
 	return diags
+}
+
+func missing(path []string, attr hcl.TraverseAttr, names []string, rng hcl.Range) *hcl.Diagnostic {
+	kind := "host fact"
+	switch path[0] {
+	case "var":
+		kind = "variable"
+	case "local":
+		kind = "local value"
+	}
+	detail := fmt.Sprintf("There is no %s %q.%s", kind, attr.Name, didYouMean(attr.Name, names))
+	if kind == "host fact" {
+		detail += fmt.Sprintf(" %s has: %s.", strings.Join(path, "."), strings.Join(names, ", "))
+	}
+	return &hcl.Diagnostic{Severity: hcl.DiagError, Summary: "Reference to an undeclared " + kind, Detail: detail, Subject: rng.Ptr()}
 }
 
 // isHugeNumber reports whether val is a number of more than 4096 bits.
@@ -125,8 +157,9 @@ func isHugeNumber(val cty.Value) bool {
 	if val.IsNull() || !val.IsKnown() || val.Type() != cty.Number {
 		return false
 	}
-	exp := val.AsBigFloat().MantExp(nil)
-	return exp > 4096 || exp < -4096
+	f := val.AsBigFloat()
+	exp := f.MantExp(nil)
+	return f.IsInf() || exp > 4096 || exp < -4096
 }
 
 // wholeNumber returns the value of f where it is whole and within the bounds.

@@ -66,10 +66,9 @@ func Load(sources []Source, vars Vars, facts *Facts) (*Config, Diagnostics) {
 	}
 
 	s := newScope(facts)
-	if broken {
-		// What a broken file declares is not known: say nothing about references to it.
-		s.opaque()
-	} else {
+	if !broken {
+		// What a broken file declares is not known, so that references to it
+		// must not be reported.
 		values, more := loadVariables(root.variables, vars, s, c.files)
 		c.values = values
 		diags = append(diags, more...)
@@ -98,7 +97,7 @@ type rootBlocks struct {
 }
 
 func (root *rootBlocks) add(body hcl.Body) hcl.Diagnostics {
-	content, diags := body.Content(&hcl.BodySchema{Blocks: []hcl.BlockHeaderSchema{
+	content, diags := bodyContent(body, "", &hcl.BodySchema{Blocks: []hcl.BlockHeaderSchema{
 		{Type: "variable", LabelNames: []string{"name"}},
 		{Type: "locals"},
 		{Type: "conntrack", LabelNames: []string{"name"}},

@@ -48,7 +48,7 @@ func (d *decoder) trafficBlock(b *hcl.Block, families []planner.Family) planner.
 		d.errorf(attrs["initiator"].NameRange, "Attribute in the wrong block", "initiator belongs to accept blocks: what is not tracked does not depend on who begins.")
 		shape = acceptSchema
 	}
-	content, diags := b.Body.Content(shape)
+	content, diags := bodyContent(b.Body, b.Type, shape)
 	d.diags = append(d.diags, diags...)
 	attrs := content.Attributes
 	t := planner.Traffic{Name: b.Labels[0], Direction: planner.Both, Source: position(b.DefRange)}

@@ -93,7 +93,7 @@ func loadVariables(blocks hcl.Blocks, vars Vars, s *scope, files map[string]*hcl
 // declareVariable decodes a variable block, and its default as the value.
 func declareVariable(b *hcl.Block, s *scope) (*variable, hcl.Diagnostics) {
 	v := &variable{name: b.Labels[0], ty: cty.DynamicPseudoType, rng: b.DefRange}
-	content, diags := b.Body.Content(&hcl.BodySchema{
+	content, diags := bodyContent(b.Body, "variable", &hcl.BodySchema{
 		Attributes: []hcl.AttributeSchema{{Name: "type"}, {Name: "default"}, {Name: "description"}},
 		Blocks:     []hcl.BlockHeaderSchema{{Type: "validation"}},
 	})
@@ -270,7 +270,7 @@ func undeclared(all map[string]*variable, name string, subject *hcl.Range) *hcl.
 
 // validate checks the variable's value against one validation block.
 func (v *variable) validate(b *hcl.Block, s *scope) hcl.Diagnostics {
-	content, diags := b.Body.Content(&hcl.BodySchema{Attributes: []hcl.AttributeSchema{
+	content, diags := bodyContent(b.Body, "validation", &hcl.BodySchema{Attributes: []hcl.AttributeSchema{
 		{Name: "condition", Required: true}, {Name: "error_message", Required: true},
 	}})
 	condition, message := content.Attributes["condition"], content.Attributes["error_message"]

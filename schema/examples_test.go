@@ -1,0 +1,126 @@
+package schema_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"flag"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/schema"
+)
+
+var update = flag.Bool("update", false, "rewrite the golden files")
+
+func golden(t *testing.T, name string, got []byte) {
+	t.Helper()
+	path := filepath.Join("testdata", name)
+	if *update {
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, got, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(string(want), string(got)); diff != "" {
+		t.Errorf("%s differs (-want +got):\n%s", path, diff)
+	}
+}
+
+// text renders diagnostics as a person sees them.
+func text(t testing.TB, d schema.Diagnostics) string {
+	t.Helper()
+	var b bytes.Buffer
+	if err := d.WriteText(&b, 78, false); err != nil {
+		t.Fatal(err)
+	}
+	return b.String()
+}
+
+func facts(name string) *schema.Facts {
+	return &schema.Facts{
+		Host:      planner.Host{Name: name, CPUs: 16, Memory: 8 << 30, Kernel: "6.1.0", MachineID: "0123456789abcdef0123456789abcdef"},
+		Conntrack: planner.Conntrack{Count: 1000, Max: 262144, Hashsize: 65536},
+	}
+}
+
+func TestExamples(t *testing.T) {
+	hosts := map[string][]string{
+		"disabled": {"web-1"},
+		"fleet":    {"api-1.example.net", "worker-7", "web-1", "cdn-3", "NAT-1", "db-1"},
+		"ftp":      {"files"},
+		"notrack":  {"anything"},
+		"tuned":    {"gw"},
+	}
+	paths, err := filepath.Glob("../examples/*.hcl")
+	if err != nil || len(paths) != len(hosts) {
+		t.Fatalf("examples: %v %v", paths, err)
+	}
+	for _, path := range paths {
+		name := strings.TrimSuffix(filepath.Base(path), ".hcl")
+		t.Run(name, func(t *testing.T) {
+			sources, err := schema.ReadSources(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, diags := schema.Load(sources, schema.Vars{}, nil); len(diags.List()) > 0 {
+				t.Errorf("without facts:\n%s", text(t, diags))
+			}
+			formatted, diags := schema.Format(sources[0])
+			if diags.HasErrors() || !bytes.Equal(formatted, sources[0].Content) {
+				t.Errorf("not in canonical layout:\n%s", cmp.Diff(string(sources[0].Content), string(formatted)))
+			}
+			got := map[string]planner.Desired{}
+			for _, host := range hosts[name] {
+				config, diags := schema.Load(sources, schema.Vars{}, facts(host))
+				if len(diags.List()) > 0 {
+					t.Fatalf("for %s:\n%s", host, text(t, diags))
+				}
+				desired, diags := config.For(host)
+				if len(diags.List()) > 0 {
+					t.Fatalf("for %s:\n%s", host, text(t, diags))
+				}
+				got[host] = desired
+				if desired.Mode == planner.Notrack || desired.Mode == planner.Disabled {
+					neverLocksOut(t, desired)
+				}
+			}
+			out, err := json.MarshalIndent(got, "", "  ")
+			if err != nil {
+				t.Fatal(err)
+			}
+			golden(t, "examples/"+name+".json", append(out, '\n'))
+		})
+	}
+}
+
+// neverLocksOut checks what every host that drops by default needs.
+func neverLocksOut(t *testing.T, d planner.Desired) {
+	t.Helper()
+	need := map[string]func(planner.Traffic) bool{
+		"loopback": func(a planner.Traffic) bool { return a.Interface == "lo" && a.Protocol == "" },
+		"ssh": func(a planner.Traffic) bool {
+			return a.Protocol == "tcp" && slices.Contains(a.LocalPorts, planner.PortRange{From: 22, To: 22}) && a.Initiator != planner.LocalSide
+		},
+		"dns":                 func(a planner.Traffic) bool { return a.Protocol == "udp" && len(a.RemotePorts) == 1 },
+		"path MTU":            func(a planner.Traffic) bool { return a.Protocol == "icmp" },
+		"neighbour discovery": func(a planner.Traffic) bool { return a.Protocol == "ipv6-icmp" },
+	}
+	for what, has := range need {
+		if !slices.ContainsFunc(d.Accept, func(a planner.Traffic) bool { return a.Direction == planner.Both && has(a) }) {
+			t.Errorf("%s: nothing accepts %s", d.Block, what)
+		}
+	}
+}
