@@ -70,10 +70,12 @@ func (m *markdownWriter) plan(p planner.Plan) {
 		if b.Remedy != "" {
 			m.item("**remedy:** " + prose(b.Remedy))
 		}
-		if b.Override {
-			m.item("**or** accept the risk, in the conntrack block: " + code(fmt.Sprintf("allow_risk = [%q]", b.Risk)))
-		} else {
-			m.item("this check cannot be overridden")
+		switch {
+		case remedyOverrides(b):
+		case b.Override:
+			m.item("**override:** in the conntrack block, " + code(fmt.Sprintf("allow_risk = [%q]", b.Risk)))
+		default:
+			m.item("**override:** none, this check always holds")
 		}
 		if b.Source.File != "" {
 			m.item("asked for at " + code(b.Source.String()))

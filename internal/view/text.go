@@ -200,12 +200,19 @@ func (t *textWriter) blocks(p planner.Plan) {
 		if b.Remedy != "" {
 			t.prose(indent+"remedy    ", Clean(b.Remedy))
 		}
-		t.prose(indent+"override  ", override(b))
+		if !remedyOverrides(b) {
+			t.prose(indent+"override  ", override(b))
+		}
 		if b.Source.File != "" {
 			t.painted(dim, indent+"asked at  ", Clean(b.Source.String()))
 		}
 		t.line("")
 	}
+}
+
+// remedyOverrides is whether the remedy has said how to override the block.
+func remedyOverrides(b planner.Block) bool {
+	return b.Override && strings.Contains(b.Remedy, "allow_risk")
 }
 
 // override says how to go on in spite of a block.

@@ -180,7 +180,7 @@ func blockedPlan() planner.Plan {
 			Risk: planner.RiskNAT, Address: "iptables.ipv4.nat",
 			Where:  "-A POSTROUTING -o eth0 -j MASQUERADE (line 12 of iptables-save)",
 			Why:    "address translation is connection tracking: without it, hosts behind this one lose the network",
-			Remedy: "use mode tuned, or remove the rule", Override: true, Source: at(12),
+			Remedy: `use mode tuned, or allow_risk = ["nat"] to have the rule removed`, Override: true, Source: at(12),
 		},
 		{
 			Risk: planner.RiskStatefulRules, Address: "file./etc/sysconfig/iptables",
