@@ -404,3 +404,25 @@ func TestJSONRoundTrip(t *testing.T) {
 		t.Errorf("got %q, want %q from %s", got, want, b.String())
 	}
 }
+
+// TestJSONDocumented holds docs/json.md to naming every field.
+func TestJSONDocumented(t *testing.T) {
+	doc, err := os.ReadFile(filepath.Join("..", "..", "docs", "json.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	plans := []planner.Plan{notrackPlan(), tunedPlan(), blockedPlan(), hostilePlan("\xff")}
+	var one, fleet bytes.Buffer
+	if err := JSON(&one, notrackPlan(), Options{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := FleetJSON(&fleet, plans, Options{}); err != nil {
+		t.Fatal(err)
+	}
+	for _, line := range strings.Split(one.String()+fleet.String(), "\n") {
+		field, _, ok := strings.Cut(strings.TrimSpace(line), `": `)
+		if name := strings.TrimPrefix(field, `"`); ok && name != field && !bytes.Contains(doc, []byte(name)) {
+			t.Errorf("docs/json.md does not name the field %q", name)
+		}
+	}
+}
