@@ -109,7 +109,7 @@ func (p *planning) rulesetWork(r *Ruleset) []*tableWork {
 			}
 		}
 		sections := r.sections(table)
-		if w := planTable(p.d.Mode, table, sections, want, p.foreign(r, table, sections)); !w.empty() {
+		if w := planTable(table, sections, want, p.foreign(r, table, sections)); !w.empty() {
 			works = append(works, w)
 		}
 	}

@@ -16,7 +16,7 @@ func TestRulesProperties(t *testing.T) {
 	r := rand.New(rand.NewPCG(7, 7))
 	flows := worldFlows()
 	inBetween, changed := 0, 0
-	for range 150 {
+	for range 100 {
 		k := newKernel(parseLines(t, IPv4, randomForeign(r)))
 		for range 3 {
 			d := randomDesired(r)
@@ -141,7 +141,7 @@ func isSubsequence(sub, all []string) bool {
 func TestSavedRulesProperties(t *testing.T) {
 	r := rand.New(rand.NewPCG(8, 8))
 	edited := 0
-	for range 150 {
+	for range 100 {
 		content := "# saved by hand\n" + randomForeign(r) + "# end\n"
 		for range 2 {
 			d := randomDesired(r)

@@ -40,18 +40,16 @@ func (w *tableWork) empty() bool {
 }
 
 // planTable compares a table with the chains wanted in it. remove are foreign
-// rules that the checks decided must go. In mode notrack they carry traffic
-// until NOTRACK has taken over, so they go last, except those that drop: one
-// that drops by state is a bar to what tracking newly sees. In mode disabled
-// tracking only ever ends, and a rule on state that outlives a NOTRACK rule
-// would judge packets that it never saw before: there they go at once.
-func planTable(mode Mode, table string, sections []*Table, want []Chain, remove []*Rule) *tableWork {
+// rules that the checks decided must go. Those that accept carry traffic until
+// NOTRACK has taken over, so they go last. The others go first: one that drops
+// by state would bar what tracking newly sees when a NOTRACK rule goes.
+func planTable(table string, sections []*Table, want []Chain, remove []*Rule) *tableWork {
 	w := &tableWork{table: table, sections: sections, removed: len(remove)}
 	for _, r := range remove {
-		if t := parseSpec(r.Words).target; mode == Disabled || t == "DROP" || t == "REJECT" {
-			w.bars = append(w.bars, r)
-		} else {
+		if parseSpec(r.Words).target == "ACCEPT" {
 			w.remove = append(w.remove, r)
+		} else {
+			w.bars = append(w.bars, r)
 		}
 	}
 	own, ownDeclared, hooks, strays := survey(sections, want)

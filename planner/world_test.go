@@ -116,6 +116,9 @@ func randomForeign(r *rand.Rand) string {
 	policy := []string{"ACCEPT", "DROP"}[r.IntN(2)]
 	fmt.Fprintf(&b, ":INPUT %s\n:FORWARD ACCEPT\n:OUTPUT %s\n:f2b -\n", policy, policy)
 	for _, chain := range []string{"INPUT", "OUTPUT", "FORWARD", "f2b"} {
+		if chain != "f2b" && r.IntN(2) == 0 {
+			fmt.Fprintf(&b, "-A %s -m state --state ESTABLISHED -j ACCEPT\n", chain)
+		}
 		for range r.IntN(4) {
 			m := randomMatches(r)
 			switch r.IntN(6) {
