@@ -128,8 +128,9 @@ func dress(h *os.File, f planner.File, exact bool) error {
 		return fmt.Errorf("keeping its mode: %w", err)
 	}
 	for name, encoded := range f.Xattrs {
-		if has[name] == encoded && !strings.HasPrefix(name, "system.") || !kept(name) {
-			continue
+		old, there := has[name]
+		if !kept(name) || there && old == encoded && !strings.HasPrefix(name, "system.") {
+			continue // an ACL is set in any case: chmod may have changed it
 		}
 		v, err := base64.StdEncoding.DecodeString(encoded)
 		if err == nil {
