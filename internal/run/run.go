@@ -10,7 +10,7 @@
 package run
 
 import (
-	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -21,6 +21,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // maxStderr bounds what is kept of a command's standard error, in bytes.
@@ -79,9 +81,13 @@ func (e Exec) Run(ctx context.Context, c Cmd) ([]byte, error) {
 	if c.Stdin != "" {
 		cmd.Stdin = strings.NewReader(c.Stdin)
 	}
-	var stdout bytes.Buffer
+	stdout, err := scratch()
+	if err != nil {
+		return nil, fmt.Errorf("running %s: making room for its output: %w", filepath.Base(path), err)
+	}
+	defer stdout.Close()
 	stderr := bounded{max: maxStderr}
-	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	cmd.Stdout, cmd.Stderr = stdout, &stderr
 	// A group of its own: Ctrl-C at the terminal reaches ctplan alone, which
 	// decides whether the child may finish, and a kill reaches all children.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
@@ -95,14 +101,41 @@ func (e Exec) Run(ctx context.Context, c Cmd) ([]byte, error) {
 	if ctx.Err() != nil && err != nil {
 		return nil, fmt.Errorf("running %s: %w", filepath.Base(path), ctx.Err())
 	}
+	out, readErr := contents(stdout)
 	var exit *exec.ExitError
 	if errors.As(err, &exit) {
-		return stdout.Bytes(), &Error{Path: path, Args: c.Args, Status: exit.ExitCode(), Stderr: string(stderr.buf)}
+		return out, &Error{Path: path, Args: c.Args, Status: exit.ExitCode(), Stderr: string(stderr.buf)}
 	}
-	if err != nil {
+	if err = cmp.Or(err, readErr); err != nil {
 		return nil, fmt.Errorf("running %s: %w", filepath.Base(path), err)
 	}
-	return stdout.Bytes(), nil
+	return out, nil
+}
+
+// scratch is a file without a name. Commands write a few kilobytes at a time;
+// into memory they do so without waking us for each, which a pipe would.
+func scratch() (*os.File, error) {
+	fd, err := unix.MemfdCreate("stdout", unix.MFD_CLOEXEC)
+	if err == nil {
+		return os.NewFile(uintptr(fd), "stdout"), nil
+	}
+	// Kernels before 3.17 have no memfd_create.
+	f, err := os.CreateTemp("", "ctplan-*")
+	if err == nil {
+		err = os.Remove(f.Name())
+	}
+	return f, err
+}
+
+// contents reads a file from its beginning, in one piece.
+func contents(f *os.File) ([]byte, error) {
+	info, err := f.Stat()
+	if err != nil || info.Size() == 0 {
+		return nil, err
+	}
+	out := make([]byte, info.Size())
+	n, err := f.ReadAt(out, 0)
+	return out[:n], err
 }
 
 // LookPath finds a command in PATH, and behind it in the folders where system

@@ -68,3 +68,14 @@ func TestCancelKillsTheGroup(t *testing.T) {
 		t.Errorf("took %v", d)
 	}
 }
+
+// BenchmarkRun reads about 1 MB that comes in pieces of 4 KiB.
+func BenchmarkRun(b *testing.B) {
+	b.ReportAllocs()
+	for b.Loop() {
+		out, err := run.Exec{}.Run(b.Context(), run.Cmd{Path: "seq", Args: []string{"150000"}})
+		if err != nil || len(out) < 900_000 {
+			b.Fatal(len(out), err)
+		}
+	}
+}

@@ -235,6 +235,10 @@ func TestLockHeld(t *testing.T) {
 		if !strings.Contains(locked.Holder, "pid ") || !strings.Contains(locked.Holder, "iptables.test") {
 			t.Errorf("holder %q", locked.Holder)
 		}
+		// Looking takes no lock.
+		if _, _, err := (iptables.Tools{}).Read(t.Context()); err != nil {
+			t.Error(err)
+		}
 		// Once it is let go, the restore that waits goes through.
 		f.Close()
 		time.AfterFunc(500*time.Millisecond, func() { holder.Process.Kill() })
@@ -261,6 +265,25 @@ func TestNotInstalled(t *testing.T) {
 	if err != nil || len(raws) == 0 || raws[0].Family != planner.IPv4 || len(notes) == 0 || !strings.Contains(notes[0], "ip6tables") {
 		t.Error(raws, notes, err)
 	}
+}
+
+func TestNoIPv6InTheKernel(t *testing.T) {
+	nstest.Inside(t, func(ns *nstest.NS) {
+		no6 := runner(func(c run.Cmd) ([]byte, error) {
+			if strings.HasPrefix(c.Path, "ip6") {
+				return nil, &run.Error{Path: c.Path, Status: 3, Stderr: "can't initialize ip6tables table `filter': Address family not supported by protocol"}
+			}
+			return nil, nil
+		})
+		if _, _, err := (iptables.Tools{Runner: no6}).Read(t.Context()); err == nil {
+			t.Error("a failure is not taken for one although the kernel has IPv6")
+		}
+		ns.Run("mount", "-t", "tmpfs", "tmpfs", "/proc/sys/net")
+		raws, notes, err := iptables.Tools{Runner: no6}.Read(t.Context())
+		if err != nil || len(raws) != 1 || len(notes) != 1 || !strings.Contains(notes[0], "without IPv6") {
+			t.Error(raws, notes, err)
+		}
+	})
 }
 
 type runner func(run.Cmd) ([]byte, error)
@@ -331,6 +354,33 @@ func TestScriptRefusesBreakingOut(t *testing.T) {
 	if s, err := iptables.Script([]planner.Section{{Table: "filter\n*nat"}}); err == nil {
 		t.Errorf("%q", s)
 	}
+}
+
+// FuzzScript holds scripts to the lines that their operations call for.
+func FuzzScript(f *testing.F) {
+	f.Add("filter", "CTPLAN-INPUT", "-j ACCEPT", 1)
+	f.Add("*", ":", "-A X \"", -5)
+	f.Add("raw\n", "a\tb", "COMMIT\n*nat", 0)
+	f.Fuzz(func(t *testing.T, table, chain, rule string, pos int) {
+		s, err := iptables.Script([]planner.Section{{Table: table, Ops: []planner.RuleOp{
+			{Kind: planner.SetChain, Chain: chain, Rules: []string{rule, rule}},
+			{Kind: planner.InsertRule, Chain: chain, Pos: pos, Rule: rule},
+			{Kind: planner.DeleteRule, Chain: chain, Rule: rule},
+			{Kind: planner.DropChain, Chain: chain},
+		}}})
+		if err != nil {
+			return
+		}
+		lines := strings.Split(s, "\n")
+		if len(lines) != 10 || lines[0] != "*"+table || lines[8] != "COMMIT" || lines[9] != "" {
+			t.Fatalf("%q", s)
+		}
+		for i, verb := range []string{":", "-A ", "-A ", "-I ", "-D ", "-F ", "-X "} {
+			if !strings.HasPrefix(lines[i+1], verb+chain) {
+				t.Errorf("line %q", lines[i+1])
+			}
+		}
+	})
 }
 
 func TestSavedPaths(t *testing.T) {
