@@ -334,15 +334,11 @@ func (w *tableWork) reasons() []string {
 			make = append(make, cw.name)
 		}
 	}
-	what := "lets the declared traffic through without connection tracking"
-	if w.table == "raw" {
-		what = "takes the declared traffic out of connection tracking"
-	}
 	if len(make) > 0 {
-		out = append(out, strings.Join(make, " and ")+" "+what)
+		out = append(out, joined(make, w.purpose("lets", "takes"), w.purpose("let", "take")))
 	}
 	if len(restore) > 0 {
-		out = append(out, strings.Join(restore, " and ")+" is not as declared")
+		out = append(out, joined(restore, "is not as declared", "are not as declared"))
 	}
 	if len(drop) > 0 {
 		out = append(out, "nothing declares "+strings.Join(drop, " and ")+" any longer")
@@ -359,6 +355,21 @@ func (w *tableWork) reasons() []string {
 		out = append(out, "jumps to ctplan's chains stand where none is declared")
 	}
 	return out
+}
+
+// purpose says what the table's chains do, with the verb that fits.
+func (w *tableWork) purpose(let, take string) string {
+	if w.table == "raw" {
+		return take + " the declared traffic out of connection tracking"
+	}
+	return let + " the declared traffic through without connection tracking"
+}
+
+func joined(names []string, one, many string) string {
+	if len(names) == 1 {
+		return names[0] + " " + one
+	}
+	return strings.Join(names[:len(names)-1], ", ") + " and " + names[len(names)-1] + " " + many
 }
 
 func plural(n int, one, many string) string {

@@ -310,4 +310,3 @@ func worldFlows() []flow {
 	}
 	return flows
 }
-

@@ -274,10 +274,17 @@ func glyph(a planner.Action) (glyph, sgr string) {
 // places lists positions in the HCL, safe to print.
 func places(at []planner.Pos) string {
 	var s []string
+	file := ""
 	for _, p := range at {
-		if p.File != "" {
+		switch p.File {
+		case "":
+			continue
+		case file:
+			s = append(s, fmt.Sprintf(":%d", p.Line))
+		default:
 			s = append(s, Clean(p.String()))
 		}
+		file = p.File
 	}
 	return strings.Join(s, ", ")
 }
