@@ -56,7 +56,7 @@ func (s *Snapshot) Facts() []Fact {
 		if !r.Primary {
 			prefix += string(r.Backend) + "."
 		}
-		add(prefix+"backend", string(r.Backend), fmt.Sprint(r.Primary), r.Version)
+		add(prefix+"backend", string(r.Backend), fmt.Sprint(r.Primary))
 		for name, lines := range tables(r.Text) {
 			add(prefix+name, lines)
 		}
