@@ -19,7 +19,8 @@ import (
 )
 
 // Tools is the way to the host's iptables commands. The zero Tools runs them
-// for real and waits DefaultWait for the xtables lock.
+// for real and waits DefaultWait for the xtables lock. Writing needs
+// iptables 1.6.2 or later, whose iptables-restore knows -w.
 type Tools struct {
 	Runner run.Runner    // nil: run.Exec
 	Wait   time.Duration // for the xtables lock of the legacy backend, in whole seconds; 0: DefaultWait

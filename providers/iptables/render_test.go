@@ -174,7 +174,7 @@ func TestRenderSurvivesTheKernel(t *testing.T) {
 		r := rand.New(rand.NewPCG(seed, 0))
 		for _, b := range []planner.Backend{planner.NFT, planner.Legacy} {
 			ns.Use(b)
-			for range 40 {
+			for range 25 {
 				roundTrip(t, b, iptables.Render(randomDesired(r)))
 			}
 		}

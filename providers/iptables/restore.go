@@ -78,8 +78,8 @@ func (t Tools) restoreCommand(ctx context.Context, f planner.Family, b planner.B
 }
 
 // askVersion asks a command itself, for installations where neither links nor
-// headers tell: "iptables v1.8.9 (nf_tables)". Releases before 1.8 have one
-// backend and do not name it; so go-iptables reads them too.
+// headers tell: "iptables v1.8.9 (nf_tables)". Releases before 1.8 have the
+// legacy backend alone and do not name it.
 func (t Tools) askVersion(ctx context.Context, name string) (planner.Backend, string) {
 	out, err := t.runner().Run(ctx, run.Cmd{Path: name, Args: []string{"--version"}})
 	if err != nil {
