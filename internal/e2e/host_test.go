@@ -247,24 +247,41 @@ func same(t *testing.T, what, want, got string) {
 	}
 }
 
-// addresses runs drift and returns its exit status and the addresses that it
-// names, as its JSON has them.
-func (h *host) addresses(path string) (int, []string) {
+// document is what the tests read of ctplan's JSON.
+type document struct {
+	Changes []struct {
+		Address string `json:"address"`
+	} `json:"changes"`
+	Warnings []struct {
+		Text string `json:"text"`
+	} `json:"warnings"`
+}
+
+func (h *host) document(r result) (doc document) {
+	h.t.Helper()
+	if err := json.Unmarshal([]byte(r.stdout), &doc); err != nil {
+		h.t.Fatalf("reading JSON: %v\nstdout:\n%s\nstderr:\n%s", err, r.stdout, r.stderr)
+	}
+	return doc
+}
+
+// addresses runs drift and returns its exit status and what it names.
+func (h *host) addresses(path string) (status int, found []string) {
 	h.t.Helper()
 	r := h.try("drift", "--json", path)
-	var doc struct {
-		Changes []struct {
-			Address string `json:"address"`
-		} `json:"changes"`
-	}
-	if err := json.Unmarshal([]byte(r.stdout), &doc); err != nil {
-		h.t.Fatalf("ctplan drift --json: %v\nstdout:\n%s\nstderr:\n%s", err, r.stdout, r.stderr)
-	}
-	var found []string
-	for _, c := range doc.Changes {
+	for _, c := range h.document(r).Changes {
 		found = append(found, c.Address)
 	}
 	return r.status, found
+}
+
+// warnings are what plan warns of.
+func (h *host) warnings(path string) (texts []string) {
+	h.t.Helper()
+	for _, w := range h.document(h.try("plan", "--json", path)).Warnings {
+		texts = append(texts, w.Text)
+	}
+	return texts
 }
 
 // pid is a process that lives in the host's namespaces.

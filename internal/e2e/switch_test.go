@@ -10,16 +10,13 @@ import (
 	"github.com/ctplan/ctplan/planner"
 )
 
-// webUntracked serves on port 8080 without tracking.
+// webUntracked serves on port 8080 and tracks nothing at all.
 const webUntracked = `
 conntrack "web" {
   mode           = "notrack"
   stateful_rules = "remove"
 
-  notrack "web" {
-    protocol   = "tcp"
-    local_port = 8080
-  }
+  notrack "all" {}
 
   accept "web" {
     protocol   = "tcp"
