@@ -31,7 +31,7 @@ import (
 
 // Env is where a transaction happens.
 type Env struct {
-	Host        *Host
+	Host        *Host  // nil: NewHost("")
 	Dir         string // journal.Dir on a real host
 	LockPath    string // lock.Path on a real host
 	LockTimeout time.Duration
@@ -123,6 +123,9 @@ type transaction struct {
 func Run(ctx context.Context, env Env, steps []planner.Step, opts Options) (Result, error) {
 	if len(steps) == 0 {
 		return Result{Outcome: journal.Committed}, nil
+	}
+	if env.Host == nil {
+		env.Host = NewHost("")
 	}
 	l, err := lock.Acquire(ctx, env.LockPath, env.Command, env.LockTimeout)
 	if err != nil {
@@ -276,9 +279,21 @@ func (tx *transaction) back(ctx context.Context, cause error) (Result, error) {
 	// back. It stays open then, and the next run finds nothing left to undo.
 	_ = tx.j.Append(journal.Record{Kind: journal.Rollback, Reason: cause.Error()}, false)
 	var left []LeftStep
+	stuck := map[string]bool{}
 	for _, i := range undoOrder(tx.began) {
 		u := tx.began[i]
-		if err := tx.undo(ctx, i, u); err != nil {
+		if u.Undone && !tx.rebooted {
+			tx.reports[i].State = Reverted
+			continue
+		}
+		err := errBelow
+		if !stuck[layer(u.Step)] {
+			err = tx.undo(ctx, i, u)
+		}
+		if err != nil {
+			if u.Step.Rules != nil || u.Step.Module != nil {
+				stuck[layer(u.Step)] = true
+			}
 			tx.reports[i].State, tx.reports[i].Err = Left, err
 			left = append(left, LeftStep{Step: u.Step, Err: err, Commands: manual(u)})
 			_ = tx.j.Append(journal.Record{Kind: journal.Stuck, Index: i, Reason: err.Error()}, false)
@@ -312,6 +327,20 @@ func undoOrder(began []undo) []int {
 		}
 	}
 	return append(files, rest...)
+}
+
+// layer names what a step builds on: while a later rules step on the same
+// rules stands, an earlier one cannot come off, and values cannot be put back
+// into a module that is not.
+func layer(s planner.Step) string {
+	switch {
+	case s.Rules != nil:
+		return string(s.Rules.Family) + string(s.Rules.Backend)
+	case s.File != nil:
+		return s.File.Before.Path
+	default:
+		return "modules"
+	}
 }
 
 func (tx *transaction) undo(ctx context.Context, i int, u undo) (err error) {

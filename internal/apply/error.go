@@ -13,6 +13,9 @@ import (
 // errTooSlow ends a transaction that is not done when its confirmation is due.
 var errTooSlow = errors.New("the steps were not done within the time to confirm")
 
+// errBelow is why a step is not taken back.
+var errBelow = errors.New("not tried, since a later step that builds on it could not be taken back")
+
 // RolledBackError says that a transaction failed and the old state is back.
 type RolledBackError struct {
 	ID      int

@@ -75,6 +75,7 @@ type Kernel interface {
 type undo struct {
 	Step   planner.Step
 	Before journal.Before
+	Undone bool // an earlier try took it back
 	// Rebooted is whether the machine has started anew since: then the kernel
 	// holds what the boot made of the files, and files alone are as they were left.
 	Rebooted bool

@@ -85,6 +85,9 @@ func Reject(ctx context.Context, env Env, progress func(Event)) ([]Result, error
 // takeBack rolls back the unfinished transactions; why gives the reason, or
 // the error that leaves one alone.
 func (env Env) takeBack(ctx context.Context, progress func(Event), why func(journal.Transaction) (cause, stop error)) ([]Result, error) {
+	if env.Host == nil {
+		env.Host = NewHost("")
+	}
 	store, err := journal.View(env.Dir)
 	if err != nil {
 		return nil, err
@@ -134,7 +137,7 @@ func (env Env) rollback(ctx context.Context, store *journal.Store, id int, cause
 	}
 	tx := &transaction{env: env, opts: Options{Progress: progress}, j: j, header: t.Header, rebooted: rebooted}
 	for _, s := range t.Steps {
-		tx.began = append(tx.began, undo{Step: s.Step, Before: s.Before})
+		tx.began = append(tx.began, undo{Step: s.Step, Before: s.Before, Undone: s.Undone})
 		tx.reports = append(tx.reports, StepReport{Addresses: s.Addresses, State: Applied})
 	}
 	defer env.Host.hold(j.File())()

@@ -213,4 +213,3 @@ func digest(m planner.TableModel) string {
 	sum := sha256.Sum256([]byte(m.Canonical()))
 	return hex.EncodeToString(sum[:16])
 }
-

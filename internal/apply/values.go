@@ -58,8 +58,10 @@ func (h *Host) undoFile(u undo) error {
 func (h *Host) undoSysctl(s *planner.SysctlStep, rebooted bool) error {
 	now, err := h.Kernel.Sysctl(s.Key)
 	switch {
-	case rebooted && (errors.Is(err, fs.ErrNotExist) || err == nil && !sameValue(now, s.After)):
-		return nil // the boot set it, or did not load what has it
+	case errors.Is(err, fs.ErrNotExist):
+		return nil // gone with its module, value and all
+	case rebooted && err == nil && !sameValue(now, s.After):
+		return nil // the boot set it
 	case err != nil:
 		return err
 	case sameValue(now, s.Before):
@@ -85,10 +87,10 @@ func (h *Host) undoHashsize(s *planner.HashsizeStep, rebooted bool) error {
 	switch {
 	case err != nil:
 		return err
-	case now == s.Before:
-		return nil
-	case rebooted && now != s.After, now == 0 && rebooted:
-		return nil // the boot set it, or did not load the module
+	case now == s.Before, now == 0:
+		return nil // 0: gone with its module
+	case rebooted && now != s.After:
+		return nil // the boot set it
 	}
 	if err := h.Kernel.SetHashsize(s.Before); err != nil {
 		return err

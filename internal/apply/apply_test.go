@@ -1,0 +1,569 @@
+package apply
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/ctplan/ctplan/internal/journal"
+	"github.com/ctplan/ctplan/internal/lock"
+	"github.com/ctplan/ctplan/planner"
+)
+
+// errInjected is the failure that tests cause.
+var errInjected = errors.New("injected")
+
+// crash is what a process that dies panics with: nothing behind it runs but
+// what the kernel does for the dead too.
+type crash struct{}
+
+func testEnv(t *testing.T, f *fake) Env {
+	dir := memory(t)
+	return Env{
+		Host:     f.host(),
+		Dir:      filepath.Join(dir, "state"),
+		LockPath: filepath.Join(dir, "lock"),
+		Command:  "ctplan apply",
+	}
+}
+
+// world is a host and the steps that change it.
+type world struct {
+	make  func() *fake
+	steps []planner.Step
+}
+
+var v4 = rulesKey{planner.IPv4, planner.NFT}
+
+func rules(key rulesKey, sections ...planner.Section) planner.Step {
+	return planner.Step{
+		Addresses: []string{"iptables." + string(key.family)},
+		Rules:     &planner.RulesStep{Family: key.family, Backend: key.backend, Sections: sections},
+	}
+}
+
+func section(table string, ops ...planner.RuleOp) planner.Section {
+	return planner.Section{Table: table, Ops: ops}
+}
+
+func file(before, after planner.File) planner.Step {
+	return planner.Step{Addresses: []string{"file." + before.Path}, File: &planner.FileStep{Before: before, After: after}}
+}
+
+func text(path, content string) planner.File {
+	return planner.File{Path: path, Exists: true, Content: content, Mode: 0o640, UID: 3, GID: 4}
+}
+
+func sysctlStep(key, before, after string) planner.Step {
+	return planner.Step{Addresses: []string{"sysctl." + key}, Sysctl: &planner.SysctlStep{Key: key, Before: before, After: after}}
+}
+
+func module(name string, load bool) planner.Step {
+	return planner.Step{Addresses: []string{"module." + name}, Module: &planner.ModuleStep{Module: name, Load: load}}
+}
+
+// worlds are the three modes in small, and back again.
+func worlds() map[string]world {
+	notrack := []planner.Step{
+		rules(v4,
+			section("filter",
+				planner.RuleOp{Kind: planner.SetChain, Chain: "CTPLAN-INPUT", Rules: []string{"-p tcp -j ACCEPT", "-p udp -j ACCEPT"}},
+				planner.RuleOp{Kind: planner.InsertRule, Chain: "INPUT", Pos: 2, Rule: "-j CTPLAN-INPUT"}),
+			section("raw",
+				planner.RuleOp{Kind: planner.SetChain, Chain: "CTPLAN-PREROUTING", Rules: []string{"-p tcp -j CT --notrack"}},
+				planner.RuleOp{Kind: planner.InsertRule, Chain: "PREROUTING", Pos: 1, Rule: "-j CTPLAN-PREROUTING"}),
+			section("filter",
+				planner.RuleOp{Kind: planner.DeleteRule, Chain: "INPUT", Pos: 3, Rule: "-m state --state ESTABLISHED -j ACCEPT"},
+				planner.RuleOp{Kind: planner.DeleteRule, Chain: "INPUT", Pos: 4, Rule: "-m state --state ESTABLISHED -j ACCEPT"})),
+		file(text("/etc/rules.v4", "old\n"), text("/etc/rules.v4", "new\n")),
+		file(planner.File{Path: "/etc/iptables/a/rules.v6"}, text("/etc/iptables/a/rules.v6", "new\n")),
+	}
+	notrackHost := func() *fake {
+		f := newFake()
+		f.load(v4, "filter", ":INPUT DROP", ":FORWARD ACCEPT", ":OUTPUT ACCEPT", ":mine -",
+			"-A INPUT -i lo -j ACCEPT",
+			"-A INPUT -m state --state ESTABLISHED -j ACCEPT",
+			"-A INPUT -s 10.0.0.1/32 -j mine",
+			"-A INPUT -m state --state ESTABLISHED -j ACCEPT",
+			"-A mine -j DROP")
+		f.files["/etc/rules.v4"] = text("/etc/rules.v4", "old\n")
+		return f
+	}
+	tuned := []planner.Step{
+		file(planner.File{Path: "/etc/modprobe.d/netfilter.conf"}, text("/etc/modprobe.d/netfilter.conf", "options\n")),
+		module("nf_conntrack", true),
+		{Addresses: []string{"hashsize"}, Hashsize: &planner.HashsizeStep{Before: 65536, After: 131072}},
+		sysctlStep(maxKey, "65536", "524288"),
+	}
+	disabled := []planner.Step{
+		rules(v4, section("filter", planner.RuleOp{Kind: planner.DeleteRule, Chain: "INPUT", Pos: 1, Rule: "-m state --state NEW -j ACCEPT"})),
+		rules(rulesKey{planner.IPv6, planner.Legacy}, section("filter", planner.RuleOp{Kind: planner.DropChain, Chain: "CTPLAN-INPUT", Was: []string{"-j ACCEPT"}})),
+		file(text("/etc/sysctl.conf", "x=1\n"), planner.File{Path: "/etc/sysctl.conf"}),
+		file(planner.File{Path: "/etc/modprobe.d/netfilter.conf"}, text("/etc/modprobe.d/netfilter.conf", "install nf_conntrack /bin/false\n")),
+		module("nf_conntrack", false),
+	}
+	return map[string]world{
+		"notrack": {notrackHost, notrack},
+		"tuned":   {newFake, tuned},
+		"disabled": {func() *fake {
+			f := newFake()
+			f.load(v4, "filter", ":INPUT ACCEPT", "-A INPUT -m state --state NEW -j ACCEPT")
+			f.load(rulesKey{planner.IPv6, planner.Legacy}, "filter", ":INPUT ACCEPT", ":CTPLAN-INPUT -", "-A CTPLAN-INPUT -j ACCEPT")
+			f.files["/etc/sysctl.conf"] = text("/etc/sysctl.conf", "x=1\n")
+			f.modules["nf_conntrack"] = true
+			f.sysctls[maxKey], f.buckets = "262144", 16384 // not the defaults
+			return f
+		}, disabled},
+	}
+}
+
+// reversed is the way back: from the new state to the old one.
+func (w world) reversed() world {
+	var back []planner.Step
+	began := make([]undo, len(w.steps))
+	for i, s := range w.steps {
+		began[i].Step = s
+	}
+	for _, i := range undoOrder(began) {
+		back = append(back, w.steps[i].Inverse())
+	}
+	return world{
+		make: func() *fake {
+			f := w.make()
+			for _, s := range w.steps {
+				if err := f.host().do(context.Background(), s); err != nil {
+					panic(err)
+				}
+			}
+			return f
+		},
+		steps: back,
+	}
+}
+
+func allWorlds() map[string]world {
+	all := map[string]world{}
+	for name, w := range worlds() {
+		all[name], all[name+" back"] = w, w.reversed()
+	}
+	for seed := range uint64(8) {
+		w := randomWorld(seed)
+		all[fmt.Sprint("random ", seed)], all[fmt.Sprint("random ", seed, " back")] = w, w.reversed()
+	}
+	return all
+}
+
+// randomWorld is two rules steps and values, with rules that repeat.
+func randomWorld(seed uint64) world {
+	r := rand.New(rand.NewPCG(seed, 1))
+	texts := []string{"-j A", "-j B", "-j C"}
+	lines := []string{":INPUT DROP", ":CTPLAN-OLD -", "-A CTPLAN-OLD -j A", "-A CTPLAN-OLD -j B"}
+	for range 6 {
+		lines = append(lines, "-A INPUT "+texts[r.IntN(3)])
+	}
+	start := func() *fake {
+		f := newFake()
+		f.load(v4, "filter", lines...)
+		f.sysctls["a"], f.buckets = "1", 512
+		return f
+	}
+	rs, _ := fakeRules{start()}.Save(context.Background(), planner.IPv4, planner.NFT)
+	models := map[string]planner.TableModel{"filter": rs.Model("filter"), "raw": rs.Model("raw")}
+	ops := func(table string) planner.Section {
+		m, sec := models[table], planner.Section{Table: table}
+		for range 1 + r.IntN(4) {
+			chain := map[string]string{"filter": "INPUT", "raw": "OUTPUT"}[table]
+			have := m.Rules(chain)
+			var op planner.RuleOp
+			switch n := r.IntN(4); {
+			case n == 0 && len(have) > 0:
+				rule := have[r.IntN(len(have))]
+				op = planner.RuleOp{Kind: planner.DeleteRule, Chain: chain, Pos: slices.Index(have, rule) + 1, Rule: rule}
+			case n == 1:
+				op = planner.RuleOp{Kind: planner.SetChain, Chain: "CTPLAN-X", Rules: []string{texts[r.IntN(3)]}, Was: m.Rules("CTPLAN-X"), Existed: m.Has("CTPLAN-X")}
+			case n == 2 && m.Has("CTPLAN-OLD"):
+				op = planner.RuleOp{Kind: planner.DropChain, Chain: "CTPLAN-OLD", Was: m.Rules("CTPLAN-OLD")}
+			default:
+				// New text: of equal rules iptables deletes the first, so the
+				// planner never inserts one that stands already.
+				op = planner.RuleOp{Kind: planner.InsertRule, Chain: chain, Pos: 1 + r.IntN(len(have)+1), Rule: fmt.Sprintf("-j N%d", r.IntN(1e9))}
+			}
+			m.Apply(op)
+			sec.Ops = append(sec.Ops, op)
+		}
+		return sec
+	}
+	return world{start, []planner.Step{
+		rules(v4, ops("filter"), ops("raw"), ops("filter")),
+		sysctlStep("a", "1", "2"),
+		rules(v4, ops("filter"), ops("raw")),
+		{Hashsize: &planner.HashsizeStep{Before: 512, After: 1024}},
+	}}
+}
+
+// faults numbers every point of a run; at number n it does what mode says.
+type faults struct {
+	n, at int
+	crash bool
+}
+
+func (x *faults) hit() error {
+	x.n++
+	if x.n-1 != x.at {
+		return nil
+	}
+	if x.crash {
+		panic(crash{})
+	}
+	return errInjected
+}
+
+// arm makes both the transaction and its host hit x.
+func (x *faults) arm(env *Env, f *fake) {
+	env.Fault = func(string, int) error { return x.hit() }
+	f.fault = func(string) error { return x.hit() }
+}
+
+// survive calls fn and reports whether it crashed.
+func survive(fn func()) (crashed bool) {
+	defer func() {
+		if r := recover(); r != nil {
+			if _, ok := r.(crash); !ok {
+				panic(r)
+			}
+			crashed = true
+		}
+	}()
+	fn()
+	return false
+}
+
+// TestEveryPoint fails and crashes every transaction at every point where it
+// can be cut off, and holds what comes of it against the old and the new host.
+func TestEveryPoint(t *testing.T) {
+	cases := 0
+	for name, w := range allWorlds() {
+		f := w.make()
+		before := f.String()
+		env := testEnv(t, f)
+		count := &faults{at: -1}
+		count.arm(&env, f)
+		if _, err := Run(t.Context(), env, w.steps, Options{}); err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		after := f.String()
+		if before == after {
+			t.Fatalf("%s changes nothing", name)
+		}
+		for at := range count.n {
+			for _, crashes := range []bool{false, true} {
+				cases++
+				what := fmt.Sprintf("%s, point %d of %d, crash %v", name, at, count.n, crashes)
+				f := w.make()
+				env := testEnv(t, f)
+				x := &faults{at: at, crash: crashes}
+				x.arm(&env, f)
+				var err error
+				crashed := survive(func() { _, err = Run(t.Context(), env, w.steps, Options{}) })
+				env.Fault, f.fault = nil, nil
+				if crashed != crashes {
+					t.Fatalf("%s: crashed %v", what, crashed)
+				}
+				pending, _ := Pending(env.Dir)
+				if !crashes && pending != nil {
+					t.Errorf("%s: still open: %v", what, pending)
+				}
+				if _, err := Recover(t.Context(), env, nil); err != nil {
+					t.Fatalf("%s: recovery: %v", what, err)
+				}
+				want, state := before, f.String()
+				if committed(t, env) {
+					want = after
+				}
+				if state != want {
+					t.Fatalf("%s: got\n%s\nwant\n%s", what, state, want)
+				}
+				if !crashes && (err == nil) != (want == after) {
+					t.Errorf("%s: error %v, but the state is otherwise", what, err)
+				}
+				if pending, err := Pending(env.Dir); pending != nil || err != nil {
+					t.Errorf("%s: after recovery: %v, %v", what, pending, err)
+				}
+			}
+		}
+	}
+	t.Logf("%d cases", cases)
+	if cases < 500 {
+		t.Errorf("%d cases are fewer than 500", cases)
+	}
+}
+
+func committed(t *testing.T, env Env) bool {
+	store, err := journal.View(env.Dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	all, err := store.All()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(all) > 0 && all[len(all)-1].Outcome == journal.Committed
+}
+
+// TestCrashInRecovery crashes and fails recovery itself, at every point, and
+// recovers from that.
+func TestCrashInRecovery(t *testing.T) {
+	cases := 0
+	for name, w := range allWorlds() {
+		f := w.make()
+		before := f.String()
+		env := testEnv(t, f)
+		count := &faults{at: -1}
+		count.arm(&env, f)
+		if _, err := Run(t.Context(), env, w.steps, Options{}); err != nil {
+			t.Fatal(err)
+		}
+		for first := 2; first < count.n-1; first += 3 {
+			for second, done := 0, false; !done; second++ {
+				for _, crashes := range []bool{true, false} {
+					cases++
+					what := fmt.Sprintf("%s, points %d and %d, crash %v", name, first, second, crashes)
+					f := w.make()
+					env := testEnv(t, f)
+					(&faults{at: first, crash: true}).arm(&env, f)
+					survive(func() { Run(t.Context(), env, w.steps, Options{}) })
+					x := &faults{at: second, crash: crashes}
+					x.arm(&env, f)
+					var err error
+					crashed := survive(func() { _, err = Recover(t.Context(), env, nil) })
+					done = x.n <= second // the fault came too late to matter
+					if !done && !crashed && err == nil {
+						t.Fatalf("%s: no error", what)
+					}
+					var incomplete *IncompleteError
+					if errors.As(err, &incomplete) && len(incomplete.Left) == 0 {
+						t.Errorf("%s: %v names nothing", what, err)
+					}
+					env.Fault, f.fault = nil, nil
+					if _, err := Recover(t.Context(), env, nil); err != nil {
+						t.Fatalf("%s: second recovery: %v", what, err)
+					}
+					if f.String() != before {
+						t.Fatalf("%s: got\n%s\nwant\n%s", what, f.String(), before)
+					}
+				}
+			}
+		}
+	}
+	t.Logf("%d cases", cases)
+}
+
+// TestRollbackErrors fails a step and then its undo.
+func TestRollbackErrors(t *testing.T) {
+	for name, w := range allWorlds() {
+		f := w.make()
+		before := f.String()
+		env := testEnv(t, f)
+		env.Fault = func(point string, i int) error {
+			if point == "verify" || point == "undo" && i == 0 {
+				return errInjected
+			}
+			return nil
+		}
+		r, err := Run(t.Context(), env, w.steps, Options{})
+		var incomplete *IncompleteError
+		if !errors.As(err, &incomplete) || !errors.Is(err, errInjected) {
+			t.Fatalf("%s: got %v, want an *IncompleteError", name, err)
+		}
+		if len(incomplete.Left) != 1 || r.Steps[0].State != Left || r.Steps[1].State != Reverted {
+			t.Errorf("%s: left %+v, steps %+v", name, incomplete.Left, r.Steps)
+		}
+		if _, err := Run(t.Context(), env, w.steps, Options{}); !strings.Contains(fmt.Sprint(err), "ctplan recover") {
+			t.Errorf("%s: next run: %v", name, err)
+		}
+		env.Fault = nil
+		if _, err := Recover(t.Context(), env, nil); err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		if f.String() != before {
+			t.Errorf("%s: got\n%s\nwant\n%s", name, f.String(), before)
+		}
+	}
+}
+
+func TestOrderOfEvents(t *testing.T) {
+	w := worlds()["notrack"]
+	f := w.make()
+	env := testEnv(t, f)
+	before := f.String()
+	refused := errors.New("refused")
+	if _, err := Run(t.Context(), env, w.steps, Options{Check: func(context.Context) error { return refused }}); err != refused {
+		t.Errorf("check: got %v", err)
+	}
+	f.fault = func(point string) error {
+		if point == "test" {
+			return errInjected
+		}
+		return nil
+	}
+	if _, err := Run(t.Context(), env, w.steps, Options{}); !strings.Contains(fmt.Sprint(err), "nothing was changed") {
+		t.Errorf("test: got %v", err)
+	}
+	f.fault = nil
+	ctx, cancel := context.WithCancel(t.Context())
+	verify := func(context.Context) error { return errors.New("sysctl.x is 3") }
+	_, err := Run(ctx, env, w.steps, Options{Verify: verify})
+	var back *RolledBackError
+	if !errors.As(err, &back) || !strings.Contains(err.Error(), "reading back: sysctl.x is 3; everything was put back") {
+		t.Errorf("verify: got %v", err)
+	}
+	var events []string
+	_, err = Run(ctx, env, w.steps, Options{Progress: func(e Event) {
+		events = append(events, fmt.Sprint(e.Index, e.Undo, e.Finished))
+		if e.Index == 1 {
+			cancel()
+		}
+	}})
+	if !errors.As(err, &back) || !errors.Is(err, context.Canceled) {
+		t.Errorf("cancelled: got %v", err)
+	}
+	want := "0 false false,0 false true,1 false false,1 false true,1 true false,1 true true,0 true false,0 true true"
+	if got := strings.Join(events, ","); got != want {
+		t.Errorf("events: got %s, want %s", got, want)
+	}
+	if f.String() != before {
+		t.Errorf("got\n%s\nwant\n%s", f.String(), before)
+	}
+	if p, err := Pending(env.Dir); p != nil || err != nil {
+		t.Errorf("pending: %v, %v", p, err)
+	}
+}
+
+// Of many at once one works, and the others name it.
+func TestTwentyAtOnce(t *testing.T) {
+	w := worlds()["tuned"]
+	f := w.make()
+	env := testEnv(t, f)
+	results := make(chan error, 20)
+	enough := make(chan struct{})
+	verify := func(context.Context) error { <-enough; return nil }
+	for range 20 {
+		go func() {
+			_, err := Run(t.Context(), env, w.steps, Options{Verify: verify})
+			results <- err
+		}()
+	}
+	for range 19 {
+		var held *lock.HeldError
+		if err := <-results; !errors.As(err, &held) || held.Holder.PID == 0 {
+			t.Errorf("got %v, want a *lock.HeldError that names the holder", err)
+		}
+	}
+	close(enough)
+	if err := <-results; err != nil {
+		t.Errorf("the one that got the lock: %v", err)
+	}
+}
+
+// TestForeignChange recovers where somebody else changed the tables meanwhile:
+// what they did stays, what the transaction did goes.
+func TestForeignChange(t *testing.T) {
+	w := worlds()["notrack"]
+	f := w.make()
+	env := testEnv(t, f)
+	env.Fault = func(point string, i int) error {
+		if point == "verify" {
+			panic(crash{})
+		}
+		return nil
+	}
+	survive(func() { Run(t.Context(), env, w.steps, Options{}) })
+	env.Fault = nil
+	foreign := planner.RuleOp{Kind: planner.InsertRule, Chain: "INPUT", Pos: 1, Rule: "-s 192.0.2.1/32 -j DROP"}
+	f.tables[v4]["filter"].Apply(foreign)
+	if _, err := Recover(t.Context(), env, nil); err != nil {
+		t.Fatal(err)
+	}
+	got := f.tables[v4]["filter"].Rules("INPUT")
+	if !slices.Contains(got, foreign.Rule) || slices.Contains(got, "-j CTPLAN-INPUT") || !slices.Contains(got, "-m state --state ESTABLISHED -j ACCEPT") {
+		t.Errorf("INPUT is now %q", got)
+	}
+	if f.tables[v4]["filter"].Has("CTPLAN-INPUT") {
+		t.Error("CTPLAN-INPUT still stands")
+	}
+	// A file that somebody else wrote is not overwritten.
+	env.Fault = func(point string, i int) error {
+		if point == "verify" {
+			panic(crash{})
+		}
+		return nil
+	}
+	steps := []planner.Step{file(text("/etc/rules.v4", "old\n"), text("/etc/rules.v4", "new\n"))}
+	survive(func() { Run(t.Context(), env, steps, Options{}) })
+	env.Fault = nil
+	f.files["/etc/rules.v4"] = text("/etc/rules.v4", "mine\n")
+	_, err := Recover(t.Context(), env, nil)
+	var incomplete *IncompleteError
+	if !errors.As(err, &incomplete) || !strings.Contains(err.Error(), "somebody else") || f.files["/etc/rules.v4"].Content != "mine\n" {
+		t.Errorf("got %v", err)
+	}
+}
+
+// A transaction must not take the tables of a machine that started anew for
+// what it left behind.
+func TestReboot(t *testing.T) {
+	for _, name := range []string{"notrack", "tuned", "disabled"} {
+		w := worlds()[name]
+		f := w.make()
+		env := testEnv(t, f)
+		env.Fault = func(point string, i int) error {
+			if point == "verify" {
+				panic(crash{})
+			}
+			return nil
+		}
+		survive(func() { Run(t.Context(), env, w.steps, Options{}) })
+		env.Fault = nil
+		old := w.make()
+		// What boot makes: the kernel as new, the files as they were left.
+		f.tables, f.sysctls, f.modules, f.buckets = map[rulesKey]map[string]planner.TableModel{}, map[string]string{}, map[string]bool{}, 0
+		f.load(v4, "filter", ":INPUT DROP", "-A INPUT -i boot -j ACCEPT")
+		booted := fmt.Sprint(f.tables[v4])
+		rewriteBootID(t, env)
+		if name == "disabled" {
+			f.modules["nf_conntrack"] = true // or else recovery loads it
+		}
+		if _, err := Recover(t.Context(), env, nil); err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		if got, want := fmt.Sprint(f.files), fmt.Sprint(old.files); got != want {
+			t.Errorf("%s: files: got %s, want %s", name, got, want)
+		}
+		if got := fmt.Sprint(f.tables[v4]); got != booted {
+			t.Errorf("%s: recovery changed rules that the boot had made", name)
+		}
+	}
+}
+
+func rewriteBootID(t *testing.T, env Env) {
+	t.Helper()
+	rewrite(t, filepath.Join(env.Dir, "000001.journal"), bootID(), "00000000-0000-0000-0000-000000000000")
+}
+
+func TestElapsed(t *testing.T) {
+	w := worlds()["tuned"]
+	env := testEnv(t, w.make())
+	env.Watch = func(context.Context, int) error { return nil }
+	slow := func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }
+	_, err := Run(t.Context(), env, w.steps, Options{ConfirmWithin: 50 * time.Millisecond, Verify: slow})
+	var back *RolledBackError
+	if !errors.As(err, &back) {
+		t.Errorf("got %v", err)
+	}
+}

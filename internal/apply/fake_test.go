@@ -1,0 +1,310 @@
+package apply
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/ctplan/ctplan/internal/journal"
+	"github.com/ctplan/ctplan/planner"
+)
+
+// fake is a whole host as a value: what the kernel and the disk would hold. It
+// refuses what they would refuse. Each section, file and value changes as one,
+// and fault is called before and after each.
+type fake struct {
+	tables  map[rulesKey]map[string]planner.TableModel
+	files   map[string]planner.File
+	folders map[string]bool
+	sysctls map[string]string
+	buckets int64
+	modules map[string]bool
+
+	fault func(point string) error
+	tests int
+}
+
+func newFake() *fake {
+	return &fake{
+		tables:  map[rulesKey]map[string]planner.TableModel{},
+		files:   map[string]planner.File{},
+		folders: map[string]bool{"/etc": true},
+		sysctls: map[string]string{},
+		modules: map[string]bool{},
+	}
+}
+
+// host is the fake behind the interfaces.
+func (f *fake) host() *Host {
+	return &Host{Rules: fakeRules{f}, Files: fakeFiles{f}, Kernel: fakeKernel{f}}
+}
+
+// String prints everything that the host holds; equal strings are equal hosts.
+func (f *fake) String() string {
+	var b strings.Builder
+	for _, family := range planner.Families {
+		for _, backend := range []planner.Backend{planner.NFT, planner.Legacy} {
+			tables := f.tables[rulesKey{family, backend}]
+			for _, name := range slices.Sorted(maps.Keys(tables)) {
+				fmt.Fprintf(&b, "%s %s *%s\n%s\n", family, backend, name, strings.Join(tables[name].Lines(), "\n"))
+			}
+		}
+	}
+	for _, p := range slices.Sorted(maps.Keys(f.files)) {
+		fmt.Fprintf(&b, "%+v\n", f.files[p])
+	}
+	fmt.Fprintln(&b, f.folders, f.sysctls, f.buckets, f.modules)
+	return b.String()
+}
+
+func (f *fake) at(point string) error {
+	if f.fault == nil {
+		return nil
+	}
+	return f.fault(point)
+}
+
+// change runs one change that happens whole or not at all.
+func (f *fake) change(what string, do func() error) error {
+	if err := f.at("before " + what); err != nil {
+		return err
+	}
+	if err := do(); err != nil {
+		return err
+	}
+	return f.at("after " + what)
+}
+
+// load gives a table rules, as lines of iptables-save.
+func (f *fake) load(key rulesKey, table string, lines ...string) {
+	if f.tables[key] == nil {
+		f.tables[key] = map[string]planner.TableModel{}
+	}
+	rs := planner.Ruleset{Tables: []planner.Table{parseLines(table, lines)}}
+	f.tables[key][table] = rs.Model(table)
+}
+
+type fakeRules struct{ *fake }
+
+func (f fakeRules) Save(_ context.Context, family planner.Family, b planner.Backend) (planner.Ruleset, error) {
+	if err := f.at("save"); err != nil {
+		return planner.Ruleset{}, err
+	}
+	rs := planner.Ruleset{Family: family, Backend: b}
+	tables := f.tables[rulesKey{family, b}]
+	for _, name := range slices.Sorted(maps.Keys(tables)) {
+		rs.Tables = append(rs.Tables, parseLines(name, tables[name].Lines()))
+	}
+	return rs, nil
+}
+
+func parseLines(name string, lines []string) planner.Table {
+	t := planner.Table{Name: name}
+	for _, l := range lines {
+		if decl, ok := strings.CutPrefix(l, ":"); ok {
+			chain, policy, _ := strings.Cut(decl, " ")
+			t.Chains = append(t.Chains, planner.ChainDecl{Name: chain, Policy: policy})
+			continue
+		}
+		chain, rule, _ := strings.Cut(strings.TrimPrefix(l, "-A "), " ")
+		t.Rules = append(t.Rules, planner.Rule{Chain: chain, Text: rule})
+	}
+	return t
+}
+
+func (f fakeRules) Test(_ context.Context, family planner.Family, b planner.Backend, sections []planner.Section) error {
+	f.tests++
+	return f.at("test")
+}
+
+func (f fakeRules) Commit(ctx context.Context, family planner.Family, b planner.Backend, sections []planner.Section) error {
+	key := rulesKey{family, b}
+	for _, sec := range sections {
+		err := f.change("section "+sec.Table, func() error {
+			rs, _ := fakeRules{&fake{tables: f.tables}}.Save(ctx, family, b)
+			m := rs.Model(sec.Table)
+			for _, op := range sec.Ops {
+				if err := refuse(m, op); err != nil {
+					return err
+				}
+				m.Apply(op)
+			}
+			if f.tables[key] == nil {
+				f.tables[key] = map[string]planner.TableModel{}
+			}
+			f.tables[key][sec.Table] = m
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// refuse says why iptables-restore would not take an operation.
+func refuse(m planner.TableModel, op planner.RuleOp) error {
+	rules := m.Rules(op.Chain)
+	switch {
+	case op.Kind != planner.SetChain && !m.Has(op.Chain):
+		return fmt.Errorf("no chain %s", op.Chain)
+	case op.Kind == planner.InsertRule && (op.Pos < 1 || op.Pos > len(rules)+1):
+		return fmt.Errorf("index of insertion %d of %s too big", op.Pos, op.Chain)
+	case op.Kind == planner.InsertRule && strings.HasPrefix(op.Rule, "-j CTPLAN-") && !m.Has(strings.TrimPrefix(op.Rule, "-j ")):
+		return fmt.Errorf("no target %s", op.Rule)
+	case op.Kind == planner.DeleteRule && !slices.Contains(rules, op.Rule):
+		return fmt.Errorf("bad rule: %s %s", op.Chain, op.Rule)
+	case op.Kind == planner.DropChain:
+		for _, l := range m.Lines() {
+			if strings.HasSuffix(l, "-j "+op.Chain) {
+				return fmt.Errorf("chain %s is in use: %s", op.Chain, l)
+			}
+		}
+	}
+	return nil
+}
+
+func (f fakeRules) Tables(family planner.Family, b planner.Backend) (map[string][]string, error) {
+	found := map[string][]string{}
+	for name, m := range f.tables[rulesKey{family, b}] {
+		found[name] = builtinsOf(m)
+	}
+	return found, nil
+}
+
+func builtinsOf(m planner.TableModel) (names []string) {
+	for _, l := range m.Lines() {
+		if name, ok := strings.CutPrefix(l, ":"); ok && !strings.HasSuffix(l, " -") {
+			name, _, _ = strings.Cut(name, " ")
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+func (f fakeRules) Trim(family planner.Family, b planner.Backend, before journal.TableBefore) error {
+	m, ok := f.tables[rulesKey{family, b}][before.Name]
+	if !ok || before.Existed || m.Canonical() != "" {
+		return nil
+	}
+	return f.change("trim", func() error {
+		delete(f.tables[rulesKey{family, b}], before.Name)
+		return nil
+	})
+}
+
+type fakeFiles struct{ *fake }
+
+func (f fakeFiles) Read(path string) (planner.File, error) {
+	if file, ok := f.files[path]; ok {
+		return file, nil
+	}
+	return planner.File{Path: path}, nil
+}
+
+func (f fakeFiles) Write(before, after planner.File) error {
+	return f.change("write "+after.Path, func() error {
+		now, _ := f.Read(after.Path)
+		if now.Content != before.Content || now.Exists != before.Exists {
+			return errors.New("the file has changed")
+		}
+		if !after.Exists {
+			delete(f.files, after.Path)
+			return nil
+		}
+		missing, _ := f.Missing(after.Path)
+		for _, dir := range missing {
+			f.folders[dir] = true
+		}
+		if now.Exists {
+			now.Content = after.Content
+			after = now
+		}
+		f.files[after.Path] = after
+		return nil
+	})
+}
+
+func (f fakeFiles) Missing(path string) (missing []string, _ error) {
+	for dir := path[:strings.LastIndex(path, "/")]; dir != "" && !f.folders[dir]; dir = dir[:strings.LastIndex(dir, "/")] {
+		missing = append(missing, dir)
+	}
+	return missing, nil
+}
+
+func (f fakeFiles) RemoveFolder(path string) error {
+	for p := range f.files {
+		if strings.HasPrefix(p, path+"/") {
+			return nil
+		}
+	}
+	delete(f.folders, path)
+	return nil
+}
+
+type fakeKernel struct{ *fake }
+
+func (f fakeKernel) Sysctl(key string) (string, error) {
+	v, ok := f.sysctls[key]
+	if !ok {
+		return "", fmt.Errorf("%s: %w", key, fs.ErrNotExist)
+	}
+	return v, nil
+}
+
+func (f fakeKernel) SetSysctl(key, value string) error {
+	return f.change("sysctl "+key, func() error {
+		if _, err := f.Sysctl(key); err != nil {
+			return err
+		}
+		f.sysctls[key] = value
+		return nil
+	})
+}
+
+func (f fakeKernel) Sysctls() (map[string]string, error) { return maps.Clone(f.sysctls), nil }
+
+func (f fakeKernel) Hashsize() (int64, error) { return f.buckets, nil }
+
+func (f fakeKernel) SetHashsize(n int64) error {
+	return f.change("hashsize", func() error {
+		f.buckets = n
+		return nil
+	})
+}
+
+func (f fakeKernel) Loaded(module string) (bool, error) { return f.modules[module], nil }
+
+const maxKey = "net.netfilter.nf_conntrack_max"
+
+// Load gives the module's values their defaults, and fails where modprobe.d
+// has the module blocked, as modprobe does.
+func (f fakeKernel) Load(_ context.Context, module string) error {
+	return f.change("load "+module, func() error {
+		for _, file := range f.files {
+			if strings.Contains(file.Content, "install "+module+" /bin/false") {
+				return fmt.Errorf("modprobe %s: install command failed", module)
+			}
+		}
+		f.modules[module] = true
+		if module == "nf_conntrack" {
+			f.sysctls[maxKey], f.buckets = "65536", 65536
+		}
+		return nil
+	})
+}
+
+func (f fakeKernel) Unload(_ context.Context, module string) error {
+	return f.change("unload "+module, func() error {
+		delete(f.modules, module)
+		if module == "nf_conntrack" {
+			delete(f.sysctls, maxKey)
+			f.buckets = 0
+		}
+		return nil
+	})
+}
