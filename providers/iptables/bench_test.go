@@ -34,7 +34,7 @@ func TestReadIsCheap(t *testing.T) {
 				reads = min(reads, time.Since(begin))
 			}
 			t.Logf("%s: read and parsed in %v; the two commands take %v: %.2f×", b, reads, saves, float64(reads)/float64(saves))
-			if reads > 2*saves { // far off even on a busy machine
+			if reads > 3*saves { // far off even on a busy machine
 				t.Errorf("%s: reading takes %.2f× as long as saving", b, float64(reads)/float64(saves))
 			}
 			ns.Run("iptables", "-F")

@@ -14,5 +14,6 @@
 // It promises that Parse loses nothing (spans and the gaps between them are
 // the text), that no string can end a line of a restore's input, and that the
 // rules of Render are letter for letter what iptables-save 1.8.9 prints back,
-// on both backends.
+// on both backends; but for protocols by number that the host's /etc/protocols
+// happens to name.
 package iptables
