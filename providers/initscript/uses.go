@@ -66,6 +66,9 @@ func (v variable) uses(script *syntax.File) []use {
 			if n.Exp != nil && (n.Exp.Op == syntax.AssignUnset || n.Exp.Op == syntax.AssignUnsetOrNull) {
 				add(n, "is assigned by an expansion")
 			}
+			if !n.Dollar.IsValid() { // NAME[0] in arithmetic, which can assign
+				add(n, "is named where it may be changed")
+			}
 			for _, inner := range inside(n) {
 				syntax.Walk(inner, visit)
 			}
