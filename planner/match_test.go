@@ -52,7 +52,7 @@ func matches(words []string, proto, src, dst, in, out string, sport, dport uint1
 		var hit bool
 		switch name {
 		case "-p":
-			hit = canonicalProtocol(arg) == proto
+			hit = canonicalProtocol(arg) == canonicalProtocol(proto)
 		case "-s", "-d":
 			var set prefixSet
 			if !set.set(false, arg) {

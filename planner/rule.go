@@ -217,23 +217,6 @@ func canonicalOption(o option) string {
 	return not + name + " " + strings.Join(args, " ")
 }
 
-func canonicalProtocol(p string) string {
-	p = strings.ToLower(p)
-	switch p {
-	case "6":
-		return "tcp"
-	case "17":
-		return "udp"
-	case "1":
-		return "icmp"
-	case "58", "icmpv6":
-		return "ipv6-icmp"
-	case "all", "0":
-		return "all"
-	}
-	return p
-}
-
 // need says what a rule needs of connection tracking.
 type need int
 

@@ -14,6 +14,7 @@ func TestKeyEvensOutSpelling(t *testing.T) {
 		{"-j NOTRACK", "-j CT --notrack"},
 		{"-s 10.0.0.1/32 -j ACCEPT", "-s 10.0.0.1 -j ACCEPT", "--source 10.0.0.1 -j ACCEPT"},
 		{"-p tcp -m tcp --dport 22 -j ACCEPT", "-p tcp --dport 22 -j ACCEPT", "-p 6 --destination-port 22 -j ACCEPT"},
+		{"-p 4 -j ACCEPT", "-p ipencap -j ACCEPT", "-p ipv4 -j ACCEPT"},
 		{"-m state --state RELATED,ESTABLISHED -j ACCEPT", "-m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT"},
 		{"-p tcp -m tcp ! --tcp-flags FIN,SYN,RST,ACK SYN -j ACCEPT", "-p tcp ! --syn -j ACCEPT"},
 		{"-m comment --comment a -p udp -j ACCEPT", "-p udp -m comment --comment a -j ACCEPT"},
