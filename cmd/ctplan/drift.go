@@ -123,7 +123,7 @@ func writeMetrics(path string, p *planned, now time.Time) error {
 		}
 	}
 	// Not 0600: node_exporter does not run as root, and addresses are no secret.
-	err := renameio.WriteFile(path, []byte(b.String()), 0o644, renameio.WithTempDir(filepath.Dir(path)), renameio.IgnoreUmask())
+	err := renameio.WriteFile(path, []byte(b.String()), 0o644, renameio.WithTempDir(filepath.Dir(path)), renameio.WithStaticPermissions(0o644))
 	if err != nil {
 		return fmt.Errorf("writing metrics to %q: %w", path, err)
 	}

@@ -25,7 +25,7 @@ func ReplaceJSON(path string, data []byte, field string) error {
 	if err := replaceable(path, field); err != nil {
 		return fmt.Errorf("writing %q: %w", path, err)
 	}
-	err := renameio.WriteFile(path, data, 0o600, renameio.WithTempDir(filepath.Dir(path)), renameio.IgnoreUmask())
+	err := renameio.WriteFile(path, data, 0o600, renameio.WithTempDir(filepath.Dir(path)), renameio.WithStaticPermissions(0o600))
 	if err != nil {
 		return fmt.Errorf("writing %q: %w", path, err)
 	}
