@@ -2,15 +2,14 @@ package main
 
 import (
 	"fmt"
-	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
 	"time"
 
-	"github.com/google/renameio/v2"
 	"github.com/spf13/cobra"
 
+	"github.com/ctplan/ctplan/internal/snapshot"
 	"github.com/ctplan/ctplan/internal/view"
 	"github.com/ctplan/ctplan/planner"
 )
@@ -123,11 +122,7 @@ func writeMetrics(path string, p *planned, now time.Time) error {
 		}
 	}
 	// Not 0600: node_exporter does not run as root, and addresses are no secret.
-	err := renameio.WriteFile(path, []byte(b.String()), 0o644, renameio.WithTempDir(filepath.Dir(path)), renameio.WithStaticPermissions(0o644))
-	if err != nil {
-		return fmt.Errorf("writing metrics to %q: %w", path, err)
-	}
-	return nil
+	return snapshot.WriteAtomic(path, []byte(b.String()), 0o644)
 }
 
 // label escapes a value of a Prometheus label.

@@ -25,8 +25,22 @@ func ReplaceJSON(path string, data []byte, field string) error {
 	if err := replaceable(path, field); err != nil {
 		return fmt.Errorf("writing %q: %w", path, err)
 	}
-	err := renameio.WriteFile(path, data, 0o600, renameio.WithTempDir(filepath.Dir(path)), renameio.WithStaticPermissions(0o600))
+	return WriteAtomic(path, data, 0o600)
+}
+
+// WriteAtomic leaves either what stood at path or the whole of data, with
+// exactly this mode, whatever the umask and the mode of the old file.
+func WriteAtomic(path string, data []byte, mode fs.FileMode) error {
+	// Not renameio.WriteFile: that keeps the old file's mode.
+	f, err := renameio.NewPendingFile(path, renameio.WithTempDir(filepath.Dir(path)), renameio.WithStaticPermissions(mode))
 	if err != nil {
+		return fmt.Errorf("writing %q: %w", path, err)
+	}
+	defer f.Cleanup()
+	if _, err := f.Write(data); err != nil {
+		return fmt.Errorf("writing %q: %w", path, err)
+	}
+	if err := f.CloseAtomicallyReplace(); err != nil {
 		return fmt.Errorf("writing %q: %w", path, err)
 	}
 	return nil
