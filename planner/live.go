@@ -74,7 +74,7 @@ type File struct {
 	UID     int               `json:"uid,omitempty"`
 	GID     int               `json:"gid,omitempty"`
 	Target  string            `json:"target,omitempty"` // the real path, where Path or a folder above it is a symbolic link
-	Xattrs  map[string]string `json:"xattrs,omitempty"`
+	Xattrs  map[string]string `json:"xattrs,omitempty"` // extended attributes, values in base64
 }
 
 // Span is a half-open range of bytes in a file's content.
