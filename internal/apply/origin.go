@@ -77,21 +77,38 @@ func who() journal.Who {
 	return w
 }
 
-// process reads who a PID is. The start time stands behind the command's name,
-// which may hold anything, parentheses too (proc_pid_stat(5)).
+// running reports whether a process still is, and is still the same. One that
+// has ended but was not waited for is not.
+func running(p journal.Process) bool {
+	fields, err := stat(p.PID)
+	return err == nil && fields[19] == strconv.FormatUint(p.Start, 10) && fields[0] != "Z" && fields[0] != "X"
+}
+
+// process reads who a PID is.
 func process(pid int) (journal.Process, error) {
-	path := fmt.Sprintf("/proc/%d/stat", pid)
-	data, err := os.ReadFile(path)
+	fields, err := stat(pid)
 	if err != nil {
 		return journal.Process{}, err
 	}
-	fields := strings.Fields(string(data[strings.LastIndexByte(string(data), ')')+1:]))
-	if len(fields) < 20 {
-		return journal.Process{}, fmt.Errorf("%s: too short", path)
-	}
 	start, err := strconv.ParseUint(fields[19], 10, 64)
 	if err != nil {
-		return journal.Process{}, fmt.Errorf("%s: %w", path, err)
+		return journal.Process{}, fmt.Errorf("reading when process %d began: %w", pid, err)
 	}
 	return journal.Process{PID: pid, Start: start}, nil
+}
+
+// stat reads the fields of /proc/PID/stat from the state on, at least 20. They
+// stand behind the command's name, which may hold anything, parentheses too
+// (proc_pid_stat(5)).
+func stat(pid int) ([]string, error) {
+	path := fmt.Sprintf("/proc/%d/stat", pid)
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	fields := strings.Fields(string(data[strings.LastIndexByte(string(data), ')')+1:]))
+	if len(fields) < 20 {
+		return nil, fmt.Errorf("%s: too short", path)
+	}
+	return fields, nil
 }
