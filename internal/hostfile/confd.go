@@ -22,19 +22,14 @@ import (
 func Confs(root string, dirs []string) ([]string, error) {
 	var errs []error
 	chosen := map[string]string{} // by base name
-	seen := map[string]bool{}     // folders: /lib is a link to /usr/lib on most hosts
 	for _, dir := range dirs {
 		real, err := Real(root, dir)
-		if err != nil || seen[real] {
-			continue
+		var entries []fs.DirEntry
+		if err == nil {
+			entries, err = os.ReadDir(onDisk(root, real))
 		}
-		seen[real] = true
-		entries, err := os.ReadDir(onDisk(root, real))
-		if err != nil {
-			if !errors.Is(err, fs.ErrNotExist) {
-				errs = append(errs, fmt.Errorf("listing %s: %w", dir, bare(err)))
-			}
-			continue
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, fmt.Errorf("listing %s: %w", dir, bare(err)))
 		}
 		for _, e := range entries {
 			name := e.Name()
