@@ -213,3 +213,35 @@ func TestReadSources(t *testing.T) {
 		t.Errorf("/dev/zero: %v", err)
 	}
 }
+
+// TestNesting: files that nest without end are refused before the parser or
+// the evaluator runs out of stack, which no program survives.
+func TestNesting(t *testing.T) {
+	tooComplex := func(d schema.Diagnostics) bool {
+		return d.HasErrors() && d.List()[0].Summary == "Expression too complex"
+	}
+	for _, unit := range []string{
+		"(", "[", "!", "-\t", "1?", "1?1:", "1+", "1<", "\"${", "\"%{if true}", "f(", "[for x in ", "{a=", "<<A\n${\n",
+	} {
+		for _, prefix := range []string{"a = ", "locals {\n a = ", "a = (", "a = x[y] + "} {
+			hcl := prefix + strings.Repeat(unit, 1<<16/len(unit))
+			if _, diags := schema.Load([]schema.Source{{Name: "main.hcl", Content: []byte(hcl)}}, schema.Vars{}, nil); !tooComplex(diags) {
+				t.Errorf("%q repeated behind %q: %v", unit, prefix, diags.Err())
+			}
+		}
+	}
+	for _, hcl := range []string{
+		"locals {\n a = [0]\n b = local.a" + strings.Repeat("[local.a[0]]", 5000) + "\n}\n",
+		"locals {\n a = 1" + strings.Repeat(" + 1", 5000) + "\n}\n",
+		strings.Repeat("a {\n", 5000),
+	} {
+		if _, diags := schema.Load([]schema.Source{{Name: "main.hcl", Content: []byte(hcl)}}, schema.Vars{}, nil); !tooComplex(diags) {
+			t.Errorf("%.40q…: %v", hcl, diags.Err())
+		}
+	}
+	// Many things beside each other are no nesting.
+	wide := "locals {\n a = [" + strings.Repeat("(1 + 2) * -3,\n", 2000) + "]\n}\n" + tuned("max = length(local.a)")
+	if _, diags := schema.Load([]schema.Source{{Name: "main.hcl", Content: []byte(wide)}}, schema.Vars{}, nil); diags.HasErrors() {
+		t.Error(diags.Err())
+	}
+}

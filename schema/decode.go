@@ -297,10 +297,12 @@ func (d *decoder) filePath(e element, what string) (string, bool) {
 }
 
 // clip keeps messages readable.
-func clip(s string) string {
-	const most = 100
-	if len(s) <= most {
+func clip(s string) string { return clipTo(s, 100) }
+
+// clipTo cuts s behind at most n bytes.
+func clipTo(s string, n int) string {
+	if len(s) <= n {
 		return s
 	}
-	return strings.ToValidUTF8(s[:most], "") + "…"
+	return strings.ToValidUTF8(s[:n], "") + "…"
 }

@@ -72,7 +72,7 @@ func (d Diagnostics) Err() error {
 func (d Diagnostics) List() []Diagnostic {
 	out := make([]Diagnostic, 0, len(d.list))
 	for _, diag := range d.list {
-		entry := Diagnostic{Severity: "error", Summary: visible(diag.Summary), Detail: visible(diag.Detail)}
+		entry := Diagnostic{Severity: "error", Summary: visible(diag.Summary), Detail: visible(clipTo(diag.Detail, maxDetail))}
 		if diag.Severity == hcl.DiagWarning {
 			entry.Severity = "warning"
 		}
@@ -86,6 +86,12 @@ func (d Diagnostics) List() []Diagnostic {
 	return out
 }
 
+// maxDetail is the length in bytes of the longest detail.
+const maxDetail = 4000
+
+// maxShown is how many diagnostics WriteText shows.
+const maxShown = 200
+
 // maxSnippet is the length in bytes of the longest source line shown.
 const maxSnippet = 1000
 
@@ -94,7 +100,9 @@ const maxSnippet = 1000
 // to do. Text is wrapped at width columns; 0 does not wrap.
 func (d Diagnostics) WriteText(w io.Writer, width int, color bool) error {
 	var b bytes.Buffer
-	for i, entry := range d.List() {
+	shown := d
+	shown.list = d.list[:min(len(d.list), maxShown)]
+	for i, entry := range shown.List() {
 		diag := d.list[i]
 		label, code := "Error", "\x1b[31m"
 		if entry.Severity == "warning" {
@@ -115,6 +123,9 @@ func (d Diagnostics) WriteText(w io.Writer, width int, color bool) error {
 			}
 			fmt.Fprintf(&b, "%s\n\n", detail)
 		}
+	}
+	if more := len(d.list) - maxShown; more > 0 {
+		fmt.Fprintf(&b, "%d more are not shown.\n\n", more)
 	}
 	_, err := w.Write(b.Bytes())
 	return err
