@@ -1,0 +1,263 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+)
+
+// A job is one measurement; it prints its lines.
+type job struct {
+	name    string
+	measure func(*space) error
+}
+
+var jobs = []job{
+	{"empty", planEmpty},
+	{"foreign", planForeign},
+	{"accepts", applyAccepts},
+	{"six", sixTasks},
+}
+
+// saves is what reading a host's rules costs by itself.
+func (s *space) saves() error {
+	if err := s.run("iptables-save"); err != nil {
+		return err
+	}
+	return s.run("ip6tables-save")
+}
+
+// planEmpty plans on a host without rules that is as declared.
+func planEmpty(s *space) error {
+	path, err := s.apply(`conntrack "none" { mode = "disabled" }` + "\n")
+	if err != nil {
+		return err
+	}
+	c := compared{
+		ctplan:    func() error { return s.run(s.bin, "plan", path) },
+		reference: s.saves,
+		runs:      31,
+	}
+	if err := c.atMost("plan, no rules : two saves", s.backend, 4); err != nil {
+		return err
+	}
+	return s.extras("plan, no rules", "plan", path)
+}
+
+const webUntracked = `
+conntrack "web" {
+  mode = "notrack"
+
+  notrack "web" {
+    protocol   = "tcp"
+    local_port = 443
+  }
+
+  accept "web" {
+    protocol   = "tcp"
+    local_port = 443
+    initiator  = "remote"
+  }
+}
+`
+
+// planForeign plans with nothing to change on a host that has 10,000 rules of
+// somebody else's: all in one family, where nothing can be read in parallel,
+// and in both.
+func planForeign(s *space) error {
+	const rules = 10_000
+	for _, split := range []struct {
+		what   string
+		v4, v6 int
+	}{{"plan, 10,000 v4 rules", rules, 0}, {"plan, 5,000 v4 + 5,000 v6", rules / 2, rules / 2}} {
+		if _, err := s.exec(foreign(split.v4, "10.%d.%d.%d/32"), "iptables-restore"); err != nil {
+			return err
+		}
+		if _, err := s.exec(foreign(split.v6, "fd00:%x:%x::%x/128"), "ip6tables-restore"); err != nil {
+			return err
+		}
+		path, err := s.apply(webUntracked)
+		if err != nil {
+			return err
+		}
+		c := compared{
+			ctplan:    func() error { return s.run(s.bin, "plan", path) },
+			reference: s.saves,
+			runs:      9,
+		}
+		if err := c.atMost(split.what+" : two saves", s.backend, 1.25); err != nil {
+			return err
+		}
+		if err := s.extras(split.what, "plan", path); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// foreign is a filter table with n rules.
+func foreign(n int, address string) string {
+	var b strings.Builder
+	b.WriteString("*filter\n:INPUT ACCEPT [0:0]\n:FORWARD ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\n")
+	for i := range n {
+		fmt.Fprintf(&b, "-A INPUT -s "+address+" -p tcp -m tcp --dport %d -j DROP\n", i>>16, i>>8&0xff, i&0xff, 1024+i)
+	}
+	b.WriteString("COMMIT\n")
+	return b.String()
+}
+
+// applyAccepts applies 1,000 accepts, against the commands that cannot be done
+// without: save, test, restore, save.
+func applyAccepts(s *space) error {
+	var hcl strings.Builder
+	hcl.WriteString("conntrack \"x\" {\n  mode     = \"notrack\"\n  families = [\"ipv4\"]\n  notrack \"udp\" { protocol = \"udp\" }\n")
+	for i := range 1000 {
+		fmt.Fprintf(&hcl, "  accept \"a%d\" {\n    protocol   = \"udp\"\n    local_port = %d\n    direction  = \"in\"\n  }\n", i, 1024+i)
+	}
+	hcl.WriteString("}\n")
+	// What ctplan makes of it is what the reference restores.
+	path, err := s.apply(hcl.String())
+	if err != nil {
+		return err
+	}
+	script, err := s.exec("", "iptables-save")
+	if err != nil {
+		return err
+	}
+	c := compared{
+		reset: func() error {
+			if err := os.RemoveAll("/var/lib/ctplan"); err != nil {
+				return err
+			}
+			_, err := s.exec("*filter\nCOMMIT\n*raw\nCOMMIT\n", "iptables-restore")
+			return err
+		},
+		ctplan: func() error { return s.run(s.bin, "apply", "--auto-approve", path) },
+		reference: func() error {
+			if err := s.run("iptables-save"); err != nil {
+				return err
+			}
+			if _, err := s.exec(script, "iptables-restore", "--noflush", "--test"); err != nil {
+				return err
+			}
+			if _, err := s.exec(script, "iptables-restore", "--noflush"); err != nil {
+				return err
+			}
+			return s.run("iptables-save")
+		},
+		runs: 9,
+	}
+	if err := c.atMost("apply, 1,000 accepts : four commands", s.backend, 1.5); err != nil {
+		return err
+	}
+	if err := c.reset(); err != nil {
+		return err
+	}
+	if err := s.extras("apply, 1,000 accepts", "apply", "--auto-approve", path); err != nil {
+		return err
+	}
+	return nil
+}
+
+// extras prints a run's memory and the commands that it starts. The memory is
+// measured first, for a run that changes something.
+func (s *space) extras(what string, args ...string) error {
+	bytes, err := s.peak(args...)
+	if err != nil {
+		return err
+	}
+	note(what+": memory", s.backend, fmt.Sprintf("%.1f MiB", float64(bytes)/(1<<20)))
+	if args[0] != "plan" {
+		return nil
+	}
+	names, err := s.children(args...)
+	if err != nil || names == "" {
+		return err
+	}
+	note(what+": runs", s.backend, "  "+names)
+	return nil
+}
+
+// The same six tasks in three languages: two rules, a sysctl line away, a
+// modprobe line, an array and a list of modules. ferm can do the rules alone.
+const (
+	sixHCL = `
+conntrack "web" {
+  mode     = "disabled"
+  families = ["ipv4"]
+
+  accept "web" {
+    protocol   = "tcp"
+    local_port = 443
+  }
+}
+`
+	sixFerm = `
+domain ip table filter {
+	chain INPUT proto tcp dport 443 ACCEPT;
+	chain OUTPUT proto tcp sport 443 ACCEPT;
+}
+`
+	sixPlaybook = `
+- hosts: localhost
+  connection: local
+  gather_facts: false
+  tasks:
+    - ansible.builtin.iptables: {chain: INPUT, protocol: tcp, destination_port: "443", jump: ACCEPT}
+    - ansible.builtin.iptables: {chain: OUTPUT, protocol: tcp, source_port: "443", jump: ACCEPT}
+    - ansible.builtin.lineinfile: {path: /etc/sysctl.conf, regexp: '^net\.netfilter\.nf_conntrack_', state: absent}
+    - ansible.builtin.lineinfile: {path: /etc/modprobe.d/netfilter.conf, line: install nf_conntrack /bin/false, create: true}
+    - ansible.builtin.lineinfile: {path: /etc/init.d/iptables, regexp: '^NF_MODULES_COMMON=', line: 'NF_MODULES_COMMON=(x_tables) # Used by netfilter v4 and v6'}
+    - ansible.builtin.lineinfile: {path: /etc/sysconfig/iptables-config, regexp: '^IPTABLES_MODULES=', line: 'IPTABLES_MODULES=""'}
+`
+)
+
+// sixTasks plans a change of six tasks, against the dry runs of others.
+func sixTasks(s *space) error {
+	files := map[string]string{
+		"/etc/sysctl.conf":               "net.netfilter.nf_conntrack_max = 65536\n",
+		"/etc/init.d/iptables":           "#!/bin/bash\nNF_MODULES_COMMON=(x_tables nf_nat nf_conntrack) # Used by netfilter v4 and v6\n",
+		"/etc/sysconfig/iptables-config": "IPTABLES_MODULES=\"nf_conntrack_ftp\"\n",
+		s.dir + "/ferm.conf":             sixFerm,
+		s.dir + "/playbook.yml":          sixPlaybook,
+	}
+	for path, content := range files {
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			return err
+		}
+		if err := os.WriteFile(path, []byte(content), 0o755); err != nil {
+			return err
+		}
+	}
+	path, err := s.config(sixHCL)
+	if err != nil {
+		return err
+	}
+	plan := func() error { return s.run(s.bin, "plan", path) }
+	for _, other := range []struct {
+		command []string
+		limit   float64
+		runs    int
+	}{
+		{[]string{"ferm", "--noexec", s.dir + "/ferm.conf"}, 3, 15},
+		{[]string{"ansible-playbook", "--check", "-i", "localhost,", s.dir + "/playbook.yml"}, 100, 3},
+	} {
+		name := other.command[0]
+		what := "plan, six tasks : " + strings.Join(other.command[:2], " ")
+		if _, err := exec.LookPath(name); err != nil {
+			note(what, s.backend, name+" is not installed")
+			continue
+		}
+		c := compared{
+			ctplan:    plan,
+			reference: func() error { return s.run(name, other.command[1:]...) },
+			runs:      other.runs,
+		}
+		if err := c.fasterBy(what, s.backend, other.limit); err != nil {
+			return err
+		}
+	}
+	return nil
+}
