@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"maps"
 	"path"
-	"regexp"
 	"slices"
 	"strings"
 	"unicode"
@@ -245,13 +244,21 @@ func bodyContent(body hcl.Body, within string, schema *hcl.BodySchema) (*hcl.Bod
 	return content, diags
 }
 
-// label matches names that end up in rules' comments and in addresses.
-var label = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
+// isLabel reports whether s can name a block. Labels end up in the comments of
+// rules and in addresses.
+func isLabel(s string) bool {
+	if s == "" || len(s) > 64 || strings.IndexByte("._-", s[0]) >= 0 {
+		return false
+	}
+	return !strings.ContainsFunc(s, func(r rune) bool {
+		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '.' || r == '_' || r == '-')
+	})
+}
 
 // checkLabel checks a block's label, and that seen does not hold it already.
 func checkLabel(b *hcl.Block, seen map[string]hcl.Range) hcl.Diagnostics {
 	name := b.Labels[0]
-	if !label.MatchString(name) {
+	if !isLabel(name) {
 		return hcl.Diagnostics{{
 			Severity: hcl.DiagError,
 			Summary:  "Bad name",

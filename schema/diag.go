@@ -218,6 +218,8 @@ func valueText(val cty.Value) string {
 			s = s[:77] + "..."
 		}
 		return fmt.Sprintf("%q", s)
+	case isHugeNumber(val) && !val.AsBigFloat().IsInf():
+		return "a number of over a thousand digits"
 	case val.Type() == cty.Number:
 		return clip(val.AsBigFloat().Text('g', -1))
 	case val.Type() == cty.Bool && val.True():

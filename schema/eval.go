@@ -87,6 +87,10 @@ func (s *scope) eval(expr hcl.Expression) (cty.Value, hcl.Diagnostics) {
 	}
 	val, diags := expr.Value(s.ctx)
 	if diags.HasErrors() {
+		for _, diag := range diags {
+			// A function that cannot cope with its arguments says so with a stack trace.
+			diag.Detail, _, _ = strings.Cut(diag.Detail, "\ngoroutine ")
+		}
 		return cty.DynamicVal, s.nameFunctions(expr, diags)
 	}
 	return val, diags

@@ -29,10 +29,10 @@ var functions = sync.OnceValue(func() map[string]function.Function {
 		"endswith":        stringTest("str", "suffix", strings.HasSuffix),
 		"flatten":         stdlib.FlattenFunc,
 		"floor":           stdlib.FloorFunc,
-		"format":          stdlib.FormatFunc,
-		"formatlist":      stdlib.FormatListFunc,
+		"format":          guard(stdlib.FormatFunc, narrow),
+		"formatlist":      guard(stdlib.FormatListFunc, narrow),
 		"index":           stdlib.IndexFunc,
-		"indent":          stdlib.IndentFunc,
+		"indent":          guard(stdlib.IndentFunc, shallow),
 		"join":            stdlib.JoinFunc,
 		"jsondecode":      stdlib.JSONDecodeFunc,
 		"jsonencode":      stdlib.JSONEncodeFunc,
@@ -80,6 +80,45 @@ var functions = sync.OnceValue(func() map[string]function.Function {
 		"zipmap":          stdlib.ZipmapFunc,
 	}
 })
+
+// guard makes a function that checks its arguments before f sees them.
+func guard(f function.Function, check func(args []cty.Value) error) function.Function {
+	return function.New(&function.Spec{
+		Params:   f.Params(),
+		VarParam: f.VarParam(),
+		Type:     f.ReturnTypeForValues,
+		Impl: func(args []cty.Value, _ cty.Type) (cty.Value, error) {
+			if err := check(args); err != nil {
+				return cty.NilVal, err
+			}
+			return f.Call(args)
+		},
+	})
+}
+
+// narrow refuses formats that would pad to more than four digits' width.
+func narrow(args []cty.Value) error {
+	if !args[0].IsKnown() || args[0].IsNull() {
+		return nil
+	}
+	digits := 0
+	for _, c := range []byte(args[0].AsString()) {
+		if c < '0' || c > '9' {
+			digits = 0
+		} else if digits++; digits > 4 {
+			return function.NewArgErrorf(0, "a format holds no number of more than four digits")
+		}
+	}
+	return nil
+}
+
+// shallow refuses to indent by more than a thousand spaces.
+func shallow(args []cty.Value) error {
+	if args[0].IsKnown() && !args[0].IsNull() && args[0].GreaterThan(cty.NumberIntVal(1000)).True() {
+		return function.NewArgErrorf(0, "at most 1000 spaces")
+	}
+	return nil
+}
 
 // stringTest makes a function of two strings that is true or false.
 func stringTest(first, second string, test func(a, b string) bool) function.Function {

@@ -102,6 +102,10 @@ func (d *decoder) initiator(attr *hcl.Attribute, t *planner.Traffic, protocolKno
 	if protocolKnown && t.Protocol != "tcp" {
 		d.errorf(attr.Range, "initiator without tcp", "Only a TCP packet shows who opens the connection: set protocol = \"tcp\", or leave initiator out.")
 	}
+	if t.Direction == planner.Forward && d.unknown == nil && t.Interface == "" &&
+		len(t.Local)+len(t.Remote)+len(t.LocalPorts)+len(t.RemotePorts) == 0 {
+		d.errorf(attr.Range, "initiator without sides", "Nothing tells the local from the remote side of routed traffic here: set local, remote, a port or interface.")
+	}
 	return side
 }
 
