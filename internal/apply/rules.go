@@ -79,7 +79,7 @@ func (h *Host) undoRules(ctx context.Context, u undo) error {
 	case u.Rebooted && !showsOwn(live, s):
 		return nil // the boot made these rules, not the transaction
 	default:
-		back = mend(live, s)
+		back = mend(live, inverse(s, len(s.Sections)))
 	}
 	if len(back) > 0 {
 		if err := h.Rules.Commit(ctx, s.Family, s.Backend, back); err != nil {
@@ -97,43 +97,22 @@ func (h *Host) undoRules(ctx context.Context, u undo) error {
 	if live, err = h.Rules.Save(ctx, s.Family, s.Backend); err != nil {
 		return err
 	}
-	if came >= 0 && progressOf(live, undo{Step: u.Step, Before: firstStates(u.Before)}) == 0 || len(mend(live, s)) == 0 {
+	if progressOf(live, u) == 0 || came < 0 && len(mend(live, inverse(s, len(s.Sections)))) == 0 {
 		return nil
 	}
 	return errors.New("read back after the rollback, the rules are not what they were")
 }
 
-// progressOf returns after how many of the step's sections the tables stand as
+// progressOf returns after how many of the step's sections the rules stand as
 // they do; -1 when no number of sections explains it.
 func progressOf(live planner.Ruleset, u undo) int {
-	digests := make([]string, len(u.Before.Tables))
-	for i, t := range u.Before.Tables {
-		digests[i] = digest(live.Model(t.Name))
-	}
+	models := modelsOf(live, tableNames(u.Step.Rules.Sections))
 	for came := range len(u.Step.Rules.Sections) + 1 {
-		fits := func(i int) bool {
-			states := u.Before.Tables[i].States
-			return came < len(states) && states[came] == digests[i]
-		}
-		all := len(digests) > 0
-		for i := range digests {
-			all = all && fits(i)
-		}
-		if all {
+		if models.stand(u.Before, came) {
 			return came
 		}
 	}
 	return -1
-}
-
-// firstStates keeps of each table the state before the step alone.
-func firstStates(b journal.Before) journal.Before {
-	var first journal.Before
-	for _, t := range b.Tables {
-		t.States = t.States[:min(1, len(t.States))]
-		first.Tables = append(first.Tables, t)
-	}
-	return first
 }
 
 // inverse returns the sections that take back the first came sections.
@@ -152,20 +131,45 @@ func showsOwn(live planner.Ruleset, s *planner.RulesStep) bool {
 	})
 }
 
-// mend returns what takes back the step in tables that others changed too.
-// Where nothing is left to take back it returns nothing.
-func mend(live planner.Ruleset, s *planner.RulesStep) []planner.Section {
-	var out []planner.Section
-	models := map[string]planner.TableModel{}
-	for _, sec := range inverse(s, len(s.Sections)) {
-		m, ok := models[sec.Table]
-		if !ok {
-			m = live.Model(sec.Table)
-			models[sec.Table] = m
+// mend fits sections that take something back to tables that others changed
+// too: an operation whose result stands already is left out, and a rule is
+// deleted where it is found. Where nothing is left to take back it returns
+// nothing.
+func mend(live planner.Ruleset, back []planner.Section) []planner.Section {
+	models := modelsOf(live, tableNames(back))
+	out := models.mend(back)
+	for name, m := range models {
+		if digest(m) != digest(live.Model(name)) {
+			return out
 		}
+	}
+	return nil
+}
+
+// tableModels are tables by name.
+type tableModels map[string]planner.TableModel
+
+func modelsOf(live planner.Ruleset, names []string) tableModels {
+	models := tableModels{}
+	for _, name := range names {
+		models[name] = live.Model(name)
+	}
+	return models
+}
+
+// mend is mend on models, which it changes.
+func (models tableModels) mend(back []planner.Section) []planner.Section {
+	var out []planner.Section
+	inserts := map[string]int{} // of equal rules, by table, chain and rule
+	for _, sec := range back {
+		m := models[sec.Table]
 		var ops []planner.RuleOp
 		for _, op := range sec.Ops {
-			if op, needed := mendOp(m, op); needed {
+			key := sec.Table + " " + op.Chain + " " + op.Rule
+			if op.Kind == planner.InsertRule {
+				inserts[key]++
+			}
+			if op, needed := mendOp(m, op, inserts[key]); needed {
 				m.Apply(op)
 				ops = append(ops, op)
 			}
@@ -177,23 +181,48 @@ func mend(live planner.Ruleset, s *planner.RulesStep) []planner.Section {
 	return out
 }
 
+// apply carries sections out on models.
+func (models tableModels) apply(sections []planner.Section) {
+	for _, sec := range sections {
+		models[sec.Table].Apply(sec.Ops...)
+	}
+}
+
+// stand reports whether the tables stand as they did after came sections of a
+// step.
+func (models tableModels) stand(before journal.Before, came int) bool {
+	for _, t := range before.Tables {
+		m, ok := models[t.Name]
+		if !ok || came >= len(t.States) || t.States[came] != digest(m) {
+			return false
+		}
+	}
+	return len(before.Tables) > 0
+}
+
 // mendOp fits one operation to the table as it stands; needed is false where
-// its result stands already.
-func mendOp(m planner.TableModel, op planner.RuleOp) (_ planner.RuleOp, needed bool) {
+// its result stands already. An insertion is the nth of equal ones.
+func mendOp(m planner.TableModel, op planner.RuleOp, nth int) (_ planner.RuleOp, needed bool) {
 	rules := m.Rules(op.Chain)
-	at := slices.Index(rules, op.Rule)
 	switch op.Kind {
 	case planner.SetChain:
-		return op, !m.Has(op.Chain) || !slices.Equal(rules, op.Rules)
+		op.Was, op.Existed = rules, m.Has(op.Chain)
+		return op, !op.Existed || !slices.Equal(rules, op.Rules)
 	case planner.DropChain:
 		op.Was = rules
 		return op, m.Has(op.Chain)
 	case planner.DeleteRule:
-		op.Pos = at + 1
-		return op, at >= 0
+		op.Pos = slices.Index(rules, op.Rule) + 1
+		return op, op.Pos > 0
 	default:
+		have := 0
+		for _, r := range rules {
+			if r == op.Rule {
+				have++
+			}
+		}
 		op.Pos = min(max(op.Pos, 1), len(rules)+1)
-		return op, at < 0 && m.Has(op.Chain)
+		return op, have < nth && m.Has(op.Chain)
 	}
 }
 

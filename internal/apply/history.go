@@ -1,0 +1,306 @@
+package apply
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"slices"
+	"strings"
+
+	"github.com/ctplan/ctplan/internal/journal"
+	"github.com/ctplan/ctplan/planner"
+)
+
+// ErrNoTransaction says that there is nothing to go back to.
+var ErrNoTransaction = errors.New("no such transaction")
+
+// History returns the transactions of this host that are still known, oldest
+// first.
+func History(dir string) ([]journal.Transaction, error) {
+	store, err := journal.View(dir)
+	if err != nil {
+		return nil, err
+	}
+	return store.All()
+}
+
+// Back plans the way back to before transaction id, and so takes back every
+// transaction since; 0 means the last one that changed anything. The steps
+// carry the plan out (Run): planner.Steps(plan) would order them anew.
+//
+// What others changed meanwhile stays as they left it where both can stand:
+// rules beside ours do. A file or value that is no longer as a transaction
+// left it blocks the plan.
+//
+// It returns an error that wraps ErrNoTransaction when there is no such
+// transaction, or none that was not taken back already.
+func Back(env Env, id int, live planner.Live) (planner.Plan, []planner.Step, error) {
+	if env.Host == nil {
+		env.Host = NewHost("")
+	}
+	all, err := History(env.Dir)
+	if err != nil {
+		return planner.Plan{}, nil, err
+	}
+	since, err := committedSince(all, id)
+	if err != nil {
+		return planner.Plan{}, nil, err
+	}
+	b := &wayBack{
+		host: env.Host, live: live, plan: planner.Plan{Host: live.Host},
+		reason: fmt.Sprintf("goes back to before transaction %d of %s", since[0].ID, since[0].Time.Format("2006-01-02 15:04:05 MST")),
+	}
+	var steps []journal.Step
+	for _, t := range since {
+		steps = append(steps, t.Steps...)
+	}
+	for _, group := range groups(steps) {
+		if err := b.add(group); err != nil {
+			return planner.Plan{}, nil, err
+		}
+	}
+	return b.plan, b.steps, nil
+}
+
+// committedSince returns the committed transactions from id on.
+func committedSince(all []journal.Transaction, id int) ([]journal.Transaction, error) {
+	var done []journal.Transaction
+	found := false
+	for _, t := range all {
+		found = found || t.ID == id
+		if t.Err != nil && t.ID >= id && id > 0 {
+			return nil, fmt.Errorf("going back to before transaction %d: %w", id, t.Err)
+		}
+		if t.Outcome == journal.Committed && t.ID >= id {
+			done = append(done, t)
+		}
+	}
+	switch {
+	case id > 0 && !found:
+		return nil, fmt.Errorf("going back to before transaction %d: %w; ctplan history lists those that are known", id, ErrNoTransaction)
+	case len(done) == 0:
+		return nil, fmt.Errorf("going back: %w: nothing was changed since that was not taken back already", ErrNoTransaction)
+	case id == 0:
+		return done[len(done)-1:], nil
+	}
+	return done, nil
+}
+
+// groups collects the steps about one object each, oldest first, and returns
+// the groups in the order in which to go back: files first (see undoOrder),
+// then what changed last.
+func groups(steps []journal.Step) [][]journal.Step {
+	at := map[string]int{}
+	var found [][]journal.Step
+	for _, s := range steps {
+		key := object(s.Step)
+		i, ok := at[key]
+		if !ok {
+			i = len(found)
+			at[key] = i
+			found = append(found, nil)
+		}
+		found[i] = append(found[i], s)
+	}
+	slices.Reverse(found)
+	slices.SortStableFunc(found, func(a, b []journal.Step) int { return rank(a) - rank(b) })
+	return found
+}
+
+// object names what a step is about.
+func object(s planner.Step) string {
+	switch {
+	case s.Rules != nil:
+		return fmt.Sprintf("rules %s %s", s.Rules.Family, s.Rules.Backend)
+	case s.File != nil:
+		return "file " + s.File.Before.Path
+	case s.Sysctl != nil:
+		return "sysctl " + s.Sysctl.Key
+	case s.Hashsize != nil:
+		return "hashsize"
+	case s.Module != nil:
+		return "module " + s.Module.Module
+	}
+	return ""
+}
+
+// rank orders groups: files, modules that come back, rules and values that
+// need them, modules that go. The hash table grows before max and shrinks
+// after it.
+func rank(group []journal.Step) int {
+	first, last := group[0], group[len(group)-1]
+	switch {
+	case first.File != nil:
+		return 0
+	case first.Module != nil && !first.Module.Load:
+		return 1
+	case first.Rules != nil:
+		return 2
+	case first.Hashsize != nil && first.Hashsize.Before >= last.Hashsize.After:
+		return 3
+	case first.Sysctl != nil:
+		return 4
+	case first.Hashsize != nil:
+		return 5
+	}
+	return 6
+}
+
+// wayBack is a plan in the making.
+type wayBack struct {
+	host   *Host
+	live   planner.Live
+	reason string
+	plan   planner.Plan
+	steps  []planner.Step
+}
+
+// add plans the way back for one object, from how it stands now to how it
+// stood before the first of the steps.
+func (b *wayBack) add(group []journal.Step) error {
+	first, last := group[0], group[len(group)-1]
+	meta := planner.Meta{Address: strings.Join(first.Addresses, ", "), Action: planner.Update, Reasons: []string{b.reason}}
+	switch {
+	case first.Rules != nil:
+		b.rules(group)
+	case first.File != nil:
+		now, err := b.host.Files.Read(first.File.Before.Path)
+		if err != nil {
+			return err
+		}
+		want, left := first.File.Before, last.File.After
+		switch {
+		case now.Exists == want.Exists && now.Content == want.Content:
+			return nil
+		case now.Exists != left.Exists || now.Content != left.Content:
+			b.block(meta.Address, want.Path, "it was changed by somebody else since, and going back would lose that")
+			return nil
+		case !now.Exists:
+			meta.Action = planner.Create
+		case !want.Exists:
+			meta.Action = planner.Delete
+		}
+		b.take(&planner.FileChange{M: meta, Before: now, After: want},
+			planner.Step{File: &planner.FileStep{Before: now, After: want}})
+	case first.Sysctl != nil:
+		want, left := first.Sysctl.Before, last.Sysctl.After
+		now, err := b.host.Kernel.Sysctl(first.Sysctl.Key)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		switch {
+		case sameValue(now, want):
+			return nil
+		case !sameValue(now, left):
+			b.block(meta.Address, first.Sysctl.Key, fmt.Sprintf("it is %q and no longer %q: something else set it since", now, left))
+			return nil
+		}
+		b.take(&planner.SysctlChange{M: meta, Key: first.Sysctl.Key, Before: now, After: want},
+			planner.Step{Sysctl: &planner.SysctlStep{Key: first.Sysctl.Key, Before: now, After: want}})
+	case first.Hashsize != nil:
+		want, left := first.Hashsize.Before, last.Hashsize.After
+		now, err := b.host.Kernel.Hashsize()
+		switch {
+		case err != nil:
+			return err
+		case now == want, now == 0:
+			return nil
+		case now != left:
+			b.block(meta.Address, "hashsize", fmt.Sprintf("it is %d and no longer %d: something else set it since", now, left))
+			return nil
+		}
+		b.take(&planner.HashsizeChange{M: meta, Before: now, After: want},
+			planner.Step{Hashsize: &planner.HashsizeStep{Before: now, After: want}})
+	case first.Module != nil:
+		now, err := b.host.Kernel.Loaded(first.Module.Module)
+		if err != nil {
+			return err
+		}
+		want := !first.Module.Load
+		if now == want {
+			return nil
+		}
+		meta.Action = planner.Delete
+		if want {
+			meta.Action = planner.Create
+		}
+		b.take(&planner.ModuleChange{M: meta, Module: first.Module.Module, Load: want},
+			planner.Step{Module: &planner.ModuleStep{Module: first.Module.Module, Load: want}})
+	}
+	return nil
+}
+
+// rules plans the way back for one family's rules.
+func (b *wayBack) rules(group []journal.Step) {
+	family, backend := group[0].Rules.Family, group[0].Rules.Backend
+	live := planner.Ruleset{Family: family, Backend: backend}
+	for _, r := range b.live.Rulesets {
+		if r.Family == family && r.Backend == backend {
+			live = r
+		}
+	}
+	var names []string
+	for _, s := range group {
+		names = append(names, tableNames(s.Rules.Sections)...)
+	}
+	models := modelsOf(live, names)
+	var back []planner.Section
+	for _, s := range slices.Backward(group) {
+		sections := inverse(s.Rules, len(s.Rules.Sections))
+		if models.stand(s.Before, len(s.Rules.Sections)) {
+			models.apply(sections) // nobody changed anything since
+		} else {
+			sections = models.mend(sections)
+		}
+		back = append(back, sections...)
+	}
+	if !slices.ContainsFunc(names, func(n string) bool { return digest(models[n]) != digest(live.Model(n)) }) {
+		return
+	}
+	step := planner.Step{Rules: &planner.RulesStep{Family: family, Backend: backend, Sections: back}}
+	for _, table := range tableNames(back) {
+		c := &planner.RulesChange{
+			M:      planner.Meta{Address: addressOf(group, table), Action: planner.Update, Reasons: []string{b.reason}},
+			Family: family, Backend: backend, Table: table, Before: live.Model(table).Lines(),
+		}
+		m := live.Model(table)
+		for _, sec := range back {
+			if sec.Table == table {
+				m.Apply(sec.Ops...)
+				c.Close = append(c.Close, sec.Ops...)
+			}
+		}
+		c.After = m.Lines()
+		step.Addresses = append(step.Addresses, c.M.Address)
+		b.plan.Changes = append(b.plan.Changes, c)
+	}
+	b.steps = append(b.steps, step)
+}
+
+// addressOf is the address that the steps used for a table.
+func addressOf(group []journal.Step, table string) string {
+	for _, s := range group {
+		for _, a := range s.Addresses {
+			if strings.HasSuffix(a, "."+table) {
+				return a
+			}
+		}
+	}
+	return fmt.Sprintf("iptables.%s.%s", group[0].Rules.Family, table)
+}
+
+func (b *wayBack) take(c planner.Change, s planner.Step) {
+	s.Addresses = []string{c.Meta().Address}
+	b.plan.Changes = append(b.plan.Changes, c)
+	b.steps = append(b.steps, s)
+}
+
+func (b *wayBack) block(address, where, why string) {
+	b.plan.Blocks = append(b.plan.Blocks, planner.Block{
+		Address: address, Where: where, Why: why,
+		Remedy: "put back what the transaction had left there, or change the HCL and apply that instead of going back",
+	})
+}
