@@ -22,6 +22,8 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/ctplan/ctplan/internal/journal"
@@ -295,7 +297,7 @@ func (tx *transaction) back(ctx context.Context, cause error) (Result, error) {
 				stuck[layer(u.Step)] = true
 			}
 			tx.reports[i].State, tx.reports[i].Err = Left, err
-			left = append(left, LeftStep{Step: u.Step, Err: err, Commands: manual(u)})
+			left = append(left, LeftStep{Step: u.Step, Err: err, Commands: tx.env.Host.manual(ctx, u, tx.aside(), i)})
 			_ = tx.j.Append(journal.Record{Kind: journal.Stuck, Index: i, Reason: err.Error()}, false)
 			continue
 		}
@@ -306,11 +308,17 @@ func (tx *transaction) back(ctx context.Context, cause error) (Result, error) {
 		result.Outcome = journal.Undoing
 		return result, &IncompleteError{ID: tx.j.ID, Cause: cause, Left: left}
 	}
+	_ = os.RemoveAll(tx.aside()) // of an earlier try
 	err := tx.env.fault("end", 0)
 	if err == nil {
 		err = tx.j.Append(journal.Record{Kind: journal.RolledBack, Reason: cause.Error()}, true)
 	}
 	return result, &RolledBackError{ID: tx.j.ID, Cause: cause, Journal: err}
+}
+
+// aside is the folder of what an operator needs to finish by hand.
+func (tx *transaction) aside() string {
+	return filepath.Join(tx.env.Dir, fmt.Sprintf("by-hand-%d", tx.j.ID))
 }
 
 // undoOrder is the order in which to take steps back, as indices: the reverse,
