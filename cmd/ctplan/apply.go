@@ -105,6 +105,8 @@ func (a *applier) run(ctx context.Context, args []string) error {
 			return err
 		}
 	}
+	a.changing.Store(true)
+	defer a.changing.Store(false)
 	_, err = apply.Run(ctx, a.transaction(p.snapshot.Host), planner.Steps(p.plan), apply.Options{
 		Summary:  view.Summary(p.plan, view.Plan),
 		Check:    check,
@@ -136,6 +138,8 @@ func (a *applier) openPlan(path string) (*planfile.Plan, *planned, error) {
 
 // recoverFirst takes back what an earlier run was cut off in.
 func (e *env) recoverFirst(ctx context.Context) error {
+	e.changing.Store(true)
+	defer e.changing.Store(false)
 	results, err := apply.Recover(ctx, e.transaction(planner.Host{}), e.progress)
 	for _, r := range results {
 		e.warnf("transaction %d had been cut off: everything was put back as it was before it", r.ID)

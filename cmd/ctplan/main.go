@@ -36,10 +36,25 @@ func main() {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(400)
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
-	code := run(ctx, os.Args[1:], systemEnv())
-	stop()
-	os.Exit(code)
+	e := systemEnv()
+	ctx, cancel := context.WithCancel(context.Background())
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	if !signal.Ignored(syscall.SIGHUP) { // nohup
+		signal.Notify(signals, syscall.SIGHUP)
+	}
+	go func() {
+		<-signals
+		cancel()
+		for range signals {
+			// A change is finished or taken back, however impatient the operator.
+			if !e.changing.Load() {
+				os.Exit(exitError)
+			}
+			e.progressf("still at work on the host: everything is being put back, please wait")
+		}
+	}()
+	os.Exit(run(ctx, os.Args[1:], e))
 }
 
 // run is ctplan without the process around it.
@@ -49,10 +64,6 @@ func run(ctx context.Context, args []string, e *env) int {
 	root.SetIn(e.stdin)
 	root.SetOut(e.stdout)
 	root.SetErr(e.stderr)
-	// A second interrupt ends the process at once, as if nobody listened.
-	stopped := context.AfterFunc(ctx, func() { signal.Reset(os.Interrupt) })
-	defer stopped()
-
 	err := root.ExecuteContext(ctx)
 	var s status
 	switch {

@@ -7,6 +7,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync/atomic"
 
 	"golang.org/x/term"
 
@@ -39,7 +40,8 @@ type env struct {
 	euid           int
 	root           string // prefix of all host paths; "" but for tests
 
-	color string // the --color flag
+	color    string      // the --color flag
+	changing atomic.Bool // the host is being changed: no time to leave
 }
 
 func systemEnv() *env {
