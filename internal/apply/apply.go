@@ -192,6 +192,9 @@ func Run(ctx context.Context, env Env, steps []planner.Step, opts Options) (Resu
 // forward carries out the steps and makes their outcome last.
 func (tx *transaction) forward(ctx context.Context, steps []planner.Step) (left time.Duration, err error) {
 	if tx.opts.ConfirmWithin > 0 {
+		if tx.env.Watch == nil {
+			return 0, errNoWatch
+		}
 		// Before the first step, so that a connection that the steps cut, or
 		// a kill half way through them, is seen to as well.
 		if err := tx.env.Watch(ctx, tx.j.ID); err != nil {

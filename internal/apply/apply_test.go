@@ -384,7 +384,7 @@ func TestRollbackErrors(t *testing.T) {
 		if len(incomplete.Left) != 1 || r.Steps[0].State != Left || r.Steps[1].State != Reverted {
 			t.Errorf("%s: left %+v, steps %+v", name, incomplete.Left, r.Steps)
 		}
-		if _, err := Run(t.Context(), env, w.steps, Options{}); !strings.Contains(fmt.Sprint(err), "ctplan recover") {
+		if _, err := Run(t.Context(), env, w.steps, Options{}); !strings.Contains(fmt.Sprint(err), "transaction 1 ") {
 			t.Errorf("%s: next run: %v", name, err)
 		}
 		env.Fault = nil
@@ -418,7 +418,15 @@ func TestOrderOfEvents(t *testing.T) {
 	f.fault = nil
 	ctx, cancel := context.WithCancel(t.Context())
 	verify := func(context.Context) error { return errors.New("sysctl.x is 3") }
-	_, err := Run(ctx, env, w.steps, Options{Verify: verify})
+	var meanwhile string
+	_, err := Run(ctx, env, w.steps, Options{Verify: func(ctx context.Context) error {
+		p, err := Pending(env.Dir)
+		meanwhile = fmt.Sprint(p, err)
+		return verify(ctx)
+	}})
+	if !strings.Contains(meanwhile, "right now") {
+		t.Errorf("pending while it runs: %s", meanwhile)
+	}
 	var back *RolledBackError
 	if !errors.As(err, &back) || !strings.Contains(err.Error(), "reading back: sysctl.x is 3; everything was put back") {
 		t.Errorf("verify: got %v", err)

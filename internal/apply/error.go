@@ -13,6 +13,9 @@ import (
 // errTooSlow ends a transaction that is not done when its confirmation is due.
 var errTooSlow = errors.New("the steps were not done within the time to confirm")
 
+// errNoWatch is a caller's mistake.
+var errNoWatch = errors.New("nothing would roll back without a confirmation: Env.Watch is not set")
+
 // errBelow is why a step is not taken back.
 var errBelow = errors.New("not tried, since a later step that builds on it could not be taken back")
 
@@ -70,6 +73,8 @@ type PendingError struct {
 	Transaction journal.Transaction
 	// Left is how long there still is to confirm it; 0 when it was cut off.
 	Left time.Duration
+	// Running is whether the process that carries it out is still there.
+	Running bool
 }
 
 func (e *PendingError) Error() string {
@@ -79,6 +84,9 @@ func (e *PendingError) Error() string {
 	}
 	if e.Left > 0 {
 		return fmt.Sprintf("transaction %d waits for confirmation for another %s: ctplan confirm keeps it, ctplan rollback takes it back", t.ID, e.Left.Round(time.Second))
+	}
+	if e.Running {
+		return fmt.Sprintf("transaction %d is being carried out right now, by process %d: what is seen here may be half way", t.ID, t.Process.PID)
 	}
 	return fmt.Sprintf("transaction %d of %s was cut off after %d of %d steps: the next ctplan apply, or ctplan recover, takes it back", t.ID, t.Time.Format(time.RFC3339), len(t.Steps), t.Header.Steps)
 }

@@ -46,7 +46,7 @@ func noneOpen(store *journal.Store) error {
 		return err
 	}
 	t := open[len(open)-1]
-	return &PendingError{Transaction: t, Left: timeLeft(t)}
+	return &PendingError{Transaction: t, Left: timeLeft(t), Running: t.Outcome != journal.Waiting && t.BootID == bootID() && running(t.Process)}
 }
 
 // timeLeft is how long there still is to confirm a transaction that waits for
