@@ -6,10 +6,10 @@ FUZZTIME ?= 10s
 # Further arguments for go test: make test ARGS='-run TestCure -v'
 ARGS ?=
 
-.PHONY: help build demo test lint bench fuzz clean
+.PHONY: help build demo test vm-test lint bench fuzz clean
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## bin/ctplan
 	go build -o bin/ctplan ./cmd/ctplan
@@ -22,6 +22,9 @@ demo: ## the main job, for real, in a throw-away network and mount namespace (ro
 test: ## all tests; as root they change real rules, in namespaces
 	@scripts/setup
 	go test -timeout 20m $(ARGS) ./...
+
+vm-test: ## whole machines in QEMU: modules, boots, power cuts; needs no root and no KVM
+	CTPLAN_VM=1 go test -count=1 -timeout 40m $(ARGS) ./internal/vmlab/... ./internal/vmtest
 
 lint: ## gofmt, go vet, staticcheck and the import rule
 	@unformatted=$$(gofmt -l .) && [ -z "$$unformatted" ] || { echo "not formatted, run gofmt -w:" $$unformatted >&2; exit 1; }
