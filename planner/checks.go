@@ -54,18 +54,24 @@ func (p *planning) savedRules() {
 			})
 			continue
 		}
-		for _, w := range p.rulesetWork(r) {
-			f := p.files.edit(*r.File, "file.")
+		works := p.rulesetWork(r)
+		if len(works) == 0 {
+			continue
+		}
+		f := p.files.edit(*r.File, "file.")
+		sources := []Pos{}
+		for _, w := range works {
 			w.splices(f)
 			for _, reason := range w.reasons() {
 				f.because(reason, Pos{})
 			}
-			for _, s := range w.sources() {
-				f.because("boot restores this file", s)
-			}
-			if len(f.sources) == 0 {
-				f.because("boot restores this file", p.d.ModeSource)
-			}
+			sources = append(sources, w.sources()...)
+		}
+		if len(sources) == 0 {
+			sources = []Pos{p.d.ModeSource}
+		}
+		for _, s := range sources {
+			f.because("boot restores this file", s)
 		}
 	}
 	for _, f := range p.d.Families {

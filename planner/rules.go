@@ -1,6 +1,7 @@
 package planner
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -318,7 +319,12 @@ func (w *tableWork) sources() []Pos {
 			}
 		}
 	}
-	return out
+	return sortedPos(out)
+}
+
+func sortedPos(at []Pos) []Pos {
+	slices.SortFunc(at, func(a, b Pos) int { return cmp.Or(cmp.Compare(a.File, b.File), cmp.Compare(a.Line, b.Line)) })
+	return at
 }
 
 // reasons says in words what the table's changes are for.

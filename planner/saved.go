@@ -56,9 +56,7 @@ func (w *tableWork) splices(f *fileWork) {
 		case len(j.rules) > 0:
 			f.insert(j.rules[len(j.rules)-1].Span.End, line)
 		default:
-			// An empty built-in chain: ahead of all rules, as iptables-save would
-			// print it for INPUT; the order between chains means nothing.
-			f.insert(startOfRules(s), line)
+			f.insert(startOfRules(s, j.hook), line)
 		}
 	}
 	f.insert(s.Commit.Start, rules.String())
@@ -104,9 +102,18 @@ func endOfChains(content string, t *Table) int {
 	return t.Span.End
 }
 
-func startOfRules(t *Table) int {
-	if len(t.Rules) > 0 {
-		return t.Rules[0].Span.Start
+// startOfRules is where the first rule of a chain is added that has none: the
+// chains' rules follow each other in the order of their declarations. That
+// order means nothing to the kernel, but to a reader it does.
+func startOfRules(t *Table, chain string) int {
+	order := func(name string) int {
+		return slices.IndexFunc(t.Chains, func(d ChainDecl) bool { return d.Name == name })
+	}
+	mine := order(chain)
+	for _, r := range t.Rules {
+		if order(r.Chain) > mine {
+			return r.Span.Start
+		}
 	}
 	return t.Commit.Start
 }

@@ -75,7 +75,7 @@ func (w *fileWork) change() *FileChange {
 		after.Exists, after.Mode = true, 0o644
 	}
 	return &FileChange{
-		M:      Meta{Address: w.prefix + w.file.Path, Action: action, Reasons: w.reasons, Sources: w.sources},
+		M:      Meta{Address: w.prefix + w.file.Path, Action: action, Reasons: w.reasons, Sources: sortedPos(w.sources)},
 		Before: w.file,
 		After:  after,
 	}
