@@ -8,9 +8,10 @@ import (
 	"os"
 	"os/exec"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // childEnv names what this test binary does instead of testing, when a test
@@ -102,9 +103,8 @@ func flood([]string) error {
 	if err != nil {
 		return err
 	}
-	const soRcvbufforce = 33 // asm-generic/socket.h
 	if cerr := raw.Control(func(fd uintptr) {
-		err = syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, soRcvbufforce, 1<<28)
+		err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 1<<28)
 	}); cerr != nil || err != nil {
 		return fmt.Errorf("receive buffer: %w", err)
 	}
@@ -175,10 +175,33 @@ type called struct {
 	Failures            []string
 }
 
-// patience is how long a client waits for an answer that loopback and veth
-// bring in far less than a millisecond. A lost packet would come again after
-// 200 ms (established) or a second (SYN), which counts as a failure.
+// patience is how long a client waits for an answer that a veth pair brings in
+// far less than a millisecond. A lost SYN comes again after a second, which is
+// too late; a packet that is lost later comes again after 200 ms, and lost looks
+// for that.
 const patience = 900 * time.Millisecond
+
+// lost is an error when packets of the connection had to be sent again.
+func lost(conn net.Conn) error {
+	raw, err := conn.(*net.TCPConn).SyscallConn()
+	if err != nil {
+		return err
+	}
+	var info *unix.TCPInfo
+	var infoErr error
+	if err := raw.Control(func(fd uintptr) {
+		info, infoErr = unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
+	}); err != nil {
+		return err
+	}
+	if infoErr != nil {
+		return infoErr
+	}
+	if info.Total_retrans > 0 {
+		return fmt.Errorf("%d packets were lost and sent again", info.Total_retrans)
+	}
+	return nil
+}
 
 // call opens a TCP connection to each address every 10 ms, and keeps one open
 // to each that it uses every 10 ms, until standard input closes.
@@ -195,8 +218,10 @@ func call(addresses []string) error {
 		if _, err := conn.Write([]byte("ping")); err != nil {
 			return err
 		}
-		_, err := io.ReadFull(conn, make([]byte, 4))
-		return err
+		if _, err := io.ReadFull(conn, make([]byte, 4)); err != nil {
+			return err
+		}
+		return lost(conn)
 	}
 	stop := make(chan struct{})
 	var work sync.WaitGroup
