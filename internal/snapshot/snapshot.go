@@ -1,7 +1,9 @@
 package snapshot
 
 import (
+	"errors"
 	"fmt"
+	"sync"
 
 	"github.com/ctplan/ctplan/planner"
 )
@@ -62,17 +64,23 @@ func (s *Snapshot) Live() (planner.Live, error) {
 		Sysctls:   s.Sysctls,
 		Notes:     s.Notes,
 	}
-	for _, r := range s.Rules {
-		set, err := parseRules(r)
-		if err != nil {
-			return planner.Live{}, fmt.Errorf("reading the %s rules (%s): %w", r.Family, r.Backend, err)
-		}
-		l.Rulesets = append(l.Rulesets, set)
+	// Rulesets are what takes time on a busy firewall: one goroutine each,
+	// and one for all the files.
+	l.Rulesets = make([]planner.Ruleset, len(s.Rules))
+	errs := make([]error, len(s.Rules))
+	var wg sync.WaitGroup
+	for i, r := range s.Rules {
+		wg.Go(func() { l.Rulesets[i], errs[i] = parseRules(r) })
 	}
+	var fileErr error
 	for _, f := range s.Files {
-		if err := parseFile(f, &l); err != nil {
-			return planner.Live{}, fmt.Errorf("reading %s: %w", f.File.Path, err)
+		if err := parseFile(f, &l); err != nil && fileErr == nil {
+			fileErr = fmt.Errorf("reading %s: %w", f.File.Path, err)
 		}
+	}
+	wg.Wait()
+	if err := errors.Join(append(errs, fileErr)...); err != nil {
+		return planner.Live{}, err
 	}
 	return l, nil
 }
