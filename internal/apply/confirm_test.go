@@ -40,6 +40,11 @@ func TestMain(m *testing.M) {
 			fmt.Println(err)
 			os.Exit(1)
 		}
+	case killRole:
+		if err := killed(root, planner.Backend(os.Getenv(hangEnv))); err != nil {
+			fmt.Println(err)
+			os.Exit(1)
+		}
 	case applierRole:
 		env := diskEnv(root)
 		env.Watch = func(ctx context.Context, id int) error {

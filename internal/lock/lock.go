@@ -76,7 +76,10 @@ func Acquire(ctx context.Context, path, command string, timeout time.Duration) (
 		}
 		left := timeout - time.Since(begun)
 		if left <= 0 {
-			return nil, &HeldError{Path: path, Holder: holder(path), Waited: timeout}
+			h := holder(path)
+			if left = lastBreath(h.PID) - time.Since(begun); left <= 0 {
+				return nil, &HeldError{Path: path, Holder: h, Waited: timeout}
+			}
 		}
 		select {
 		case <-ctx.Done():
@@ -120,6 +123,19 @@ func holder(path string) Holder {
 		time.Sleep(poll / 5)
 	}
 	return Holder{}
+}
+
+// lastBreath is how long a lock may outlive its holder. A killed process may
+// have been starting a command, which has the lock open until it runs; one
+// that wrote no name is just taking the lock or giving it back.
+func lastBreath(pid int) time.Duration {
+	switch {
+	case pid <= 0:
+		return 500 * time.Millisecond
+	case errors.Is(unix.Kill(pid, 0), unix.ESRCH):
+		return 5 * time.Second
+	}
+	return 0
 }
 
 func readHolder(path string) Holder {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -59,6 +60,27 @@ func TestWait(t *testing.T) {
 	}
 	time.AfterFunc(50*time.Millisecond, func() { first.Release() })
 	second, err := Acquire(t.Context(), path, "b", time.Minute)
+	if err != nil {
+		t.Fatal(err)
+	}
+	second.Release()
+}
+
+// A command that a killed holder was just starting keeps the lock for a
+// moment; that is not another ctplan.
+func TestDeadHolder(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "lock")
+	child := exec.Command("true")
+	if err := child.Run(); err != nil {
+		t.Fatal(err)
+	}
+	first, err := Acquire(t.Context(), path, "x", 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	writeHolder(path, Holder{PID: child.Process.Pid, Command: "x"})
+	time.AfterFunc(100*time.Millisecond, func() { first.Release() })
+	second, err := Acquire(t.Context(), path, "y", 0)
 	if err != nil {
 		t.Fatal(err)
 	}
