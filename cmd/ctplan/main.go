@@ -36,7 +36,11 @@ func main() {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(400)
 	}
-	e := systemEnv()
+	os.Exit(interruptible(os.Args[1:], systemEnv()))
+}
+
+// interruptible runs ctplan until it ends or is asked to end by a signal.
+func interruptible(args []string, e *env) int {
 	ctx, cancel := context.WithCancel(context.Background())
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
@@ -49,12 +53,12 @@ func main() {
 		for range signals {
 			// A change is finished or taken back, however impatient the operator.
 			if !e.changing.Load() {
-				os.Exit(exitError)
+				os.Exit(exitError) // whatever it hangs in does not heed ctx
 			}
 			e.progressf("still at work on the host: everything is being put back, please wait")
 		}
 	}()
-	os.Exit(run(ctx, os.Args[1:], e))
+	return run(ctx, args, e)
 }
 
 // run is ctplan without the process around it.

@@ -35,7 +35,7 @@ func TestMain(m *testing.M) {
 			cancel()
 			os.Exit(run(ctx, args[1:], e))
 		}
-		os.Exit(run(context.Background(), os.Args[1:], e))
+		os.Exit(interruptible(os.Args[1:], e))
 	}})
 }
 
