@@ -204,7 +204,8 @@ func lost(conn net.Conn) error {
 }
 
 // call opens a TCP connection to each address every 10 ms, and keeps one open
-// to each that it uses every 10 ms, until standard input closes.
+// to each that it uses without a pause, so that a gap of a fraction of a
+// millisecond costs a packet, until standard input closes.
 func call(addresses []string) error {
 	var mu sync.Mutex
 	var r called
@@ -225,9 +226,9 @@ func call(addresses []string) error {
 	}
 	stop := make(chan struct{})
 	var work sync.WaitGroup
-	every := func(do func()) {
+	every := func(interval time.Duration, do func()) {
 		work.Go(func() {
-			for tick := time.NewTicker(10 * time.Millisecond); ; {
+			for tick := time.NewTicker(interval); ; {
 				select {
 				case <-stop:
 					return
@@ -243,7 +244,7 @@ func call(addresses []string) error {
 			return err
 		}
 		broken := false
-		every(func() {
+		every(time.Microsecond, func() {
 			if broken {
 				return
 			}
@@ -256,7 +257,7 @@ func call(addresses []string) error {
 			r.Echoes++
 			mu.Unlock()
 		})
-		every(func() {
+		every(10*time.Millisecond, func() {
 			work.Go(func() {
 				conn, err := net.DialTimeout("tcp", address, patience)
 				if err != nil {
