@@ -559,6 +559,27 @@ func TestReboot(t *testing.T) {
 	}
 }
 
+// Rules of another network namespace cannot be reached from here.
+func TestElsewhere(t *testing.T) {
+	w := worlds()["notrack"]
+	f := w.make()
+	env := testEnv(t, f)
+	env.Fault = func(point string, i int) error {
+		if point == "verify" {
+			panic(crash{})
+		}
+		return nil
+	}
+	survive(func() { Run(t.Context(), env, w.steps, Options{}) })
+	env.Fault = nil
+	rewrite(t, filepath.Join(env.Dir, "000001.journal"), netNS(), "net:[1]")
+	state := f.String()
+	var elsewhere *ElsewhereError
+	if _, err := Recover(t.Context(), env, nil); !errors.As(err, &elsewhere) || f.String() != state {
+		t.Errorf("got %v", err)
+	}
+}
+
 func rewriteBootID(t *testing.T, env Env) {
 	t.Helper()
 	rewrite(t, filepath.Join(env.Dir, "000001.journal"), bootID(), "00000000-0000-0000-0000-000000000000")

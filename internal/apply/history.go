@@ -54,7 +54,11 @@ func Back(env Env, id int, live planner.Live) (planner.Plan, []planner.Step, err
 	for _, t := range since {
 		steps = append(steps, t.Steps...)
 	}
-	for _, group := range groups(steps) {
+	found := groups(steps)
+	for _, group := range found {
+		b.objects = append(b.objects, object(group[0].Step))
+	}
+	for _, group := range found {
 		if err := b.add(group); err != nil {
 			return planner.Plan{}, nil, err
 		}
@@ -151,8 +155,12 @@ type wayBack struct {
 	host   *Host
 	live   planner.Live
 	reason string
-	plan   planner.Plan
-	steps  []planner.Step
+	// objects are what the transactions changed; returning is whether
+	// nf_conntrack is loaded again, and its values with it.
+	objects   []string
+	returning bool
+	plan      planner.Plan
+	steps     []planner.Step
 }
 
 // add plans the way back for one object, from how it stands now to how it
@@ -185,14 +193,13 @@ func (b *wayBack) add(group []journal.Step) error {
 	case first.Sysctl != nil:
 		want, left := first.Sysctl.Before, last.Sysctl.After
 		now, err := b.host.Kernel.Sysctl(first.Sysctl.Key)
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
-		}
-		if err != nil {
+		missing := errors.Is(err, fs.ErrNotExist)
+		if err != nil && !missing {
 			return err
 		}
 		switch {
-		case sameValue(now, want):
+		case missing && b.returning:
+		case missing, sameValue(now, want):
 			return nil
 		case !sameValue(now, left):
 			b.block(meta.Address, first.Sysctl.Key, fmt.Sprintf("it is %q and no longer %q: something else set it since", now, left))
@@ -206,6 +213,7 @@ func (b *wayBack) add(group []journal.Step) error {
 		switch {
 		case err != nil:
 			return err
+		case now == 0 && b.returning:
 		case now == want, now == 0:
 			return nil
 		case now != left:
@@ -229,8 +237,32 @@ func (b *wayBack) add(group []journal.Step) error {
 		}
 		b.take(&planner.ModuleChange{M: meta, Module: first.Module.Module, Load: want},
 			planner.Step{Module: &planner.ModuleStep{Module: first.Module.Module, Load: want}})
+		if want {
+			b.values(first)
+		}
 	}
 	return nil
+}
+
+// maxSysctl is how many entries the table may hold.
+const maxSysctl = "net.netfilter.nf_conntrack_max"
+
+// values plans the sizes that a module had when it was unloaded: it comes back
+// with its defaults. The hash size goes first, since max follows from it.
+func (b *wayBack) values(s journal.Step) {
+	if s.Module.Module != "nf_conntrack" || s.Before.Module == nil {
+		return
+	}
+	b.returning = true
+	meta := planner.Meta{Action: planner.Update, Reasons: []string{b.reason}}
+	if size := s.Before.Module.Hashsize; size > 0 && !slices.Contains(b.objects, "hashsize") {
+		meta.Address = "sysfs.nf_conntrack.hashsize"
+		b.take(&planner.HashsizeChange{M: meta, After: size}, planner.Step{Hashsize: &planner.HashsizeStep{After: size}})
+	}
+	if value := s.Before.Module.Sysctls[maxSysctl]; value != "" && !slices.Contains(b.objects, "sysctl "+maxSysctl) {
+		meta.Address = "sysctl." + maxSysctl
+		b.take(&planner.SysctlChange{M: meta, Key: maxSysctl, After: value}, planner.Step{Sysctl: &planner.SysctlStep{Key: maxSysctl, After: value}})
+	}
 }
 
 // rules plans the way back for one family's rules.

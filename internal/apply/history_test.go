@@ -48,10 +48,8 @@ func TestBack(t *testing.T) {
 			t.Errorf("%s: planning changed the host", name)
 		}
 		runs(t, env, steps)
-		if name != "disabled" && name != "tuned back" { // modules come back with their defaults
-			if got := withoutTables(f); got != withoutTables(w.make()) || !sameRules(f, w.make()) {
-				t.Errorf("%s: got\n%s\nwant\n%s", name, f, before)
-			}
+		if got := withoutTables(f); got != withoutTables(w.make()) || !sameRules(f, w.make()) {
+			t.Errorf("%s: got\n%s\nwant\n%s", name, f, before)
 		}
 		// The way back is a transaction as well, with a way back.
 		_, steps, err = Back(env, 2, f.live(t))

@@ -58,6 +58,8 @@ func (h *Host) undoFile(u undo) error {
 func (h *Host) undoSysctl(s *planner.SysctlStep, rebooted bool) error {
 	now, err := h.Kernel.Sysctl(s.Key)
 	switch {
+	case s.Before == "":
+		return nil // it came with its module, and goes with it
 	case errors.Is(err, fs.ErrNotExist):
 		return nil // gone with its module, value and all
 	case rebooted && err == nil && !sameValue(now, s.After):
@@ -87,8 +89,8 @@ func (h *Host) undoHashsize(s *planner.HashsizeStep, rebooted bool) error {
 	switch {
 	case err != nil:
 		return err
-	case now == s.Before, now == 0:
-		return nil // 0: gone with its module
+	case now == s.Before, now == 0, s.Before == 0:
+		return nil // 0: it comes and goes with its module
 	case rebooted && now != s.After:
 		return nil // the boot set it
 	}

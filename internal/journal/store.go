@@ -34,8 +34,15 @@ type Store struct{ dir string }
 
 // Open opens the folder to write in it, and makes it if it is not there.
 func Open(dir string) (*Store, error) {
+	_, err := os.Stat(dir)
+	missing := errors.Is(err, fs.ErrNotExist)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("making the folder for journals: %w", err)
+	}
+	if missing { // or a loss of power could take it, and what was written in it
+		if err := (&Store{dir: filepath.Dir(dir)}).sync(); err != nil {
+			return nil, fmt.Errorf("making the folder for journals: %w", err)
+		}
 	}
 	return View(dir)
 }
