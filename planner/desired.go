@@ -161,7 +161,7 @@ type Desired struct {
 	AllowRisk     []Risk         `json:"allow_risk,omitempty"`
 	Families      []Family       `json:"families"`
 	Files         Files          `json:"files"`
-	InitScripts   []string       `json:"init_scripts,omitempty"` // nil: detected
+	InitScripts   []string       `json:"init_scripts,omitzero"` // nil: detected; empty: none
 
 	// Chains are Notrack and Accept as rules, rendered by providers/iptables.
 	// They follow from the rest, so no file stores them.

@@ -74,6 +74,21 @@ func TestRoundTrip(t *testing.T) {
 	}
 }
 
+// TestNoInitScripts: none at all is not the same as those that are found.
+func TestNoInitScripts(t *testing.T) {
+	for _, scripts := range [][]string{nil, {}} {
+		p := sample()
+		p.Desired.InitScripts = scripts
+		got, err := Read(write(t, p))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if (got.Desired.InitScripts == nil) != (scripts == nil) {
+			t.Errorf("%#v came back as %#v", scripts, got.Desired.InitScripts)
+		}
+	}
+}
+
 // TestWriteMode: not even a umask of 0 opens the file, nor an old mode.
 func TestWriteMode(t *testing.T) {
 	defer syscall.Umask(syscall.Umask(0))
