@@ -212,7 +212,7 @@ func (p *planning) statefulRule(r *Ruleset, table string, rule *Rule, named map[
 // natRule: packets that are not tracked are not translated.
 func (p *planning) natRule(r *Ruleset, table string, rule *Rule, named map[Risk]int) {
 	s := parseSpec(rule.Words)
-	if !natTargets[s.target] {
+	if !isNATTarget(s.target) {
 		return // a jump into a chain of such rules translates nothing itself
 	}
 	if touched, _ := p.untracks(r.Family, rule.Chain, packetsOf(s)); !touched {

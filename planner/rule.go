@@ -227,15 +227,32 @@ const (
 	needNAT          // address translation, which is made of tracked connections
 )
 
-// stateModules are the matches that read a packet's connection
+// isStateModule holds for the matches that read a packet's connection
 // (net/netfilter/xt_*.c that call nf_ct_get and nf_ct_netns_get).
-var stateModules = set("state", "conntrack", "connbytes", "connlimit", "connmark", "connlabel", "helper", "cluster", "layer7")
+func isStateModule(name string) bool {
+	switch name {
+	case "state", "conntrack", "connbytes", "connlimit", "connmark", "connlabel", "helper", "cluster", "layer7":
+		return true
+	}
+	return false
+}
 
-// stateTargets and natTargets are the targets that do.
-var (
-	stateTargets = set("CONNMARK", "CONNSECMARK", "SYNPROXY")
-	natTargets   = set("SNAT", "DNAT", "MASQUERADE", "REDIRECT", "NETMAP", "SAME")
-)
+// isStateTarget and isNATTarget hold for the targets that do.
+func isStateTarget(name string) bool {
+	switch name {
+	case "CONNMARK", "CONNSECMARK", "SYNPROXY":
+		return true
+	}
+	return false
+}
+
+func isNATTarget(name string) bool {
+	switch name {
+	case "SNAT", "DNAT", "MASQUERADE", "REDIRECT", "NETMAP", "SAME":
+		return true
+	}
+	return false
+}
 
 // needs classifies a rule of the table.
 func (r Rule) needs(table string) need {
@@ -244,9 +261,9 @@ func (r Rule) needs(table string) need {
 	}
 	s := parseSpec(r.Words)
 	switch {
-	case table == "nat", natTargets[s.target]:
+	case table == "nat", isNATTarget(s.target):
 		return needNAT
-	case slices.ContainsFunc(s.modules, func(m string) bool { return stateModules[m] }), stateTargets[s.target]:
+	case slices.ContainsFunc(s.modules, isStateModule), isStateTarget(s.target):
 		return needState
 	case s.notracks():
 		return needModule
@@ -268,12 +285,12 @@ func (r Rule) mayNeed(table string) bool {
 		}
 		switch w {
 		case "-m", "--match":
-			if stateModules[r.Words[i+1]] {
+			if isStateModule(r.Words[i+1]) {
 				return true
 			}
 		case "-j", "--jump", "-g", "--goto":
 			t := r.Words[i+1]
-			if t == "CT" || t == "NOTRACK" || stateTargets[t] || natTargets[t] {
+			if t == "CT" || t == "NOTRACK" || isStateTarget(t) || isNATTarget(t) {
 				return true
 			}
 		}
@@ -285,11 +302,11 @@ func (r Rule) mayNeed(table string) bool {
 // that is not tracked: such a packet is in state UNTRACKED and in no other.
 func (s spec) matchesUntracked() bool {
 	for _, m := range s.modules {
-		if stateModules[m] && m != "state" && m != "conntrack" {
+		if isStateModule(m) && m != "state" && m != "conntrack" {
 			return false
 		}
 	}
-	if stateTargets[s.target] {
+	if isStateTarget(s.target) {
 		return false
 	}
 	found := false

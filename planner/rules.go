@@ -18,6 +18,8 @@ type tableWork struct {
 	remove   []*Rule     // foreign rules that go last, and stray jumps to our chains
 	jumps    []jumpWork  // jumps that must be (re)placed, in order of the hooks
 	removed  int         // how many foreign rules go
+
+	byChain map[string][]*Rule // what rulesOf found; nil until it is asked
 }
 
 type chainWork struct {
@@ -55,12 +57,12 @@ func planTable(table string, sections []*Table, want []Chain, remove []*Rule) *t
 	}
 	own, ownDeclared, hooks, strays := survey(sections, want)
 
-	for _, c := range want {
+	for i, c := range want {
 		have := own[c.Name]
 		if !ownDeclared[c.Name] || !sameRules(have, c.Rules) {
 			w.chains = append(w.chains, chainWork{name: c.Name, want: c.Rules, exists: ownDeclared[c.Name], have: have})
 		}
-		if jump, ok := w.planJump(c, hooks[c.Hook], own); ok {
+		if jump, ok := w.planJump(c, hooks[i]); ok {
 			w.jumps = append(w.jumps, jump)
 		}
 	}
@@ -75,14 +77,10 @@ func planTable(table string, sections []*Table, want []Chain, remove []*Rule) *t
 	return w
 }
 
-// survey sorts a table's rules: those of our chains, those of the hooks that
-// lead to them, and jumps to our chains that nothing wants.
-func survey(sections []*Table, want []Chain) (own map[string][]*Rule, declared map[string]bool, hooks map[string][]*Rule, strays []*Rule) {
-	own, declared, hooks = map[string][]*Rule{}, map[string]bool{}, map[string][]*Rule{}
-	leads := map[string]string{} // hook → our chain
-	for _, c := range want {
-		leads[c.Hook] = c.Name
-	}
+// survey sorts a table's rules: those of our chains, those of the hook that
+// leads to each wanted chain, and jumps to our chains that nothing wants.
+func survey(sections []*Table, want []Chain) (own map[string][]*Rule, declared map[string]bool, hooks [][]*Rule, strays []*Rule) {
+	own, declared, hooks = map[string][]*Rule{}, map[string]bool{}, make([][]*Rule, len(want))
 	for _, s := range sections {
 		for _, decl := range s.Chains {
 			if isOwn(decl.Name) {
@@ -95,11 +93,11 @@ func survey(sections []*Table, want []Chain) (own map[string][]*Rule, declared m
 				own[r.Chain] = append(own[r.Chain], r)
 				continue
 			}
-			chain, isHook := leads[r.Chain]
-			if isHook {
-				hooks[r.Chain] = append(hooks[r.Chain], r)
+			hook := slices.IndexFunc(want, func(c Chain) bool { return c.Hook == r.Chain })
+			if hook >= 0 {
+				hooks[hook] = append(hooks[hook], r)
 			}
-			if t := r.ownTarget(); t != "" && (!isHook || t != chain) {
+			if t := r.ownTarget(); t != "" && (hook < 0 || t != want[hook].Name) {
 				strays = append(strays, r)
 			}
 		}
@@ -118,17 +116,17 @@ func sameRules(have []*Rule, want []TargetRule) bool {
 // the chain lets through; a narrower rule ahead, such as an address blocklist,
 // is the operator's business. A new jump goes where the first rule on
 // connection state stands, or first, and never behind a rule that swallows.
-func (w *tableWork) planJump(c Chain, hook []*Rule, own map[string][]*Rule) (jumpWork, bool) {
+func (w *tableWork) planJump(c Chain, hook []*Rule) (jumpWork, bool) {
 	var jumps []int
 	for i, r := range hook {
 		if r.ownTarget() == c.Name {
 			jumps = append(jumps, i)
 		}
 	}
-	barrier := w.firstBarrier(c, hook, own)
-	if len(jumps) == 1 && hook[jumps[0]].isBareJump() && jumps[0] <= barrier {
+	if len(jumps) == 1 && hook[jumps[0]].isBareJump() && w.firstBarrier(c, hook[:jumps[0]]) == jumps[0] {
 		return jumpWork{}, false
 	}
+	barrier := w.firstBarrier(c, hook)
 	job := jumpWork{hook: c.Hook, chain: c.Name, rules: hook}
 	for _, i := range jumps {
 		job.old = append(job.old, hook[i])
@@ -143,37 +141,34 @@ func (w *tableWork) planJump(c Chain, hook []*Rule, own map[string][]*Rule) (jum
 	return job, true
 }
 
-// firstBarrier is the index of the first rule of the hook that takes all of
-// what some rule of the chain lets through; len(hook) when none does.
-func (w *tableWork) firstBarrier(c Chain, hook []*Rule, own map[string][]*Rule) int {
+// firstBarrier is the index of the first of the hook's rules that takes all of
+// what some rule of the chain lets through; len(rules) when none does.
+func (w *tableWork) firstBarrier(c Chain, rules []*Rule) int {
+	if len(rules) == 0 {
+		return 0
+	}
 	wanted := make([]packets, len(c.Rules))
 	for i, r := range c.Rules {
 		wanted[i] = packetsOf(parseSpec(r.Words))
 	}
-	chains := map[string][]*Rule{}
-	for _, s := range w.sections {
-		for i := range s.Rules {
-			chains[s.Rules[i].Chain] = append(chains[s.Rules[i].Chain], &s.Rules[i])
-		}
-	}
-	for i, r := range hook {
-		if r.ownTarget() != "" {
+	for i, r := range rules {
+		s := parseSpec(r.Words)
+		if isOwn(s.target) || s.target == "ACCEPT" && w.table != "raw" {
 			continue
 		}
-		s := parseSpec(r.Words)
 		p := packetsOf(s)
 		for _, q := range wanted {
-			if p.covers(q) && swallows(w.table, s, q, chains, 16) {
+			if p.covers(q) && w.swallows(s, q, 16) {
 				return i
 			}
 		}
 	}
-	return len(hook)
+	return len(rules)
 }
 
 // swallows reports whether a rule, matching all of q, keeps q from what comes
 // after it, following jumps into user chains.
-func swallows(table string, s spec, q packets, chains map[string][]*Rule, depth int) bool {
+func (w *tableWork) swallows(s spec, q packets, depth int) bool {
 	switch {
 	case s.notracks():
 		return false
@@ -182,13 +177,13 @@ func swallows(table string, s spec, q packets, chains map[string][]*Rule, depth 
 	case s.target == "RETURN": // the policy decides
 		return true
 	case s.target == "ACCEPT":
-		return table == "raw" // there, it means that the packet is tracked
+		return w.table == "raw" // there, it means that the packet is tracked
 	case s.target == "QUEUE", s.target == "NFQUEUE":
 		return true
 	case depth == 0 || isOwn(s.target):
 		return false
 	}
-	for _, r := range chains[s.target] {
+	for _, r := range w.rulesOf(s.target) {
 		inner := parseSpec(r.Words)
 		if !packetsOf(inner).covers(q) {
 			continue
@@ -197,13 +192,27 @@ func swallows(table string, s spec, q packets, chains map[string][]*Rule, depth 
 		case "RETURN":
 			return s.isGoto // back to the caller's caller: the policy
 		case "ACCEPT":
-			return table == "raw"
+			return w.table == "raw"
 		}
-		if swallows(table, inner, q, chains, depth-1) {
+		if w.swallows(inner, q, depth-1) {
 			return true
 		}
 	}
 	return s.isGoto
+}
+
+// rulesOf are the rules of a chain, in order.
+func (w *tableWork) rulesOf(chain string) []*Rule {
+	if w.byChain == nil {
+		w.byChain = map[string][]*Rule{}
+		for _, s := range w.sections {
+			for i := range s.Rules {
+				r := &s.Rules[i]
+				w.byChain[r.Chain] = append(w.byChain[r.Chain], r)
+			}
+		}
+	}
+	return w.byChain[chain]
 }
 
 // change turns the work into a RulesChange for the kernel: first everything
