@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/ctplan/ctplan/internal/apply"
 	"github.com/ctplan/ctplan/internal/planfile"
@@ -52,7 +53,7 @@ Exit status: 0, 1 on errors or without a yes, 3 when blocked.`,
 	a.vars.register(flags)
 	flags.BoolVar(&a.format.full, "full", false, "show long changes in full")
 	flags.BoolVar(&a.autoApprove, "auto-approve", false, "do not ask")
-	flags.DurationVar(&a.lockTimeout, "lock-timeout", 0, "how long to wait for another ctplan to finish")
+	lockTimeoutFlag(flags, &a.lockTimeout)
 	return cmd
 }
 
@@ -79,7 +80,7 @@ func (a *applier) run(ctx context.Context, args []string) error {
 	} else if c, err = openConfig(a.env, args, a.vars); err != nil {
 		return err
 	}
-	if err := a.recoverFirst(ctx); err != nil {
+	if err := a.recoverFirst(ctx, a.lockTimeout); err != nil {
 		return err
 	}
 	if !saved {
@@ -107,7 +108,7 @@ func (a *applier) run(ctx context.Context, args []string) error {
 	}
 	a.changing.Store(true)
 	defer a.changing.Store(false)
-	_, err = apply.Run(ctx, a.transaction(p.snapshot.Host), planner.Steps(p.plan), apply.Options{
+	_, err = apply.Run(ctx, a.transaction(p.snapshot.Host, a.lockTimeout), planner.Steps(p.plan), apply.Options{
 		Summary:  view.Summary(p.plan, view.Plan),
 		Check:    check,
 		Verify:   func(ctx context.Context) error { return a.readBack(ctx, p) },
@@ -121,6 +122,10 @@ func (a *applier) run(ctx context.Context, args []string) error {
 		return nil // the change is made, whoever listens
 	}
 	return err
+}
+
+func lockTimeoutFlag(flags *pflag.FlagSet, d *time.Duration) {
+	flags.DurationVar(d, "lock-timeout", 0, "how long to wait for another ctplan to finish: 30s, 2m")
 }
 
 // openPlan reads a saved plan that this ctplan made.
@@ -137,10 +142,10 @@ func (a *applier) openPlan(path string) (*planfile.Plan, *planned, error) {
 }
 
 // recoverFirst takes back what an earlier run was cut off in.
-func (e *env) recoverFirst(ctx context.Context) error {
+func (e *env) recoverFirst(ctx context.Context, lockTimeout time.Duration) error {
 	e.changing.Store(true)
 	defer e.changing.Store(false)
-	results, err := apply.Recover(ctx, e.transaction(planner.Host{}), e.progress)
+	results, err := apply.Recover(ctx, e.transaction(planner.Host{}, lockTimeout), e.progress)
 	for _, r := range results {
 		e.warnf("transaction %d had been cut off: everything was put back as it was before it", r.ID)
 	}
@@ -257,7 +262,8 @@ func enumerate(items []string) string {
 }
 
 func newRecover(e *env) *cobra.Command {
-	return &cobra.Command{
+	var lockTimeout time.Duration
+	cmd := &cobra.Command{
 		Use:   "recover",
 		Short: "Take back a change that was cut off",
 		Long:  `Puts everything back as it was before a transaction that a crash or a power failure cut off. apply does the same before it begins.`,
@@ -267,7 +273,9 @@ func newRecover(e *env) *cobra.Command {
 				return err
 			}
 			signal.Ignore(syscall.SIGPIPE)
-			return e.recoverFirst(cmd.Context())
+			return e.recoverFirst(cmd.Context(), lockTimeout)
 		},
 	}
+	lockTimeoutFlag(cmd.Flags(), &lockTimeout)
+	return cmd
 }

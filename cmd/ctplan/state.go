@@ -1,6 +1,8 @@
 package main
 
 import (
+	"time"
+
 	"github.com/ctplan/ctplan/internal/apply"
 	"github.com/ctplan/ctplan/internal/journal"
 	"github.com/ctplan/ctplan/internal/lock"
@@ -10,13 +12,14 @@ import (
 func (e *env) stateDir() string { return e.root + journal.Dir }
 
 // transaction is where ctplan's transactions happen.
-func (e *env) transaction(host planner.Host) apply.Env {
+func (e *env) transaction(host planner.Host, lockTimeout time.Duration) apply.Env {
 	return apply.Env{
-		Host:     apply.NewHost(e.root),
-		Dir:      e.stateDir(),
-		LockPath: e.root + lock.Path,
-		Command:  "ctplan apply",
-		Version:  readBuild().String(),
-		Identity: host,
+		Host:        apply.NewHost(e.root),
+		Dir:         e.stateDir(),
+		LockPath:    e.root + lock.Path,
+		LockTimeout: lockTimeout,
+		Command:     "ctplan apply",
+		Version:     readBuild().String(),
+		Identity:    host,
 	}
 }
