@@ -247,7 +247,9 @@ func (p *planning) persistHashsize() {
 	w := p.first.edit(file.File, "file.")
 	w.because(reason, p.d.Hashsize.Source)
 	for _, e := range file.Entries {
-		if e.Command == "options" && e.Module == "nf_conntrack" {
+		// Behind a quote that never closes the option would be part of another.
+		open := strings.Count(file.Content[e.Span.Start:e.End], `"`)%2 == 1
+		if e.Command == "options" && e.Module == "nf_conntrack" && !open {
 			w.insert(e.End, " "+want)
 			return
 		}

@@ -19,6 +19,8 @@ type fileWork struct {
 	reasons []string
 	sources []Pos
 	prefix  string // of the address: "file." or "initscript."
+
+	appended bool // a line has been added at the end, so the last one is ended
 }
 
 func (w *fileWork) replace(s Span, text string) {
@@ -27,14 +29,22 @@ func (w *fileWork) replace(s Span, text string) {
 
 func (w *fileWork) insert(at int, text string) { w.replace(Span{at, at}, text) }
 
-// appendLine adds a line at the end, ending the last one first if need be.
+// appendLine adds a line at the end, ending the last one first if need be. A
+// last line that ends in a backslash would take the new one in, so an empty
+// line comes between them.
 func (w *fileWork) appendLine(line string) {
-	end := len(w.file.Content)
+	content := w.file.Content
 	lead := ""
-	if end > 0 && !strings.HasSuffix(w.file.Content, "\n") && !slices.ContainsFunc(w.edits, func(e splice) bool { return e.Start == end && e.End == end }) {
-		lead = "\n"
+	if content != "" && !w.appended {
+		if !strings.HasSuffix(content, "\n") {
+			lead = "\n"
+		}
+		if strings.HasSuffix(strings.TrimSuffix(content, "\n"), `\`) {
+			lead += "\n"
+		}
 	}
-	w.insert(end, lead+line+"\n")
+	w.appended = true
+	w.insert(len(content), lead+line+"\n")
 }
 
 func (w *fileWork) because(reason string, source Pos) {
