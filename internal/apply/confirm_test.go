@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -41,7 +42,8 @@ func TestMain(m *testing.M) {
 			os.Exit(1)
 		}
 	case killRole:
-		if err := killed(root, planner.Backend(os.Getenv(hangEnv))); err != nil {
+		within, _ := time.ParseDuration(os.Args[1])
+		if err := killed(root, planner.Backend(os.Getenv(hangEnv)), within); err != nil {
 			fmt.Println(err)
 			os.Exit(1)
 		}
@@ -85,6 +87,7 @@ type scene struct {
 	t       *testing.T
 	root    string
 	applier *exec.Cmd
+	reap    func()
 }
 
 // stage starts an applier that hangs at a point, "" for one that gets through
@@ -100,10 +103,10 @@ func stage(t *testing.T, hang string) *scene {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	s := &scene{t, root, cmd}
+	s := &scene{t, root, cmd, sync.OnceFunc(func() { cmd.Wait() })}
 	t.Cleanup(func() {
 		cmd.Process.Kill()
-		cmd.Wait()
+		s.reap()
 		s.await("the watchdog's end", 10*time.Second, func() bool { return !s.watchdogRuns() })
 	})
 	return s
@@ -172,7 +175,7 @@ func TestNotConfirmed(t *testing.T) {
 			begun := time.Now()
 			if c.signal != 0 {
 				syscall.Kill(-s.applier.Process.Pid, c.signal)
-				go s.applier.Wait()
+				go s.reap()
 			}
 			syscall.Kill(s.watchdog(), syscall.SIGHUP)
 			s.await("rollback", within+2*time.Second, func() bool {

@@ -47,7 +47,7 @@ func Back(env Env, id int, live planner.Live) (planner.Plan, []planner.Step, err
 		return planner.Plan{}, nil, err
 	}
 	b := &wayBack{
-		host: env.Host, live: live, plan: planner.Plan{Host: live.Host},
+		host: env.Host, live: live, plan: planner.Plan{Host: live.Host, Mode: planner.GoingBack},
 		reason: fmt.Sprintf("goes back to before transaction %d of %s", since[0].ID, since[0].Time.Format("2006-01-02 15:04:05 MST")),
 	}
 	var steps []journal.Step

@@ -57,8 +57,9 @@ func killEnv(root string) Env {
 }
 
 // killed is the process that gets killed: it recovers and then goes forward,
-// or back, whichever there is to go.
-func killed(root string, b planner.Backend) error {
+// or back, whichever there is to go. A signal ends it at a random moment
+// within the given time; 0: none does.
+func killed(root string, b planner.Backend, within time.Duration) error {
 	env, ctx := killEnv(root), context.Background()
 	if _, err := Recover(ctx, env, nil); err != nil {
 		return err
@@ -73,7 +74,12 @@ func killed(root string, b planner.Backend) error {
 			return err
 		}
 	}
+	if within > 0 {
+		time.AfterFunc(time.Duration(rand.Int64N(int64(within))), func() { syscall.Kill(os.Getpid(), syscall.SIGKILL) })
+	}
+	begun := time.Now()
 	_, err = Run(ctx, env, steps, Options{})
+	fmt.Print(time.Since(begun))
 	return err
 }
 
@@ -99,11 +105,19 @@ func kill9(t *testing.T, ns *nstest.NS, b planner.Backend) {
 	// The way back is not a rollback: it may leave an empty table and folder.
 	kept := strings.NewReplacer(filepath.Join(root, "etc/d"), "")
 	loose := func(state string) string { return kept.Replace(emptyTable.ReplaceAllString(state, "")) }
-	begun := time.Now()
-	if err := killed(root, b); err != nil {
+	process := func(within time.Duration) *exec.Cmd {
+		cmd := exec.Command(os.Args[0], within.String())
+		cmd.Env = append(os.Environ(), roleEnv+"="+killRole, rootEnv+"="+root, hangEnv+"="+string(b))
+		return cmd
+	}
+	out, err := process(0).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	took, err := time.ParseDuration(string(out))
+	if err != nil {
 		t.Fatal(err)
 	}
-	took := time.Since(begun)
 	now := kernelState(t, ns, b, root)
 	if old == now {
 		t.Fatal("nothing changed")
@@ -111,13 +125,9 @@ func kill9(t *testing.T, ns *nstest.NS, b planner.Backend) {
 	came := map[string]int{}
 	before := now
 	for range rounds {
-		cmd := exec.Command(os.Args[0])
-		cmd.Env = append(os.Environ(), roleEnv+"="+killRole, rootEnv+"="+root, hangEnv+"="+string(b))
-		if err := cmd.Start(); err != nil {
+		if err := process(took + took/4).Run(); err != nil && !strings.Contains(err.Error(), "signal: killed") {
 			t.Fatal(err)
 		}
-		time.AfterFunc(time.Duration(rand.Int64N(int64(took*3/2))), func() { cmd.Process.Signal(syscall.SIGKILL) })
-		cmd.Wait()
 		if p, err := Pending(filepath.Join(root, "state")); err != nil {
 			t.Fatal(err)
 		} else if p != nil {
