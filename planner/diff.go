@@ -8,15 +8,14 @@ import (
 
 // planning is one run of Diff.
 type planning struct {
-	d        Desired
-	l        Live
-	plan     Plan
-	files    fileSet // edits that wait until rules and sysctls are as they shall be
-	first    fileSet // edits that must come before anything else
-	last     fileSet // edits that must come after everything but unloading
-	rules    []Change
-	untrack  []untracked
-	anyRules bool
+	d       Desired
+	l       Live
+	plan    Plan
+	files   fileSet // edits that wait until rules and sysctls are as they shall be
+	first   fileSet // edits that must come before anything else
+	last    fileSet // edits that must come after everything but unloading
+	rules   []Change
+	untrack []untracked
 }
 
 // untracked is a set of packets that a rule in a raw table takes out of tracking.
