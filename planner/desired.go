@@ -27,6 +27,9 @@ const (
 	Disabled  Mode = "disabled"
 	Notrack   Mode = "notrack"
 	Tuned     Mode = "tuned"
+
+	// GoingBack is no mode of the HCL: it marks a plan that rolls back.
+	GoingBack Mode = "rollback"
 )
 
 // Pos is the place in the HCL that asked for something. The zero Pos means

@@ -24,14 +24,12 @@ import (
 // applier is one run of apply.
 type applier struct {
 	*env
-	vars        varFlags
-	format      formatFlags
-	autoApprove bool
-	lockTimeout time.Duration
+	vars  varFlags
+	flags changeFlags
 }
 
 func newApply(e *env) *cobra.Command {
-	a := applier{env: e, format: formatFlags{format: "text"}}
+	a := applier{env: e}
 	cmd := &cobra.Command{
 		Use:   "apply [PLANFILE|PATH]",
 		Short: "Change the host as planned, as one transaction",
@@ -41,19 +39,21 @@ it is refused if the host is no longer what it was made from.
 
 Without a terminal to ask on, apply needs a saved plan or --auto-approve.
 
+With --confirm-within, everything is taken back after that time unless ctplan
+confirm comes, run over a new connection: by a process of its own, even if this
+one is killed or the connection is cut.
+
 Exit status: 0, 1 on errors or without a yes, 3 when blocked.`,
 		Example: `  ctplan apply
+  ctplan apply --confirm-within 60s
   ctplan plan --out change.ctplan && ctplan apply change.ctplan`,
 		Args: atMost(1, "one saved plan or path"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.run(cmd.Context(), args)
 		},
 	}
-	flags := cmd.Flags()
-	a.vars.register(flags)
-	flags.BoolVar(&a.format.full, "full", false, "show long changes in full")
-	flags.BoolVar(&a.autoApprove, "auto-approve", false, "do not ask")
-	lockTimeoutFlag(flags, &a.lockTimeout)
+	a.vars.register(cmd.Flags())
+	a.flags.register(cmd.Flags())
 	return cmd
 }
 
@@ -63,10 +63,14 @@ func (a *applier) run(ctx context.Context, args []string) error {
 	}
 	// A reader that goes away must not kill ctplan between two steps.
 	signal.Ignore(syscall.SIGPIPE)
+	if err := a.flags.check(); err != nil {
+		return err
+	}
 	saved := len(args) > 0 && planfile.Looks(args[0])
-	if !saved && !a.autoApprove && !a.stdinTerminal {
-		return hint(errors.New("there is no terminal to ask for approval on"),
-			"save and review a plan first: ctplan plan --out FILE, then ctplan apply FILE; or give --auto-approve")
+	if !saved {
+		if err := a.canAsk(a.flags, "save and review a plan first: ctplan plan --out FILE, then ctplan apply FILE; or give --auto-approve"); err != nil {
+			return err
+		}
 	}
 	// The HCL is read before anything happens, recovery included.
 	var c *config
@@ -80,7 +84,7 @@ func (a *applier) run(ctx context.Context, args []string) error {
 	} else if c, err = openConfig(a.env, args, a.vars); err != nil {
 		return err
 	}
-	if err := a.recoverFirst(ctx, a.lockTimeout); err != nil {
+	if err := a.recoverFirst(ctx, a.flags.lockTimeout); err != nil {
 		return err
 	}
 	if !saved {
@@ -88,7 +92,7 @@ func (a *applier) run(ctx context.Context, args []string) error {
 			return err
 		}
 	}
-	if err := a.showPlans([]*planned{p}, view.Apply, a.format); err != nil {
+	if err := a.showPlans([]*planned{p}, view.Apply, formatFlags{format: "text", full: a.flags.full}); err != nil {
 		return err
 	}
 	if p.plan.Blocked() {
@@ -101,27 +105,16 @@ func (a *applier) run(ctx context.Context, args []string) error {
 		}
 		return nil
 	}
-	if !saved && !a.autoApprove {
+	a.warnRemote(a.flags.confirmWithin)
+	if !saved && !a.flags.autoApprove {
 		if err := a.ask(ctx, p.plan.Host.Name); err != nil {
 			return err
 		}
 	}
-	a.changing.Store(true)
-	defer a.changing.Store(false)
-	_, err = apply.Run(ctx, a.transaction(p.snapshot.Host, a.lockTimeout), planner.Steps(p.plan), apply.Options{
-		Summary:  view.Summary(p.plan, view.Plan),
-		Check:    check,
-		Verify:   func(ctx context.Context) error { return a.readBack(ctx, p) },
-		Progress: a.progress,
+	return a.change(ctx, a.transaction(p.snapshot.Host, a.flags.lockTimeout), planner.Steps(p.plan), p.plan, a.flags, apply.Options{
+		Check:  check,
+		Verify: func(ctx context.Context) error { return a.readBack(ctx, p) },
 	})
-	if err != nil {
-		return err
-	}
-	_, err = fmt.Fprintln(a.stdout, view.Summary(p.plan, view.Applied))
-	if errors.Is(err, syscall.EPIPE) {
-		return nil // the change is made, whoever listens
-	}
-	return err
 }
 
 func lockTimeoutFlag(flags *pflag.FlagSet, d *time.Duration) {
@@ -145,7 +138,7 @@ func (a *applier) openPlan(path string) (*planfile.Plan, *planned, error) {
 func (e *env) recoverFirst(ctx context.Context, lockTimeout time.Duration) error {
 	e.changing.Store(true)
 	defer e.changing.Store(false)
-	results, err := apply.Recover(ctx, e.transaction(planner.Host{}, lockTimeout), e.progress)
+	results, err := apply.Recover(ctx, e.transaction(planner.Host{}, lockTimeout), e.progress())
 	for _, r := range results {
 		e.warnf("transaction %d had been cut off: everything was put back as it was before it", r.ID)
 	}
@@ -195,14 +188,7 @@ func (a *applier) readBack(ctx context.Context, p *planned) error {
 	if after.plan.Empty() {
 		return nil
 	}
-	var left []string
-	for _, c := range after.plan.Changes {
-		left = append(left, c.Meta().Address)
-	}
-	for _, b := range after.plan.Blocks {
-		left = append(left, b.Address+" ("+b.Why+")")
-	}
-	return fmt.Errorf("the host is not as planned: %s", enumerate(left))
+	return fmt.Errorf("the host is not as planned: %s", enumerate(addresses(after.plan)))
 }
 
 func (a *applier) read(ctx context.Context, p *planned) (*snapshot.Snapshot, error) {
@@ -212,11 +198,11 @@ func (a *applier) read(ctx context.Context, p *planned) (*snapshot.Snapshot, err
 }
 
 // ask waits for a yes.
-func (a *applier) ask(ctx context.Context, host string) error {
-	fmt.Fprintf(a.stderr, "\nApply this to %s? Only \"yes\" does: ", view.Clean(host))
+func (e *env) ask(ctx context.Context, host string) error {
+	fmt.Fprintf(e.stderr, "\nApply this to %s? Only \"yes\" does: ", view.Clean(host))
 	answers := make(chan string, 1)
 	go func() {
-		answer, err := bufio.NewReader(io.LimitReader(a.stdin, 1<<10)).ReadString('\n')
+		answer, err := bufio.NewReader(io.LimitReader(e.stdin, 1<<10)).ReadString('\n')
 		if err != nil {
 			answer = ""
 		}
@@ -224,31 +210,13 @@ func (a *applier) ask(ctx context.Context, host string) error {
 	}()
 	select {
 	case <-ctx.Done():
-		fmt.Fprintln(a.stderr)
+		fmt.Fprintln(e.stderr)
 		return fmt.Errorf("waiting for approval: %w; nothing was changed", ctx.Err())
 	case answer := <-answers:
 		if answer != "yes" {
 			return errors.New("not approved: nothing was changed")
 		}
 		return nil
-	}
-}
-
-// progress reports steps as they end, and takes back nothing silently.
-func (e *env) progress(ev apply.Event) {
-	if !ev.Finished {
-		return
-	}
-	what := strings.Join(ev.Addresses, ", ")
-	switch {
-	case ev.Err != nil && ev.Undo:
-		e.warnf("could not take back %s: %v", what, ev.Err)
-	case ev.Err != nil:
-		e.warnf("[%d/%d] %s failed: taking everything back", ev.Index+1, ev.Steps, what)
-	case ev.Undo:
-		e.progressf("taken back: %s", what)
-	default:
-		e.progressf("[%d/%d] %s", ev.Index+1, ev.Steps, what)
 	}
 }
 

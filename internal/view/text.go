@@ -118,7 +118,10 @@ func (t *textWriter) head(p planner.Plan) {
 		what = "plan for"
 	}
 	mode := "mode " + Clean(string(p.Mode))
-	if p.Mode == planner.Unmanaged {
+	switch p.Mode {
+	case planner.GoingBack:
+		mode = "rollback"
+	case planner.Unmanaged:
 		mode = "unmanaged: no conntrack block matches it"
 	}
 	t.line(t.paint(bold, what+" "+hostName(p)) + ", " + mode)

@@ -1,0 +1,121 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"syscall"
+	"time"
+
+	"github.com/spf13/pflag"
+
+	"github.com/ctplan/ctplan/internal/apply"
+	"github.com/ctplan/ctplan/internal/journal"
+	"github.com/ctplan/ctplan/internal/view"
+	"github.com/ctplan/ctplan/planner"
+)
+
+// changeFlags are the flags of the commands that change the host.
+type changeFlags struct {
+	full          bool
+	autoApprove   bool
+	lockTimeout   time.Duration
+	confirmWithin time.Duration
+}
+
+func (f *changeFlags) register(flags *pflag.FlagSet) {
+	flags.BoolVar(&f.full, "full", false, "show long changes in full")
+	flags.BoolVar(&f.autoApprove, "auto-approve", false, "do not ask")
+	flags.DurationVar(&f.confirmWithin, "confirm-within", 0, "take everything back after this `TIME` unless ctplan confirm comes: 60s, 5m")
+	lockTimeoutFlag(flags, &f.lockTimeout)
+}
+
+// Confirmation within less than this is out of a person's reach, and beyond
+// more than that nobody remembers.
+const (
+	shortestWait = 5 * time.Second
+	longestWait  = 24 * time.Hour
+)
+
+func (f *changeFlags) check() error {
+	if f.confirmWithin != 0 && (f.confirmWithin < shortestWait || f.confirmWithin > longestWait) {
+		return hint(fmt.Errorf("--confirm-within %s: it should be between %s and %s", f.confirmWithin, shortestWait, longestWait), "try --confirm-within 60s")
+	}
+	if f.lockTimeout < 0 {
+		return fmt.Errorf("--lock-timeout %s: it should not be negative", f.lockTimeout)
+	}
+	return nil
+}
+
+// canAsk refuses where a yes would be needed and nobody can give it.
+func (e *env) canAsk(f changeFlags, otherwise string) error {
+	if f.autoApprove || e.stdinTerminal {
+		return nil
+	}
+	return hint(errors.New("there is no terminal to ask for approval on"), "%s", otherwise)
+}
+
+// change carries out steps that have been shown and approved. o says how to
+// check and read back; the rest of it is set here.
+func (e *env) change(ctx context.Context, where apply.Env, steps []planner.Step, plan planner.Plan, f changeFlags, o apply.Options) error {
+	where.Watch = e.watch
+	o.Summary = view.Summary(plan, view.Plan)
+	o.ConfirmWithin = f.confirmWithin
+	o.Progress = e.progress()
+	e.changing.Store(true)
+	result, err := apply.Run(ctx, where, steps, o)
+	e.changing.Store(false)
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintln(e.stdout, view.Summary(plan, view.Applied))
+	if err != nil && !errors.Is(err, syscall.EPIPE) { // the change is made, whoever listens
+		return err
+	}
+	if result.Outcome == journal.Waiting {
+		return e.awaitConfirmation(ctx, result.ID, result.Deadline)
+	}
+	return nil
+}
+
+// slow is how long a step may take without a word about it.
+const slow = 500 * time.Millisecond
+
+// progress reports the steps that take long, and whatever goes wrong. It is
+// called for one event after the other.
+func (e *env) progress() func(apply.Event) {
+	var timer *time.Timer
+	return func(ev apply.Event) {
+		what := enumerate(ev.Addresses)
+		step := fmt.Sprintf("[%d/%d] %s", ev.Index+1, ev.Steps, what)
+		if ev.Undo {
+			step = "taking back " + what
+		}
+		if !ev.Finished {
+			timer = time.AfterFunc(slow, func() { e.progressf("%s …", step) })
+			return
+		}
+		if timer != nil {
+			timer.Stop()
+		}
+		switch {
+		case ev.Err != nil && ev.Undo:
+			e.warnf("could not take back %s: %v", what, ev.Err)
+		case ev.Err != nil:
+			e.warnf("%s failed: taking everything back", step)
+		case ev.Took >= slow:
+			e.progressf("%s done in %s", step, ev.Took.Round(100*time.Millisecond))
+		}
+	}
+}
+
+func addresses(p planner.Plan) []string {
+	var out []string
+	for _, c := range p.Changes {
+		out = append(out, c.Meta().Address)
+	}
+	for _, b := range p.Blocks {
+		out = append(out, b.Address+" ("+b.Why+")")
+	}
+	return out
+}
