@@ -33,12 +33,18 @@ type Cmd struct {
 	Path  string   // a name to look up, or a path
 	Args  []string // without the name of the command
 	Stdin string
+
+	// Follow, when set, may be given the beginning of the standard output
+	// while the command runs, in pieces of whole lines that it must not keep.
+	// Run then returns the rest alone: what was not given is never lost, and a
+	// Runner may give nothing.
+	Follow func(lines []byte)
 }
 
 func (c Cmd) String() string { return strings.Join(append([]string{c.Path}, c.Args...), " ") }
 
 // Runner runs a command to its end and returns what it printed on standard
-// output. A command that ran and failed gives an *Error; one that is not
+// output, without what it gave to Follow. A command that ran and failed gives an *Error; one that is not
 // installed gives an error that wraps exec.ErrNotFound.
 type Runner interface {
 	Run(ctx context.Context, c Cmd) ([]byte, error)
@@ -97,11 +103,19 @@ func (e Exec) Run(ctx context.Context, c Cmd) ([]byte, error) {
 		cmd.ExtraFiles = []*os.File{e.Keep}
 	}
 
-	err = cmd.Run()
+	var given int64
+	if err = cmd.Start(); err == nil {
+		stop := func() int64 { return 0 }
+		if c.Follow != nil {
+			stop = follow(stdout, c.Follow)
+		}
+		err = cmd.Wait()
+		given = stop()
+	}
 	if ctx.Err() != nil && err != nil {
 		return nil, fmt.Errorf("running %s: %w", filepath.Base(path), ctx.Err())
 	}
-	out, readErr := contents(stdout)
+	out, readErr := contents(stdout, given)
 	var exit *exec.ExitError
 	if errors.As(err, &exit) {
 		return out, &Error{Path: path, Args: c.Args, Status: exit.ExitCode(), Stderr: string(stderr.buf)}
@@ -127,14 +141,14 @@ func scratch() (*os.File, error) {
 	return f, err
 }
 
-// contents reads a file from its beginning, in one piece.
-func contents(f *os.File) ([]byte, error) {
+// contents reads a file from an offset to its end, in one piece.
+func contents(f *os.File, from int64) ([]byte, error) {
 	info, err := f.Stat()
-	if err != nil || info.Size() == 0 {
+	if err != nil || info.Size() == from {
 		return nil, err
 	}
-	out := make([]byte, info.Size())
-	n, err := f.ReadAt(out, 0)
+	out := make([]byte, info.Size()-from)
+	n, err := f.ReadAt(out, from)
 	return out[:n], err
 }
 

@@ -199,7 +199,7 @@ func (r *Rules) UnmarshalJSON(data []byte) error {
 	if err := strict(data, &j); err != nil {
 		return err
 	}
-	*r = Rules{j.Family, j.Backend, j.Primary, string(j.Version), string(j.Text)}
+	*r = Rules{Family: j.Family, Backend: j.Backend, Primary: j.Primary, Version: string(j.Version), Text: string(j.Text)}
 	return nil
 }
 

@@ -10,11 +10,11 @@ import (
 	"github.com/ctplan/ctplan/providers/sysctl"
 )
 
-// parseRules parses what iptables-save printed.
+// parseRules parses what iptables-save printed, unless that was done on reading.
 func parseRules(r Rules) (planner.Ruleset, error) {
-	set, err := iptables.Parse(r.Family, r.Text)
-	set.Backend, set.Primary = r.Backend, r.Primary
-	return set, err
+	raw := r.read
+	raw.Family, raw.Backend, raw.Primary, raw.Text = r.Family, r.Backend, r.Primary, r.Text
+	return raw.Ruleset()
 }
 
 // parseSaved parses a saved rules file. One that cannot be read is for the

@@ -105,7 +105,7 @@ func (r *Reader) Finish(files planner.Files, initScripts []string) (*Snapshot, e
 		return nil, rules.err
 	}
 	for _, raw := range rules.raws {
-		s.Rules = append(s.Rules, Rules{raw.Family, raw.Backend, raw.Primary, raw.Version, raw.Text})
+		s.Rules = append(s.Rules, Rules{raw.Family, raw.Backend, raw.Primary, raw.Version, raw.Text, raw})
 	}
 	s.Notes = append(s.Notes, rules.notes...)
 	for i, n := range s.Notes {

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/ctplan/ctplan/internal/nstest"
 	"github.com/ctplan/ctplan/planner"
@@ -49,8 +50,19 @@ func testRead(t *testing.T, ns *nstest.NS) {
 		if err := s.Check(); err != nil {
 			t.Errorf("what was read is not valid: %v", err)
 		}
-		if d := cmp.Diff(s, roundTrip(t, s)); d != "" {
+		if d := cmp.Diff(s, roundTrip(t, s), unread); d != "" {
 			t.Errorf("round trip (-want +got):\n%s", d)
+		}
+		here, err := s.Live()
+		if err != nil {
+			t.Fatal(err)
+		}
+		there, err := roundTrip(t, s).Live()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d := cmp.Diff(there, here, cmpopts.EquateEmpty()); d != "" {
+			t.Errorf("what was parsed while it was read (-of the text +while read):\n%s", d)
 		}
 		i := slices.IndexFunc(s.Rules, func(r Rules) bool { return r.Family == planner.IPv4 && r.Primary })
 		if i < 0 || s.Rules[i].Backend != backend || !strings.Contains(s.Rules[i].Text, "--dport 22") {

@@ -6,6 +6,7 @@ import (
 	"sync"
 
 	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/providers/iptables"
 )
 
 // MaxBytes is the size of the largest snapshot that Decode takes, in bytes.
@@ -30,6 +31,8 @@ type Rules struct {
 	Primary bool   // plain iptables speaks to this backend
 	Version string // of iptables, "1.8.9"
 	Text    string
+
+	read iptables.Raw // where it was read on this host: parsed by then
 }
 
 // Kind says what a file is, and so which parser reads it.

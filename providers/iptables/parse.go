@@ -2,6 +2,7 @@ package iptables
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/ctplan/ctplan/planner"
@@ -33,11 +34,10 @@ func (e *SyntaxError) Error() string {
 // a last line without its newline; of commands it takes -A alone, which is
 // the only one that iptables-save writes. Errors are *SyntaxError.
 func Parse(f planner.Family, text string) (planner.Ruleset, error) {
-	p := parser{text: text, rules: make([]planner.Rule, 0, strings.Count(text, "\n-A ")+1)}
-	if problem := p.parse(); problem != "" {
-		return planner.Ruleset{}, &SyntaxError{Family: f, Line: p.line, Problem: problem}
-	}
-	return planner.Ruleset{Family: f, Tables: p.tables}, nil
+	p := newParser(f)
+	p.rules = make([]planner.Rule, 0, strings.Count(text, "\n-A ")+1)
+	p.feed(text)
+	return p.finish()
 }
 
 // ParseFile is Parse for a saved rules file. It also refuses what works in the
@@ -71,39 +71,48 @@ func checkLines(text string) error {
 	return nil
 }
 
-// parser walks the text once. Rules and words of all tables share two arenas.
+// parser walks a text once, as it comes. Rules and words of all tables share
+// two arenas.
 type parser struct {
-	text   string
+	family planner.Family
+	fed    int // bytes of text before this piece
 	line   int
 	tables []planner.Table
 	rules  []planner.Rule
 	words  []string
 	buf    []byte
 
-	table int // index of the open table; -1 between tables
-	first int // index in rules of the open table's first
+	table   int    // index of the open table; -1 between tables
+	first   int    // index in rules of the open table's first
+	problem string // what is wrong with the line; nothing is read behind it
 }
 
-// parse returns what is wrong with line p.line, or nothing.
-func (p *parser) parse() string {
-	p.table = -1
-	for pos := 0; pos < len(p.text); {
+func newParser(f planner.Family) *parser { return &parser{family: f, table: -1} }
+
+// feed reads the next lines of the text. A line without its newline is the last.
+func (p *parser) feed(text string) {
+	for pos := 0; pos < len(text) && p.problem == ""; {
 		p.line++
-		end := len(p.text)
-		if i := strings.IndexByte(p.text[pos:], '\n'); i >= 0 {
+		end := len(text)
+		if i := strings.IndexByte(text[pos:], '\n'); i >= 0 {
 			end = pos + i + 1
 		}
-		span := planner.Span{Start: pos, End: end}
-		line := strings.TrimSuffix(p.text[pos:end], "\n")
+		line := strings.TrimSuffix(text[pos:end], "\n")
+		p.problem = p.statement(line, planner.Span{Start: p.fed + pos, End: p.fed + end})
 		pos = end
-		if problem := p.statement(line, span); problem != "" {
-			return problem
-		}
 	}
-	if p.table >= 0 {
-		return "the text ends within table " + p.tables[p.table].Name + ", before its COMMIT"
+	p.fed += len(text)
+}
+
+// finish returns what was read.
+func (p *parser) finish() (planner.Ruleset, error) {
+	if p.problem == "" && p.table >= 0 {
+		p.problem = "the text ends within table " + p.tables[p.table].Name + ", before its COMMIT"
 	}
-	return ""
+	if p.problem != "" {
+		return planner.Ruleset{}, &SyntaxError{Family: p.family, Line: p.line, Problem: p.problem}
+	}
+	return planner.Ruleset{Family: p.family, Tables: p.tables}, nil
 }
 
 func (p *parser) statement(line string, span planner.Span) string {
@@ -187,6 +196,9 @@ func (p *parser) rule(line string, span planner.Span) string {
 	p.words, p.buf, closed = splitWords(p.words, rest, p.buf)
 	if !closed {
 		return "a quote is not closed on its line (a line break within a comment?): iptables-restore cannot read this rule; replace it"
+	}
+	if len(p.rules) == cap(p.rules) {
+		p.rules = slices.Grow(p.rules, max(64, len(p.rules))) // append would grow by a quarter
 	}
 	p.rules = append(p.rules, planner.Rule{
 		Chain: chain,
