@@ -76,18 +76,20 @@ func (p *planning) savedRules() {
 	}
 	for _, f := range p.d.Families {
 		if !saved[f] && len(p.wanted(f)) > 0 {
-			p.warn("iptables."+string(f), survives(f), p.d.Source)
+			text, save := unsaved(f)
+			p.warn("iptables."+string(f), text, p.d.Source, save)
 		}
 	}
 }
 
-func survives(f Family) string {
+// unsaved says how to make rules survive a reboot where nothing saves them.
+func unsaved(f Family) (text, command string) {
 	file, tool := "/etc/iptables/rules.v4", "iptables-save"
 	if f == IPv6 {
 		file, tool = "/etc/iptables/rules.v6", "ip6tables-save"
 	}
-	return fmt.Sprintf("the %s rules will not survive a reboot: there is no saved rules file. Install netfilter-persistent (Debian) or iptables-services (Red Hat), "+
-		"then after apply: %s > %s (Red Hat: service iptables save); from then on ctplan keeps the file", f, tool, file)
+	return fmt.Sprintf("the %s rules will not survive a reboot: there is no saved rules file. Install netfilter-persistent (Debian) or iptables-services (Red Hat) "+
+		"and save the rules once after apply (Red Hat: service iptables save); from then on ctplan keeps the file", f), tool + " > " + file
 }
 
 // wanted are the chains declared for a family.

@@ -1,6 +1,7 @@
 package planner
 
 import (
+	"slices"
 	"strings"
 	"testing"
 )
@@ -252,9 +253,9 @@ func TestUnmanaged(t *testing.T) {
 	if !p.Empty() || len(p.Warnings) != 2 {
 		t.Fatalf("got %+v", p)
 	}
-	want := "iptables -t filter -D INPUT -j CTPLAN-INPUT && iptables -t filter -F CTPLAN-INPUT && iptables -t filter -X CTPLAN-INPUT"
-	if !strings.HasSuffix(p.Warnings[1].Text, want) {
-		t.Errorf("got %s", p.Warnings[1].Text)
+	want := []string{"iptables -t filter -D INPUT -j CTPLAN-INPUT", "iptables -t filter -F CTPLAN-INPUT", "iptables -t filter -X CTPLAN-INPUT"}
+	if !slices.Equal(p.Warnings[1].Commands, want) {
+		t.Errorf("got %q", p.Warnings[1].Commands)
 	}
 }
 

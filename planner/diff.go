@@ -93,9 +93,9 @@ func (s *fileSet) changes() []Change {
 	return out
 }
 
-func (p *planning) warn(address, text string, source Pos) {
-	w := Warning{Address: address, Text: text, Source: source}
-	if !slices.Contains(p.plan.Warnings, w) {
+func (p *planning) warn(address, text string, source Pos, commands ...string) {
+	w := Warning{Address: address, Text: text, Source: source, Commands: commands}
+	if !slices.ContainsFunc(p.plan.Warnings, func(o Warning) bool { return o.Address == address && o.Text == text && o.Source == source }) {
 		p.plan.Warnings = append(p.plan.Warnings, w)
 	}
 }
@@ -134,22 +134,22 @@ func (p *planning) unmanaged() {
 	p.warn("", fmt.Sprintf("no conntrack block matches host %s: nothing is planned for it", p.l.Host.Name), Pos{})
 	for i := range p.l.Rulesets {
 		r := &p.l.Rulesets[i]
-		if undo := removalCommands(r); undo != "" {
-			p.warn("iptables."+string(r.Family), "ctplan's chains still stand here; to take them away: "+undo, Pos{})
+		if commands := removalCommands(r); commands != nil {
+			p.warn("iptables."+string(r.Family), "ctplan's chains still stand here; to take them away:", Pos{}, commands...)
 		}
 	}
 	for i := range p.l.SavedRules {
 		r := &p.l.SavedRules[i]
-		if removalCommands(r) != "" {
-			p.warn("file."+r.File.Path, "ctplan's chains stand in this file too; to take them away: sed -i '/"+OwnPrefix+"/d' "+r.File.Path, Pos{})
+		if removalCommands(r) != nil {
+			p.warn("file."+r.File.Path, "ctplan's chains stand in this file too; to take them away:", Pos{}, "sed -i '/"+OwnPrefix+"/d' '"+strings.ReplaceAll(r.File.Path, "'", `'\''`)+"'")
 		}
 	}
 }
 
 // removalCommands are the shell commands that take our chains out of a
-// ruleset; empty when it has none. Chain names are checked to be ours, so that
+// ruleset, jumps first; nil when it has none. Chain names are checked to be ours, so that
 // no live string becomes part of a command.
-func removalCommands(r *Ruleset) string {
+func removalCommands(r *Ruleset) []string {
 	var jumps, chains []string
 	for i := range r.Tables {
 		t := &r.Tables[i]
@@ -164,10 +164,10 @@ func removalCommands(r *Ruleset) string {
 					jumps = append(jumps, fmt.Sprintf("%s -D %s -j %s", run, hook, d.Name))
 				}
 			}
-			chains = append(chains, fmt.Sprintf("%s -F %s && %s -X %s", run, d.Name, run, d.Name))
+			chains = append(chains, run+" -F "+d.Name, run+" -X "+d.Name)
 		}
 	}
-	return strings.Join(append(jumps, chains...), " && ")
+	return append(jumps, chains...)
 }
 
 func toolName(f Family, b Backend, primary bool) string {

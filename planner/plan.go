@@ -63,6 +63,8 @@ type Warning struct {
 	Address string `json:"address,omitempty"`
 	Text    string `json:"text"`
 	Source  Pos    `json:"source"`
+	// Commands are what to run about it, a shell command each.
+	Commands []string `json:"commands,omitempty"`
 }
 
 // Change is one thing that apply does to one object. It is one of

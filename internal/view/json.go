@@ -134,6 +134,8 @@ type warningJSON struct {
 	Address string       `json:"address,omitempty"`
 	Text    string       `json:"text"`
 	Source  *planner.Pos `json:"source,omitempty"`
+
+	Commands []string `json:"commands,omitempty"`
 }
 
 // changeJSON has exactly one of its last five members, the one that Kind names.
@@ -227,7 +229,7 @@ func newPlanJSON(p planner.Plan, v Verb) planJSON {
 		})
 	}
 	for _, w := range p.Warnings {
-		j.Warnings = append(j.Warnings, warningJSON{w.Address, w.Text, source(w.Source)})
+		j.Warnings = append(j.Warnings, warningJSON{w.Address, w.Text, source(w.Source), w.Commands})
 	}
 	return j
 }

@@ -88,6 +88,9 @@ func (m *markdownWriter) plan(p planner.Plan) {
 			s += code(w.Address) + ": "
 		}
 		s += prose(w.Text)
+		for _, c := range w.Commands {
+			s += " " + code(c)
+		}
 		if w.Source.File != "" {
 			s += " (" + code(w.Source.String()) + ")"
 		}

@@ -241,6 +241,9 @@ func (t *textWriter) warnings(p planner.Plan) {
 	for _, w := range p.Warnings {
 		t.line(t.paint(yellow, "warning:") + " " + t.paint(bold, Clean(w.Address)))
 		t.prose("    ", Clean(w.Text))
+		for _, c := range w.Commands {
+			t.line("      " + Clean(c)) // never wrapped: it is there to be copied
+		}
 		if w.Source.File != "" {
 			t.painted(dim, "    ", Clean(w.Source.String()))
 		}
