@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"syscall"
@@ -154,7 +155,7 @@ func (m *machine) launch() error {
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		"-machine", "pc,accel=tcg", "-cpu", "max", "-smp", "1", "-m", strconv.Itoa(m.memory),
 		"-kernel", m.vmlinuz, "-initrd", m.path("initramfs"),
-		"-append", "console=ttyS0 quiet panic=-1 random.trust_cpu=on"+m.cmdline,
+		"-append", "console=ttyS0 quiet panic=-1 no_timer_check random.trust_cpu=on"+m.cmdline,
 		"-serial", "stdio",
 		"-drive", "if=none,id=root,format=raw,file="+m.path("disk"), "-device", "virtio-blk-pci,drive=root",
 		"-chardev", "socket,id=agent,fd=3", "-device", "virtio-serial-pci", "-device", "virtserialport,chardev=agent,name="+wire.Port)
@@ -246,12 +247,22 @@ func (vm *VM) Exits(status int, script string) string {
 	return strings.TrimSpace(r.Stdout)
 }
 
-// Expect runs a script and reports an error unless it prints want.
+// Expect runs a script and reports an error unless it prints want, lines of
+// which may be indented.
 func (vm *VM) Expect(script, want string) {
 	vm.t.Helper()
-	if got := vm.Run(script); got != strings.TrimSpace(want) {
-		vm.t.Errorf("in the machine (%s):\n%s\nprints:\n%s\nwant:\n%s", vm.release, script, got, want)
+	want = strings.TrimSpace(indent.ReplaceAllString(want, "\n"))
+	if got := vm.Run(script); got != want {
+		vm.Fail("\n%s\nprints:\n%s\nwant:\n%s", script, got, want)
 	}
+}
+
+var indent = regexp.MustCompile(`\n\t+`)
+
+// Fail reports an error about the machine.
+func (vm *VM) Fail(format string, args ...any) {
+	vm.t.Helper()
+	vm.t.Errorf("in the machine (%s): "+format, append([]any{vm.release}, args...)...)
 }
 
 // Write makes a file, mode 0644, with the folders above it. A file that is
