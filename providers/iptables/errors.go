@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -65,11 +66,11 @@ func (e *RestoreError) Error() string {
 
 // failedLine finds the line number in "line 3 failed", "Error occurred at
 // line: 3" and "COMMIT expected at line 3".
-var failedLine = regexp.MustCompile(`\bline:? ([0-9]+)`)
+var failedLine = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`\bline:? ([0-9]+)`) })
 
 func newRestoreError(name, script string, test bool, failed *run.Error) *RestoreError {
 	e := &RestoreError{Command: filepath.Base(name), Test: test}
-	if m := failedLine.FindStringSubmatch(failed.Stderr); m != nil {
+	if m := failedLine().FindStringSubmatch(failed.Stderr); m != nil {
 		lines := strings.Split(script, "\n")
 		if n, err := strconv.Atoi(m[1]); err == nil && n >= 1 && n <= len(lines) {
 			e.Line, e.Text = n, lines[n-1]

@@ -80,7 +80,7 @@ func explain(err error) error {
 // that ends well and loads nothing, as an install command can make it, is one.
 func Load(ctx context.Context, r run.Runner, root, module string) error {
 	fail := func(err error) error { return fmt.Errorf("loading module %s: %w", module, err) }
-	if !moduleName.MatchString(module) {
+	if !isModuleName(module) {
 		return fail(errors.New("not a module's name"))
 	}
 	name := underscores(module)
@@ -111,7 +111,7 @@ func Load(ctx context.Context, r run.Runner, root, module string) error {
 // no error.
 func Unload(ctx context.Context, r run.Runner, root, module string) error {
 	fail := func(err error) error { return fmt.Errorf("unloading module %s: %w", module, err) }
-	if !moduleName.MatchString(module) {
+	if !isModuleName(module) {
 		return fail(errors.New("not a module's name"))
 	}
 	name := underscores(module)

@@ -18,7 +18,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"regexp"
 	"strconv"
 	"strings"
 
@@ -147,7 +146,11 @@ func ParseModules(text string) []planner.Module {
 	return modules
 }
 
-var moduleName = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_-]{0,63}$`)
+// isModuleName holds for what can name a module, and is no option of modprobe.
+func isModuleName(s string) bool {
+	const letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-"
+	return s != "" && len(s) <= 64 && s[0] != '-' && strings.Trim(s, letters) == ""
+}
 
 // underscores writes a module's name as the kernel does.
 func underscores(name string) string { return strings.ReplaceAll(name, "-", "_") }

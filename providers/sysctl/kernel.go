@@ -6,7 +6,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"regexp"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -20,10 +19,17 @@ const alias = "net.nf_conntrack_max"
 
 const prefix = "net.netfilter."
 
-var (
-	ours  = regexp.MustCompile(`^(net\.netfilter\.nf_conntrack_[a-z0-9_]+|net\.nf_conntrack_max)$`)
-	whole = regexp.MustCompile(`^-?[0-9]{1,20}$`)
-)
+// ours holds for the keys of connection tracking.
+func ours(key string) bool {
+	name, ok := strings.CutPrefix(key, prefix+"nf_conntrack_")
+	return key == alias || ok && name != "" && strings.Trim(name, "abcdefghijklmnopqrstuvwxyz0123456789_") == ""
+}
+
+// whole holds for what can be a whole number to the kernel.
+func whole(value string) bool {
+	digits := strings.TrimPrefix(value, "-")
+	return digits != "" && len(digits) <= 20 && strings.Trim(digits, "0123456789") == ""
+}
 
 // ReadKeys reads those of the keys that exist; nil means every key of
 // connection tracking. A kernel without it, or without the module loaded, has
@@ -43,7 +49,7 @@ func ReadKeys(root string, keys []string) (map[string]planner.Sysctl, error) {
 		}
 		keys = []string{alias}
 		for _, e := range entries {
-			if key := prefix + e.Name(); ours.MatchString(key) {
+			if key := prefix + e.Name(); ours(key) {
 				keys = append(keys, key)
 			}
 		}
@@ -56,7 +62,7 @@ func ReadKeys(root string, keys []string) (map[string]planner.Sysctl, error) {
 	values := map[string]planner.Sysctl{}
 	buf := make([]byte, 4096)
 	for _, key := range keys {
-		if !ours.MatchString(key) {
+		if !ours(key) {
 			errs = append(errs, fmt.Errorf("reading sysctl %q: not a key of connection tracking", key))
 			continue
 		}
@@ -96,10 +102,10 @@ func readKey(name string, buf []byte) (value string, mode uint32, err error) {
 // back. It is one write(2), so the kernel takes the value or keeps the old one.
 func Write(root, key, value string) error {
 	fail := func(err error) error { return fmt.Errorf("setting sysctl %s to %q: %w", key, value, err) }
-	if !ours.MatchString(key) {
+	if !ours(key) {
 		return fail(errors.New("not a key of connection tracking"))
 	}
-	if !whole.MatchString(value) {
+	if !whole(value) {
 		return fail(errors.New("not a whole number"))
 	}
 	name := file(root, key)
