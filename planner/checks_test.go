@@ -181,6 +181,11 @@ func TestJump(t *testing.T) {
 			"-j CTPLAN-INPUT|-p udp -j ACCEPT",
 		},
 		{
+			"a second jump goes, the first stays where it is",
+			"-s 192.0.2.9/32 -j DROP|-j CTPLAN-INPUT|-p udp -j ACCEPT|-p tcp -j CTPLAN-INPUT|-j CTPLAN-INPUT",
+			"-s 192.0.2.9/32 -j DROP|-j CTPLAN-INPUT|-p udp -j ACCEPT",
+		},
+		{
 			"an accept ahead takes nothing away",
 			"-i lo -j ACCEPT|-p tcp -j ACCEPT|-j CTPLAN-INPUT|-j DROP",
 			"-i lo -j ACCEPT|-p tcp -j ACCEPT|-j CTPLAN-INPUT|-j DROP",

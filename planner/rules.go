@@ -123,21 +123,23 @@ func (w *tableWork) planJump(c Chain, hook []*Rule) (jumpWork, bool) {
 			jumps = append(jumps, i)
 		}
 	}
-	if len(jumps) == 1 && hook[jumps[0]].isBareJump() && w.firstBarrier(c, hook[:jumps[0]]) == jumps[0] {
+	bare := slices.IndexFunc(hook, func(r *Rule) bool { return r.ownTarget() == c.Name && r.isBareJump() })
+	works := bare >= 0 && w.firstBarrier(c, hook[:bare]) == bare
+	if works && len(jumps) == 1 {
 		return jumpWork{}, false
 	}
-	barrier := w.firstBarrier(c, hook)
 	job := jumpWork{hook: c.Hook, chain: c.Name, rules: hook}
 	for _, i := range jumps {
 		job.old = append(job.old, hook[i])
 	}
-	for i, r := range hook {
-		if r.needs(w.table) == needState {
-			job.at = i
-			break
-		}
+	if works { // one jump too many is no reason to move the one that works
+		job.at = bare
+		return job, true
 	}
-	job.at = min(job.at, barrier)
+	if i := slices.IndexFunc(hook, func(r *Rule) bool { return r.needs(w.table) == needState }); i >= 0 {
+		job.at = i
+	}
+	job.at = min(job.at, w.firstBarrier(c, hook))
 	return job, true
 }
 
