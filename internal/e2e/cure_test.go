@@ -3,9 +3,12 @@ package e2e
 import (
 	"encoding/json"
 	"fmt"
+	"os"
 	"strconv"
 	"strings"
 	"testing"
+
+	"github.com/ctplan/ctplan/internal/nstest"
 )
 
 // udpUntracked is a cure for a host that drowns in datagrams.
@@ -23,12 +26,14 @@ conntrack "datagrams" {
 func TestCure(t *testing.T) {
 	for _, backend := range backends {
 		t.Run(string(backend), func(t *testing.T) {
+			nstest.Machine(t)
 			h := newHost(t, backend, "resolver-1")
 			// One rule on connection state makes the namespace track. It concerns
 			// TCP, so it stays, and tracking with it: what helps is NOTRACK.
 			h.sh("iptables -A INPUT -p tcp -m state --state RELATED,ESTABLISHED -j ACCEPT")
-			lockMachine(t)
-			setMachine(t, "/proc/sys/net/netfilter/nf_conntrack_max", "2000")
+			if err := os.WriteFile(nstest.Max, []byte("2000"), 0); err != nil {
+				t.Fatal(err)
+			}
 
 			before := h.flood()
 			t.Logf("tracked:   %s", before)

@@ -4,6 +4,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/ctplan/ctplan/internal/nstest"
 )
 
 // A hand is something that somebody does to a host behind ctplan's back.
@@ -70,12 +72,12 @@ func TestExamples(t *testing.T) {
 	for _, role := range roles {
 		for _, backend := range backends {
 			t.Run(strings.Join([]string{role.example, role.host, string(backend)}, "/"), func(t *testing.T) {
-				h := newHost(t, backend, role.host)
-				h.initial = role.initial
 				if role.initial {
 					const timeout = "/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_"
-					lockMachine(t, timeout+"established", timeout+"time_wait")
+					nstest.Machine(t, timeout+"established", timeout+"time_wait")
 				}
+				h := newHost(t, backend, role.host)
+				h.initial = role.initial
 				role.furnish(h)
 				path := h.example(role.example)
 

@@ -253,7 +253,7 @@ type document struct {
 		Address string `json:"address"`
 	} `json:"changes"`
 	Warnings []struct {
-		Text string `json:"text"`
+		Commands []string `json:"commands"`
 	} `json:"warnings"`
 }
 
@@ -275,13 +275,13 @@ func (h *host) addresses(path string) (status int, found []string) {
 	return r.status, found
 }
 
-// warnings are what plan warns of.
-func (h *host) warnings(path string) (texts []string) {
+// remedies are the commands that the warnings of a plan give.
+func (h *host) remedies(path string) (commands []string) {
 	h.t.Helper()
 	for _, w := range h.document(h.try("plan", "--json", path)).Warnings {
-		texts = append(texts, w.Text)
+		commands = append(commands, w.Commands...)
 	}
-	return texts
+	return commands
 }
 
 // pid is a process that lives in the host's namespaces.

@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/ctplan/ctplan/internal/nstest"
 )
 
 // refused fails the test unless r is an error that says all of texts in one
@@ -96,9 +98,9 @@ func TestCtplanLockHeld(t *testing.T) {
 }
 
 func TestReadOnlySysctls(t *testing.T) {
+	nstest.Machine(t)
 	h := newHost(t, "nft", "nat-1")
 	h.initial = true
-	lockMachine(t)
 	path := h.config(`
 conntrack "gateway" {
   mode     = "tuned"
@@ -140,15 +142,13 @@ func TestUnmatchedHost(t *testing.T) {
 				}
 			}
 			// Do what the warnings say.
-			commands := 0
-			for _, w := range h.warnings(path) {
-				if _, command, ok := strings.Cut(w, "to take them away: "); ok {
-					h.sh(command)
-					commands++
-				}
+			commands := h.remedies(path)
+			for _, command := range commands {
+				h.sh(command)
 			}
-			if commands != 2 || strings.Contains(h.rules(), "CTPLAN") {
-				t.Errorf("after %d commands from the warnings there is:\n%s", commands, h.rules())
+			// A jump to delete, and a chain to flush and delete: two in each table.
+			if len(commands) != 12 || strings.Contains(h.rules(), "CTPLAN") {
+				t.Errorf("after %q from the warnings there is:\n%s", commands, h.rules())
 			}
 			same(t, "what is left of the rules", withoutEmptyTables(clean), withoutEmptyTables(h.rules()))
 		})
