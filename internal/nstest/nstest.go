@@ -21,7 +21,8 @@
 //	}
 //
 // In both, lo is up, /run is an empty tmpfs (so that xtables.lock and
-// ctplan.lock are private) and everything dies with the test process. Off root
+// ctplan.lock are private) and everything dies with the test process. What no
+// namespace can make private, the sizes of the table, is for Machine. Off root
 // tests are skipped, except under CI=true, where they fail.
 package nstest
 
@@ -56,6 +57,7 @@ type NS struct {
 func New(t testing.TB, private ...string) *NS {
 	t.Helper()
 	need(t)
+	share(t)
 	cmd := exec.Command("/bin/sh", "-c", setup(private)+" && echo ready && exec cat")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS}
 	var stderr bytes.Buffer
@@ -93,6 +95,7 @@ func Inside(t *testing.T, fn func(ns *NS), private ...string) {
 		return
 	}
 	need(t)
+	share(t)
 	script := setup(private) + ` && exec "$0" "$@"`
 	args := []string{"-c", script, os.Args[0], "-test.run=^" + t.Name() + "$", "-test.v=true"}
 	if testing.Short() {
