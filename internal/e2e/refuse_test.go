@@ -146,8 +146,8 @@ func TestUnmatchedHost(t *testing.T) {
 			for _, command := range commands {
 				h.sh(command)
 			}
-			// A jump to delete, and a chain to flush and delete: two in each table.
-			if len(commands) != 12 || strings.Contains(h.rules(), "CTPLAN") {
+			// A jump to delete, a chain to flush and to delete: two in each of two tables, twice.
+			if len(commands) != 24 || strings.Contains(h.rules(), "CTPLAN") {
 				t.Errorf("after %q from the warnings there is:\n%s", commands, h.rules())
 			}
 			same(t, "what is left of the rules", withoutEmptyTables(clean), withoutEmptyTables(h.rules()))
