@@ -12,11 +12,11 @@ help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## bin/ctplan
-	go build -o bin/ctplan ./cmd/ctplan
+	CGO_ENABLED=0 go build -o bin/ctplan ./cmd/ctplan
 
 demo: ## the main job, for real, in a throw-away network and mount namespace (root)
 	@scripts/setup
-	@go build -o bin/ctplan ./cmd/ctplan
+	@CGO_ENABLED=0 go build -o bin/ctplan ./cmd/ctplan
 	@scripts/demo bin/ctplan
 
 test: ## all tests; as root they change real rules, in namespaces

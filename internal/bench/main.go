@@ -43,6 +43,7 @@ func run(args []string) error {
 	defer os.RemoveAll(dir)
 	bin := filepath.Join(dir, "ctplan")
 	build := exec.Command("go", "build", "-buildvcs=false", "-o", bin, "github.com/ctplan/ctplan/cmd/ctplan")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0") // as make build
 	build.Stderr = os.Stderr
 	if err := build.Run(); err != nil {
 		return fmt.Errorf("building ctplan: %w", err)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"runtime"
 	"slices"
 	"strings"
 
@@ -63,6 +64,8 @@ func Start(ctx context.Context, root string, runner run.Runner) (*Reader, error)
 		raws, notes, err := iptables.Tools{Runner: runner}.Read(ctx)
 		rules <- rulesResult{raws, notes, err}
 	}()
+	// The commands start now, not when this goroutine first waits for something.
+	runtime.Gosched()
 	r := &Reader{root: root, rules: rules, s: Snapshot{FormatVersion: planner.FormatVersion}}
 	var err error
 	if r.s.Host, err = readHost(root); err != nil {

@@ -81,13 +81,16 @@ func (t Tools) Read(ctx context.Context) ([]Raw, []string, error) {
 		err   error
 	}
 	results := make([]result, len(planner.Families))
-	var wg sync.WaitGroup
-	for i, f := range planner.Families {
-		wg.Go(func() {
-			r := &results[i]
-			r.raws, r.notes, r.err = t.readFamily(ctx, f)
-		})
+	read := func(i int) {
+		r := &results[i]
+		r.raws, r.notes, r.err = t.readFamily(ctx, planner.Families[i])
 	}
+	// IPv4 at once: where there are many rules, they are IPv4's.
+	var wg sync.WaitGroup
+	for i := range results[1:] {
+		wg.Go(func() { read(i + 1) })
+	}
+	read(0)
 	wg.Wait()
 
 	var raws []Raw

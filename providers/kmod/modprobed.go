@@ -40,8 +40,10 @@ type char struct {
 func ParseModprobe(f planner.File) planner.ModprobeFile {
 	file := planner.ModprobeFile{File: f}
 	line, at := 1, 0
+	var chars []char // of one line after the other
 	for at < len(f.Content) {
-		chars, next := logicalLine(f.Content, at)
+		var next int
+		chars, next = logicalLine(chars[:0], f.Content, at)
 		if e, ok := parseCommand(f.Content, chars); ok {
 			e.Line = line
 			e.Span = planner.Span{Start: at, End: next}
@@ -53,8 +55,9 @@ func ParseModprobe(f planner.File) planner.ModprobeFile {
 	return file
 }
 
-// logicalLine reads from at to the next newline that no backslash precedes.
-func logicalLine(text string, at int) (chars []char, next int) {
+// logicalLine appends to chars what stands from at to the next newline that no
+// backslash precedes.
+func logicalLine(chars []char, text string, at int) (_ []char, next int) {
 	for i := at; i < len(text); i++ {
 		switch {
 		case text[i] == '\n':
