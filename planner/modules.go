@@ -24,7 +24,7 @@ var conntrackModules = set(
 	"ipt_MASQUERADE", "ip6t_MASQUERADE", "ipt_SYNPROXY", "ip6t_SYNPROXY",
 )
 
-const blockReason = "naming the module in blacklist does not keep rules from loading it; this line does"
+const blockReason = "keeps rules and tools from loading nf_conntrack again, which a blacklist line would not"
 
 // isBlock reports whether a modprobe.d entry keeps nf_conntrack from loading.
 func isBlock(e ModprobeEntry) bool {

@@ -146,6 +146,9 @@ func mib(b int64) string {
 func (p *planning) persistSizes() {
 	p.persistSysctl(maxKeys, p.d.Max.Value, p.d.Max.Source)
 	for _, t := range p.d.Timeouts {
+		if _, known := p.l.Sysctls[TimeoutKeys[t.Name]]; !known && p.l.Conntrack.Loaded {
+			continue // sizeTable says so
+		}
 		p.persistSysctl([]string{TimeoutKeys[t.Name]}, t.Seconds, t.Source)
 	}
 	p.persistHashsize()

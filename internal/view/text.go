@@ -239,8 +239,16 @@ func (t *textWriter) differences(p planner.Plan) {
 
 func (t *textWriter) warnings(p planner.Plan) {
 	for _, w := range p.Warnings {
-		t.line(t.paint(yellow, "warning:") + " " + t.paint(bold, Clean(w.Address)))
-		t.prose("    ", Clean(w.Text))
+		head := t.paint(yellow, "warning:")
+		if w.Address == "" {
+			for _, l := range wrap(Clean(w.Text), t.o.Width-len("warning: ")) {
+				t.line(head + " " + l)
+				head = strings.Repeat(" ", len("warning:"))
+			}
+		} else {
+			t.line(head + " " + t.paint(bold, Clean(w.Address)))
+			t.prose("    ", Clean(w.Text))
+		}
 		for _, c := range w.Commands {
 			t.line("      " + Clean(c)) // never wrapped: it is there to be copied
 		}
