@@ -243,7 +243,7 @@ func (t *textWriter) warnings(p planner.Plan) {
 		if w.Address == "" {
 			for _, l := range wrap(Clean(w.Text), t.o.Width-len("warning: ")) {
 				t.line(head + " " + l)
-				head = strings.Repeat(" ", len("warning:"))
+				head = "   "
 			}
 		} else {
 			t.line(head + " " + t.paint(bold, Clean(w.Address)))
