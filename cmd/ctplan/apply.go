@@ -98,12 +98,11 @@ func (a *applier) run(ctx context.Context, args []string) error {
 	if p.plan.Blocked() {
 		return status(exitBlocked)
 	}
-	check := func(ctx context.Context) error { return a.unchanged(ctx, p, file) }
 	if p.plan.Empty() {
-		if saved {
-			return check(ctx) // "nothing to change" holds for the host that was planned for
+		if saved { // "nothing to change" holds for the host that was planned for
+			_, err = a.unchanged(ctx, p, file)
 		}
-		return nil
+		return err
 	}
 	a.warnRemote(a.flags.confirmWithin)
 	if !saved && !a.flags.autoApprove {
@@ -111,8 +110,17 @@ func (a *applier) run(ctx context.Context, args []string) error {
 			return err
 		}
 	}
-	return a.change(ctx, a.transaction(p.snapshot.Host, a.flags.lockTimeout), planner.Steps(p.plan), p.plan, a.flags, apply.Options{
-		Check:  check,
+	where := a.transaction(p.snapshot.Host, a.flags.lockTimeout)
+	return a.change(ctx, where, planner.Steps(p.plan), p.plan, a.flags, apply.Options{
+		Check: func(ctx context.Context) error {
+			now, err := a.unchanged(ctx, p, file)
+			if err != nil {
+				return err
+			}
+			live, err := now.Live()
+			where.Host.Seen(live.Rulesets)
+			return err
+		},
 		Verify: func(ctx context.Context) error { return a.readBack(ctx, p) },
 	})
 }
@@ -155,24 +163,25 @@ func (e *env) warnPending() {
 	}
 }
 
-// unchanged refuses to go on if the host is not what the plan was made from.
-func (a *applier) unchanged(ctx context.Context, p *planned, file *planfile.Plan) error {
+// unchanged reads the host once more, and refuses to go on if it is not what
+// the plan was made from.
+func (a *applier) unchanged(ctx context.Context, p *planned, file *planfile.Plan) (*snapshot.Snapshot, error) {
 	now, err := a.read(ctx, p)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	changed := snapshot.Compare(p.snapshot, now)
 	if len(changed) == 0 {
-		return nil
+		return now, nil
 	}
 	if was, is := p.snapshot.Host, now.Host; was.Name != is.Name || was.MachineID != is.MachineID {
-		return hint(fmt.Errorf("the plan is for host %s, and this is %s: nothing was changed", was.Name, is.Name), "apply it there")
+		return nil, hint(fmt.Errorf("the plan is for host %s, and this is %s: nothing was changed", was.Name, is.Name), "apply it there")
 	}
 	since := "while the plan was shown"
 	if file != nil {
 		since = "since the plan was made (" + age(file.Created, time.Now()) + ")"
 	}
-	return hint(fmt.Errorf("the host changed %s: %s; nothing was changed by ctplan", since, enumerate(changed)), "plan again, and look at what is different")
+	return nil, hint(fmt.Errorf("the host changed %s: %s; nothing was changed by ctplan", since, enumerate(changed)), "plan again, and look at what is different")
 }
 
 // readBack holds the host against what was declared once more.

@@ -46,7 +46,7 @@ Exit status: 0 done or nothing to change, 1 error, 2 changes or drift present
 	root.SetFlagErrorFunc(flagError)
 	root.AddCommand(
 		newValidate(e), newFmt(e), newPlan(e), newShow(e), newApply(e),
-		newConfirm(e), newRollback(e), newHistory(e), newRecover(e), newWatchdog(e), newDrift(e), newSnapshot(e), newVersion(e), newCompletion(e),
+		newConfirm(e), newRollback(e), newHistory(e), newRecover(e), newWatchdog(e), newDrift(e), newStatus(e), newSnapshot(e), newVersion(e), newCompletion(e),
 	)
 	return root
 }
