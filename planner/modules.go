@@ -38,8 +38,12 @@ func isBlock(e ModprobeEntry) bool {
 	return false
 }
 
-// blockLoad keeps anything from loading the module again.
+// blockLoad keeps anything from loading the module again. A kernel that has
+// none needs nothing.
 func (p *planning) blockLoad() {
+	if p.l.Conntrack.Kind == ConntrackAbsent {
+		return
+	}
 	for _, f := range p.l.ModprobeFiles {
 		if slices.ContainsFunc(f.Entries, isBlock) {
 			return
