@@ -293,6 +293,9 @@ func (w *tableWork) change(r *Ruleset) *RulesChange {
 // no longer: nothing that was let through is cut off before the end.
 func unionRules(cw chainWork) []string {
 	union := texts(cw.want)
+	if len(cw.have) == 0 {
+		return union
+	}
 	keys := map[string]bool{}
 	for _, r := range cw.want {
 		keys[r.Key()] = true
