@@ -19,7 +19,7 @@ import (
 const childEnv = "CTPLAN_E2E_CHILD"
 
 func runChild(name string, args []string) int {
-	children := map[string]func([]string) error{"flood": flood, "serve": serve, "call": call}
+	children := map[string]func([]string) error{"flood": flood, "serve": serve, "call": call, "faults": faults, "killed": killed}
 	if err := children[name](args); err != nil {
 		fmt.Fprintf(os.Stderr, "%s: %v\n", name, err)
 		return 1

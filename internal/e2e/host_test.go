@@ -99,12 +99,15 @@ type result struct {
 }
 
 // command is ctplan with arguments, on the host under its name.
-func (h *host) command(args ...string) *exec.Cmd {
+func (h *host) command(args ...string) *exec.Cmd { return h.commandOf("/run/test/ctplan", args...) }
+
+// commandOf is the same for another program.
+func (h *host) commandOf(program string, args ...string) *exec.Cmd {
 	words := []string{"--uts", "--", "sh", "-c", `echo "$0" > /proc/sys/kernel/hostname && exec "$@"`, h.name}
 	if h.initial {
 		words = append(words, "nsenter", fmt.Sprintf("--net=/proc/%d/ns/net", os.Getpid()), "--")
 	}
-	return h.Command("unshare", slices.Concat(words, []string{"/run/test/ctplan"}, args)...)
+	return h.Command("unshare", slices.Concat(words, []string{program}, args)...)
 }
 
 // try runs ctplan and returns what came of it, whatever that is.
@@ -205,8 +208,16 @@ func (h *host) state() string {
 	if h.initial {
 		b.WriteString(h.sh("echo hashsize = $(cat " + nstest.Hashsize + ")"))
 	}
-	root := h.Path("/")
-	err := filepath.WalkDir(filepath.Join(root, "etc"), func(path string, d fs.DirEntry, err error) error {
+	if err := files(&b, h.Path("/"), "etc"); err != nil {
+		h.t.Fatal(err)
+	}
+	return b.String()
+}
+
+// files writes every file in a folder under root: mode, owner, what a link
+// points to, extended attributes, content.
+func files(b *strings.Builder, root, folder string) error {
+	return filepath.WalkDir(filepath.Join(root, folder), func(path string, d fs.DirEntry, err error) error {
 		if err != nil {
 			return err
 		}
@@ -214,14 +225,14 @@ func (h *host) state() string {
 		if err := unix.Lstat(path, &st); err != nil {
 			return err
 		}
-		fmt.Fprintf(&b, "%s mode=%o owner=%d:%d", strings.TrimPrefix(path, strings.TrimSuffix(root, "/")), st.Mode, st.Uid, st.Gid)
+		fmt.Fprintf(b, "%s mode=%o owner=%d:%d", strings.TrimPrefix(path, strings.TrimSuffix(root, "/")), st.Mode, st.Uid, st.Gid)
 		switch d.Type() {
 		case fs.ModeSymlink:
 			target, err := os.Readlink(path)
 			if err != nil {
 				return err
 			}
-			fmt.Fprintf(&b, " -> %s", target)
+			fmt.Fprintf(b, " -> %s", target)
 		case 0:
 			content, err := os.ReadFile(path)
 			if err != nil {
@@ -233,18 +244,14 @@ func (h *host) state() string {
 				if name != "" {
 					value := make([]byte, 4096)
 					v, _ := unix.Lgetxattr(path, name, value)
-					fmt.Fprintf(&b, " %s=%q", name, value[:max(v, 0)])
+					fmt.Fprintf(b, " %s=%q", name, value[:max(v, 0)])
 				}
 			}
-			fmt.Fprintf(&b, " %q", content)
+			fmt.Fprintf(b, " %q", content)
 		}
 		b.WriteByte('\n')
 		return nil
 	})
-	if err != nil {
-		h.t.Fatal(err)
-	}
-	return b.String()
 }
 
 // same fails the test when two states differ, and shows how.
