@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/ctplan/ctplan/internal/apply"
+	"github.com/ctplan/ctplan/internal/lock"
 	"github.com/ctplan/ctplan/internal/planfile"
 	"github.com/ctplan/ctplan/internal/snapshot"
 	"github.com/ctplan/ctplan/internal/view"
@@ -87,8 +88,22 @@ func (a *applier) run(ctx context.Context, args []string) error {
 	if err := a.recoverFirst(ctx, a.flags.lockTimeout); err != nil {
 		return err
 	}
+	// Where nobody is asked, nothing else happens between reading and
+	// changing: one lock over both, and the host need not be read again.
+	var held *lock.Lock
+	defer func() {
+		if held != nil {
+			held.Release()
+		}
+	}()
 	if !saved {
-		if p, err = c.planHost(ctx); err != nil {
+		if a.flags.autoApprove {
+			where := a.transaction(planner.Host{}, a.flags.lockTimeout)
+			if held, err = lock.Acquire(ctx, where.LockPath, where.Command, where.LockTimeout); err != nil {
+				return err
+			}
+		}
+		if p, err = a.planNow(ctx, c); err != nil {
 			return err
 		}
 	}
@@ -111,11 +126,16 @@ func (a *applier) run(ctx context.Context, args []string) error {
 		}
 	}
 	where := a.transaction(p.snapshot.Host, a.flags.lockTimeout)
+	reread := held == nil
+	where.Lock, held = held, nil
 	return a.change(ctx, where, planner.Steps(p.plan), p.plan, a.flags, apply.Options{
 		Check: func(ctx context.Context) error {
-			now, err := a.unchanged(ctx, p, file)
-			if err != nil {
-				return err
+			now := p.snapshot
+			if reread {
+				var err error
+				if now, err = a.unchanged(ctx, p, file); err != nil {
+					return err
+				}
 			}
 			live, err := now.Live()
 			where.Host.Seen(live.Rulesets)
@@ -127,6 +147,17 @@ func (a *applier) run(ctx context.Context, args []string) error {
 
 func lockTimeoutFlag(flags *pflag.FlagSet, d *time.Duration) {
 	flags.DurationVar(d, "lock-timeout", 0, "how long to wait for another ctplan to finish: 30s, 2m")
+}
+
+// planNow reads the host and plans for it.
+func (a *applier) planNow(ctx context.Context, c *config) (*planned, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	reader, err := snapshot.Start(ctx, a.root, nil)
+	if err != nil {
+		return nil, err
+	}
+	return c.planHost(reader)
 }
 
 // openPlan reads a saved plan that this ctplan made.

@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -103,15 +102,9 @@ func (e *env) needRoot(doing string) error {
 		"run it with sudo, or plan off the host: sudo ctplan snapshot -o FILE there, ctplan plan --snapshot FILE here")
 }
 
-// planHost plans for the host that ctplan runs on. The rules are read while
-// the HCL is evaluated.
-func (c *config) planHost(ctx context.Context) (*planned, error) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel() // an error in the HCL stops what is still being read
-	reader, err := snapshot.Start(ctx, c.env.root, nil)
-	if err != nil {
-		return nil, err
-	}
+// planHost plans for the host that ctplan runs on. The rules are being read
+// while the HCL is evaluated.
+func (c *config) planHost(reader *snapshot.Reader) (*planned, error) {
 	desired, digest, err := c.evaluate(&schema.Facts{Host: reader.Host(), Conntrack: reader.Conntrack()})
 	if err != nil {
 		return nil, err

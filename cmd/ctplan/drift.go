@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"regexp"
 	"slices"
@@ -74,12 +75,18 @@ func findDrift(cmd *cobra.Command, e *env, args []string, vars varFlags) (*plann
 	if err := e.needRoot("looking for drift on this host"); err != nil {
 		return nil, err
 	}
+	ctx, cancel := context.WithCancel(cmd.Context())
+	defer cancel()
+	reader, err := snapshot.Start(ctx, e.root, nil)
+	if err != nil {
+		return nil, err
+	}
 	c, err := openConfig(e, args, vars)
 	if err != nil {
 		return nil, err
 	}
 	e.warnPending()
-	return c.planHost(cmd.Context())
+	return c.planHost(reader)
 }
 
 // dropIgnored takes away what the operator asked not to hear about.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"time"
@@ -67,17 +68,26 @@ there is something to change.`,
 			if out != "" && len(snapshots) > 1 {
 				return errors.New("--out saves one plan, and there are several snapshots: plan them one by one")
 			}
+			var reader *snapshot.Reader
+			if len(snapshots) == 0 {
+				if err := e.needRoot("planning for this host"); err != nil {
+					return err
+				}
+				ctx, cancel := context.WithCancel(cmd.Context())
+				defer cancel() // an error in the HCL stops what is still being read
+				var err error
+				if reader, err = snapshot.Start(ctx, e.root, nil); err != nil {
+					return err
+				}
+			}
 			c, err := openConfig(e, args, vars)
 			if err != nil {
 				return err
 			}
 			var all []*planned
-			if len(snapshots) == 0 {
-				if err := e.needRoot("planning for this host"); err != nil {
-					return err
-				}
+			if reader != nil {
 				e.warnPending()
-				p, err := c.planHost(cmd.Context())
+				p, err := c.planHost(reader)
 				if err != nil {
 					return err
 				}

@@ -37,9 +37,12 @@ type Env struct {
 	Dir         string // journal.Dir on a real host
 	LockPath    string // lock.Path on a real host
 	LockTimeout time.Duration
-	Command     string       // how the lock names this process: the command line
-	Version     string       // ctplan's own
-	Identity    planner.Host // with BootID
+	// Lock is the lock at LockPath where the caller has taken it already; Run
+	// releases it. nil: Run takes it.
+	Lock     *lock.Lock
+	Command  string       // how the lock names this process: the command line
+	Version  string       // ctplan's own
+	Identity planner.Host // with BootID
 
 	// Watch starts the process that takes the transaction back when nobody
 	// confirms; StartWatchdog on a real host. Only ConfirmWithin needs it.
@@ -129,9 +132,12 @@ func Run(ctx context.Context, env Env, steps []planner.Step, opts Options) (Resu
 	if env.Host == nil {
 		env.Host = NewHost("")
 	}
-	l, err := lock.Acquire(ctx, env.LockPath, env.Command, env.LockTimeout)
-	if err != nil {
-		return Result{}, err
+	l := env.Lock
+	if l == nil {
+		var err error
+		if l, err = lock.Acquire(ctx, env.LockPath, env.Command, env.LockTimeout); err != nil {
+			return Result{}, err
+		}
 	}
 	defer l.Release()
 
