@@ -49,13 +49,21 @@ func TestCuts(t *testing.T) {
 			for n := range (cuts + len(kernels) - 1 - i) / len(kernels) {
 				old := h.files()
 				from, to := declare(at), declare(at+1)
-				when := time.Duration(rand.Int64N(int64(span * 6 / 5)))
-				what := fmt.Sprintf("%s to %s, cut after %v", from, to, when)
-				h.Run("sync; setsid ctplan apply --auto-approve host.hcl > /run/apply.log 2>&1 &")
-				if n%2 == 0 { // every other time, reading does not count
-					what += " from the first step"
-					h.Run(`until grep -qs '\[1/' /run/apply.log || ! pidof ctplan > /dev/null; do sleep 0.01; done`)
+				// Half of the cuts wait for a record of the journal, since reading
+				// and planning take most of the time.
+				record, when := 0, time.Duration(rand.Int64N(int64(span)))
+				if n%2 == 0 {
+					record, when = 1+rand.IntN(25), time.Duration(rand.Int64N(int64(50*time.Millisecond)))
 				}
+				what := fmt.Sprintf("%s to %s, cut %v after record %d", from, to, when, record)
+				h.Run(fmt.Sprintf(`sync; cd /var/lib/ctplan; last=$(ls *.journal | tail -n 1); last=${last%%.journal}
+					next=$(printf %%06d $((10#$last + 1))).journal
+					setsid ctplan apply --auto-approve ~/host.hcl > /run/apply.log 2>&1 & pid=$!
+					[ %[1]d = 0 ] || while kill -0 $pid 2>/dev/null; do
+						records=(); [ ! -e $next ] || mapfile -t records < $next
+						[ ${#records[@]} -lt %[1]d ] || break
+						sleep 0.005
+					done`, record))
 				time.Sleep(when)
 				h.PowerCut()
 				if failed := h.BootFailed(); failed != "" {
