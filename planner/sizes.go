@@ -66,11 +66,15 @@ func (p *planning) maxChange(loading bool) Change {
 // untyped nil when there is no change.
 func (p *planning) sysctlChange(key string, live Sysctl, want string, source Pos, reason string, loading bool) Change {
 	if !loading && !live.Writable {
+		why := "this key is read-only here: nf_conntrack's sizes are one value for the whole machine, set in its initial network namespace"
+		if p.l.Conntrack.InitialNetns {
+			why = "this key cannot be written: /proc/sys is read-only here, as in a container"
+		}
 		p.block(Block{
 			Risk:     RiskReadOnlySysctl,
 			Address:  "sysctl." + key,
 			Where:    fmt.Sprintf("%s = %s", key, live.Value),
-			Why:      "this key is read-only here: nf_conntrack's sizes are one value for the whole machine, set in its initial network namespace",
+			Why:      why,
 			Remedy:   `run ctplan on the host itself, or allow_risk = ["read_only_sysctl"] to leave the live value as it is`,
 			Override: true,
 			Source:   source,
