@@ -205,8 +205,10 @@ func (a *applier) unchanged(ctx context.Context, p *planned, file *planfile.Plan
 	if len(changed) == 0 {
 		return now, nil
 	}
-	if was, is := p.snapshot.Host, now.Host; was.Name != is.Name || was.MachineID != is.MachineID {
+	if was, is := p.snapshot.Host, now.Host; was.Name != is.Name {
 		return nil, hint(fmt.Errorf("the plan is for host %s, and this is %s: nothing was changed", was.Name, is.Name), "apply it there")
+	} else if was.MachineID != is.MachineID {
+		return nil, hint(fmt.Errorf("the plan is for another machine named %s (host.machine_id differs): nothing was changed", was.Name), "apply it there")
 	}
 	since := "while the plan was shown"
 	if file != nil {
