@@ -85,7 +85,7 @@ func planForeign(s *space) error {
 		c := compared{
 			ctplan:    func() error { return s.run(s.bin, "plan", path) },
 			reference: s.saves,
-			runs:      9,
+			runs:      21,
 		}
 		if err := c.atMost(split.what+" : two saves", s.backend, 1.25); err != nil {
 			return err
@@ -97,68 +97,108 @@ func planForeign(s *space) error {
 	return nil
 }
 
-// foreign is a filter table with n rules.
+// A kind of foreign rule: what it says for the ith of them from an address.
+var foreignKinds = []string{
+	`-A INPUT -s %[1]s -p tcp -m tcp --dport %[2]d -m comment --comment "tenant %[2]d: api" -j ACCEPT`,
+	`-A INPUT -s %[1]s -i eth0 -p tcp -m multiport --dports 80,443,%[2]d -j ACCEPT`,
+	`-A INPUT -s %[1]s -j DROP`,
+	`-A FORWARD -d %[1]s -i eth1 -o eth0 -p udp -m udp --dport %[2]d:65535 -j ACCEPT`,
+	`-A CUSTOMERS -s %[1]s -p tcp -m tcp --dport %[2]d --tcp-flags FIN,SYN,RST,ACK SYN -m limit --limit 25/sec -m comment --comment "no more than it paid for" -j ACCEPT`,
+}
+
+// foreign is a filter table with n rules of the kinds that firewalls are made
+// of. None needs connection tracking.
 func foreign(n int, address string) string {
 	var b strings.Builder
-	b.WriteString("*filter\n:INPUT ACCEPT [0:0]\n:FORWARD ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\n")
+	b.WriteString("*filter\n:INPUT ACCEPT [0:0]\n:FORWARD ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\n:CUSTOMERS - [0:0]\n")
 	for i := range n {
-		fmt.Fprintf(&b, "-A INPUT -s "+address+" -p tcp -m tcp --dport %d -j DROP\n", i>>16, i>>8&0xff, i&0xff, 1024+i)
+		from := fmt.Sprintf(address, i>>16, i>>8&0xff, i&0xff)
+		fmt.Fprintf(&b, foreignKinds[i%len(foreignKinds)]+"\n", from, 1024+i)
 	}
 	b.WriteString("COMMIT\n")
 	return b.String()
 }
 
-// applyAccepts applies 1,000 accepts, against the commands that cannot be done
-// without: save, test, restore, save.
+// applyAccepts applies 1,000 accepts, TCP and UDP in turns, a rule in and a rule
+// out for each, against the commands that cannot be done
+// without, for each family that is changed: save, test, restore, save.
 func applyAccepts(s *space) error {
+	for _, scope := range []struct {
+		what, hcl string
+		tools     []string
+	}{
+		{"apply, 1,000 accepts", "", []string{"iptables", "ip6tables"}},
+		{"apply, 1,000 accepts, IPv4 alone", "  families = [\"ipv4\"]\n", []string{"iptables"}},
+	} {
+		if err := s.applyAccepts(scope.what, scope.hcl, scope.tools); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *space) applyAccepts(what, attribute string, tools []string) error {
 	var hcl strings.Builder
-	hcl.WriteString("conntrack \"x\" {\n  mode     = \"notrack\"\n  families = [\"ipv4\"]\n  notrack \"udp\" { protocol = \"udp\" }\n")
+	hcl.WriteString("conntrack \"x\" {\n  mode = \"notrack\"\n" + attribute + "  notrack \"all\" {}\n")
 	for i := range 1000 {
-		fmt.Fprintf(&hcl, "  accept \"a%d\" {\n    protocol   = \"udp\"\n    local_port = %d\n    direction  = \"in\"\n  }\n", i, 1024+i)
+		protocol := []string{"tcp", "udp"}[i%2]
+		fmt.Fprintf(&hcl, "  accept \"service-%d\" {\n    protocol   = %q\n    local_port = %d\n  }\n", i, protocol, 1024+i)
 	}
 	hcl.WriteString("}\n")
+	reset := func() error {
+		if err := os.RemoveAll("/var/lib/ctplan"); err != nil {
+			return err
+		}
+		for _, tool := range []string{"iptables", "ip6tables"} {
+			if _, err := s.exec("*filter\nCOMMIT\n*raw\nCOMMIT\n", tool+"-restore"); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	if err := reset(); err != nil {
+		return err
+	}
 	// What ctplan makes of it is what the reference restores.
 	path, err := s.apply(hcl.String())
 	if err != nil {
 		return err
 	}
-	script, err := s.exec("", "iptables-save")
-	if err != nil {
-		return err
+	scripts := map[string]string{}
+	for _, tool := range tools {
+		if scripts[tool], err = s.exec("", tool+"-save"); err != nil {
+			return err
+		}
 	}
 	c := compared{
-		reset: func() error {
-			if err := os.RemoveAll("/var/lib/ctplan"); err != nil {
-				return err
-			}
-			_, err := s.exec("*filter\nCOMMIT\n*raw\nCOMMIT\n", "iptables-restore")
-			return err
-		},
+		reset:  reset,
 		ctplan: func() error { return s.run(s.bin, "apply", "--auto-approve", path) },
 		reference: func() error {
-			if err := s.run("iptables-save"); err != nil {
-				return err
+			for _, tool := range tools {
+				if err := s.run(tool + "-save"); err != nil {
+					return err
+				}
+				if _, err := s.exec(scripts[tool], tool+"-restore", "--noflush", "--test"); err != nil {
+					return err
+				}
+				if _, err := s.exec(scripts[tool], tool+"-restore", "--noflush"); err != nil {
+					return err
+				}
+				if err := s.run(tool + "-save"); err != nil {
+					return err
+				}
 			}
-			if _, err := s.exec(script, "iptables-restore", "--noflush", "--test"); err != nil {
-				return err
-			}
-			if _, err := s.exec(script, "iptables-restore", "--noflush"); err != nil {
-				return err
-			}
-			return s.run("iptables-save")
+			return nil
 		},
-		runs: 9,
+		runs: 15,
 	}
-	if err := c.atMost("apply, 1,000 accepts : four commands", s.backend, 1.5); err != nil {
+	if err := c.atMost(what+fmt.Sprintf(" : %d commands", 4*len(tools)), s.backend, 1.5); err != nil {
 		return err
 	}
-	if err := c.reset(); err != nil {
+	if err := reset(); err != nil {
 		return err
 	}
-	if err := s.extras("apply, 1,000 accepts", "apply", "--auto-approve", path); err != nil {
-		return err
-	}
-	return nil
+	return s.extras(what, "apply", "--auto-approve", path)
 }
 
 // extras prints a run's memory and the commands that it starts. The memory is
