@@ -197,6 +197,14 @@ func bodyContent(body hcl.Body, within string, schema *hcl.BodySchema) (*hcl.Bod
 	if !ok {
 		return content, diags
 	}
+	known := func(name string) bool {
+		return slices.ContainsFunc(schema.Attributes, func(a hcl.AttributeSchema) bool { return a.Name == name })
+	}
+	unknown := slices.DeleteFunc(slices.Collect(maps.Keys(native.Attributes)), known)
+	slices.Sort(unknown)
+	if len(unknown) == 0 && len(native.Blocks) == 0 {
+		return content, diags // as thousands of accept blocks do
+	}
 	var attrs, blocks []string
 	for _, a := range schema.Attributes {
 		attrs = append(attrs, a.Name)
@@ -211,10 +219,7 @@ func bodyContent(body hcl.Body, within string, schema *hcl.BodySchema) (*hcl.Bod
 	case "accept":
 		where = "in an accept block"
 	}
-	for _, name := range slices.Sorted(maps.Keys(native.Attributes)) {
-		if slices.Contains(attrs, name) {
-			continue
-		}
+	for _, name := range unknown {
 		hint := didYouMean(name, attrs)
 		if slices.Contains(blocks, name) {
 			hint = fmt.Sprintf(" %s is a block: write it without the equals sign.", name)

@@ -82,6 +82,9 @@ func (s *scope) set(root string, values map[string]cty.Value) {
 
 // eval returns the expression's value; not ok after an error.
 func (s *scope) eval(expr hcl.Expression) (cty.Value, hcl.Diagnostics) {
+	if isLiteral(expr) {
+		return expr.Value(nil)
+	}
 	if diags := s.checkReferences(expr); diags.HasErrors() {
 		return cty.DynamicVal, diags
 	}
@@ -94,6 +97,18 @@ func (s *scope) eval(expr hcl.Expression) (cty.Value, hcl.Diagnostics) {
 		return cty.DynamicVal, s.nameFunctions(expr, diags)
 	}
 	return val, diags
+}
+
+// isLiteral reports whether the expression is a number, a word such as true,
+// or a string without templates: nearly all are, and refer to nothing.
+func isLiteral(expr hcl.Expression) bool {
+	switch e := expr.(type) {
+	case *hclsyntax.LiteralValueExpr:
+		return true
+	case *hclsyntax.TemplateExpr:
+		return e.IsStringLiteral()
+	}
+	return false
 }
 
 // nameFunctions gives errors about unknown functions a suggestion that is
