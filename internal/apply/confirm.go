@@ -150,13 +150,15 @@ const (
 // Watchdog watches one transaction until it is over, one way or the other,
 // and takes it back when the time to confirm is over or the process that
 // carries it out has died half way. It does not end on SIGHUP, SIGINT,
-// SIGTERM or SIGPIPE, and reads no clock that can be set.
+// SIGTERM or SIGPIPE, nor with the session or service that it was started in,
+// and reads no clock that can be set.
 //
 // The process calls it that StartWatchdog started.
 func Watchdog(ctx context.Context, env Env, id int) error {
 	signal.Ignore(syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM, syscall.SIGPIPE)
 	// A machine short of memory has better candidates. Root alone may.
 	_ = os.WriteFile("/proc/self/oom_score_adj", []byte("-1000"), 0)
+	leaveService()
 	store, err := journal.View(env.Dir)
 	if err != nil {
 		return err
@@ -205,6 +207,23 @@ func Watchdog(ctx context.Context, env Env, id int) error {
 		done, err := env.expire(ctx, store, id)
 		if done {
 			return err
+		}
+	}
+}
+
+// systemdGroups are where the cgroups stand by which systemd knows what belongs
+// to a session or a service: all of v2, v2 beside v1, v1.
+var systemdGroups = []string{"/sys/fs/cgroup", "/sys/fs/cgroup/unified", "/sys/fs/cgroup/systemd"}
+
+// leaveService moves this process out of the session or service that it was
+// started in: systemd kills everything in there at its end, watchdogs too
+// (KillMode= in systemd.kill(5), KillUserProcesses= in logind.conf(5)). Where
+// this cannot be done, nothing is lost that was there before.
+func leaveService() {
+	for _, root := range systemdGroups {
+		if f, err := os.OpenFile(filepath.Join(root, "cgroup.procs"), os.O_WRONLY, 0); err == nil {
+			_, _ = f.WriteString("0")
+			f.Close()
 		}
 	}
 }

@@ -192,6 +192,58 @@ func TestNotConfirmed(t *testing.T) {
 	}
 }
 
+// The end of a systemd service or session kills everything in its cgroup; the
+// watchdog is not there any more.
+func TestServiceEnds(t *testing.T) {
+	var group string
+	for _, root := range systemdGroups {
+		dir := filepath.Join(root, fmt.Sprintf("ctplan-test-%d", os.Getpid()))
+		if _, err := os.Stat(filepath.Join(root, "cgroup.procs")); err == nil && os.Mkdir(dir, 0o755) == nil {
+			group = dir
+			break
+		}
+	}
+	if group == "" {
+		t.Skip("no cgroup can be made here")
+	}
+	t.Cleanup(func() { os.Remove(group) })
+	move := func(to string) error { return os.WriteFile(filepath.Join(to, "cgroup.procs"), []byte("0"), 0) }
+	home := filepath.Dir(group)
+	if own, err := os.ReadFile("/proc/self/cgroup"); err == nil {
+		for line := range strings.Lines(string(own)) {
+			if name, ok := strings.CutPrefix(line, "0::"); ok && home != systemdGroups[2] {
+				home = filepath.Join(home, strings.TrimSpace(name))
+			} else if _, name, ok := strings.Cut(line, "name=systemd:"); ok && home == systemdGroups[2] {
+				home = filepath.Join(home, strings.TrimSpace(name))
+			}
+		}
+	}
+	if err := move(group); err != nil {
+		t.Skip(err)
+	}
+	s := stage(t, "")
+	s.await("change", 10*time.Second, func() bool { return s.outcome() == journal.Waiting })
+	if err := move(home); err != nil {
+		t.Fatal(err)
+	}
+	members, err := os.ReadFile(filepath.Join(group, "cgroup.procs"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	killed := strings.Fields(string(members))
+	for _, pid := range killed {
+		n, _ := strconv.Atoi(pid)
+		syscall.Kill(n, syscall.SIGKILL)
+	}
+	if len(killed) != 1 || killed[0] != strconv.Itoa(s.applier.Process.Pid) {
+		t.Errorf("in the cgroup are %q, want the applier %d alone", killed, s.applier.Process.Pid)
+	}
+	s.reap()
+	s.await("rollback", within+2*time.Second, func() bool {
+		return s.state() == oldState && s.outcome() == journal.WasUndone
+	})
+}
+
 func TestConfirmed(t *testing.T) {
 	t.Parallel()
 	s := stage(t, "")
