@@ -120,7 +120,8 @@ func (p *printed) write(b []byte) {
 		return
 	}
 	if p.text.Cap()-p.text.Len() < len(b) {
-		p.text.Grow(max(len(b), 16<<10)) // doubles at least; Write would grow by a quarter
+		// Room that is not used costs nothing, moving what is there does.
+		p.text.Grow(max(len(b), 16<<10, 2*p.text.Cap()))
 	}
 	p.text.Write(b)
 }

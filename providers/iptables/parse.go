@@ -198,7 +198,8 @@ func (p *parser) rule(line string, span planner.Span) string {
 		return "a quote is not closed on its line (a line break within a comment?): iptables-restore cannot read this rule; replace it"
 	}
 	if len(p.rules) == cap(p.rules) {
-		p.rules = slices.Grow(p.rules, max(64, len(p.rules))) // append would grow by a quarter
+		// Room that is not used costs nothing, moving what is there does.
+		p.rules = slices.Grow(p.rules, max(64, 3*len(p.rules)))
 	}
 	p.rules = append(p.rules, planner.Rule{
 		Chain: chain,
