@@ -8,6 +8,7 @@
 // namespaces of its own, one for each measurement.
 //
 //	sudo go run ./internal/bench    # make bench
+//	sudo chrt -r 1 make bench       # on a machine that has other work
 package main
 
 import (
