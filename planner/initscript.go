@@ -37,7 +37,7 @@ func (p *planning) initScripts(whole bool) {
 			w.because("a restart must unload nf_conntrack, or it keeps its old hash size", p.d.ModeSource)
 		default:
 			w := p.files.edit(s.File, "initscript.")
-			dropWords(w, s.Array, isConntrackModule)
+			dropWords(w, s.Array, IsConntrackModule)
 			w.because("the script shall not deal with connection tracking", p.d.ModeSource)
 		}
 	}
@@ -60,7 +60,7 @@ func (p *planning) initScripts(whole bool) {
 		w := p.files.edit(c.File, "file.")
 		switch {
 		case !whole && c.Modules != nil:
-			dropWords(w, c.Modules, isConntrackModule)
+			dropWords(w, c.Modules, IsConntrackModule)
 			w.because("a start of the firewall would load these helpers", p.d.ModeSource)
 		case whole && c.SysctlLoad == nil:
 			w.appendLine(c.SysctlLoadName + `="` + sysctlLoadWord + `"`)

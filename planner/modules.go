@@ -6,9 +6,9 @@ import (
 	"strings"
 )
 
-// isConntrackModule reports whether a module is part of connection tracking
+// IsConntrackModule reports whether a module is part of connection tracking
 // or of no use without it: what ctplan may unload, and keeps from loading.
-func isConntrackModule(name string) bool {
+func IsConntrackModule(name string) bool {
 	for _, prefix := range []string{"nf_conntrack", "nf_nat", "ip_conntrack", "ip_nat", "nf_flow_table", "nft_flow", "nf_synproxy"} {
 		if strings.HasPrefix(name, prefix) {
 			return true
@@ -103,7 +103,7 @@ func (p *planning) unloadModules() []Change {
 			return
 		}
 		seen[name] = true
-		if !isConntrackModule(name) {
+		if !IsConntrackModule(name) {
 			p.block(Block{
 				Risk:     RiskModuleHeld,
 				Address:  "module." + name,
@@ -123,7 +123,7 @@ func (p *planning) unloadModules() []Change {
 		order = append(order, name)
 	}
 	for _, m := range p.l.Modules {
-		if isConntrackModule(m.Name) {
+		if IsConntrackModule(m.Name) {
 			visit(m.Name, "")
 		}
 	}
@@ -149,7 +149,7 @@ func (p *planning) heldModules(byName map[string]Module) map[string]bool {
 		for name, m := range byName {
 			if !held[name] && slices.ContainsFunc(m.By, func(u string) bool {
 				_, loaded := byName[u]
-				return loaded && (held[u] || !isConntrackModule(u))
+				return loaded && (held[u] || !IsConntrackModule(u))
 			}) {
 				held[name], changed = true, true
 			}

@@ -321,7 +321,7 @@ func (p *planning) forgetSizes() {
 	}
 	for _, f := range p.l.ModulesLoad {
 		for _, e := range f.Entries {
-			if !isConntrackModule(e.Module) {
+			if !IsConntrackModule(e.Module) {
 				continue
 			}
 			if !editable(f.File, p.d.Files.ModulesLoad) {

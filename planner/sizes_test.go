@@ -262,7 +262,7 @@ func TestWordLists(t *testing.T) {
 		"A=(x_tables)":                            "A=(x_tables)",
 	} {
 		w, l := list(in)
-		dropWords(w, l, isConntrackModule)
+		dropWords(w, l, IsConntrackModule)
 		if got := w.content(); got != want {
 			t.Errorf("drop from %q: got %q, want %q", in, got, want)
 		}

@@ -7,6 +7,8 @@ import (
 	"maps"
 	"slices"
 	"strings"
+
+	"github.com/ctplan/ctplan/planner"
 )
 
 // Fact is one thing that a plan was made from.
@@ -43,8 +45,11 @@ func (s *Snapshot) Facts() []Fact {
 	add("conntrack.initial_netns", fmt.Sprint(c.InitialNetns))
 	add("conntrack.max", fmt.Sprint(c.Max))
 
+	tracks := conntrackModules(s.Modules)
 	for _, m := range s.Modules {
-		add("module."+m.Name, strings.Join(m.By, ","))
+		if tracks[m.Name] {
+			add("module."+m.Name, strings.Join(m.By, ","))
+		}
 	}
 	for key, v := range s.Sysctls {
 		if key != "net.netfilter.nf_conntrack_count" {
@@ -72,6 +77,28 @@ func (s *Snapshot) Facts() []Fact {
 		return strings.Compare(a.Address+"\x00"+a.Digest, b.Address+"\x00"+b.Digest)
 	})
 	return facts
+}
+
+// conntrackModules are connection tracking and what uses it, directly or not.
+// No other module matters to a plan, and merely reading rules can load some.
+func conntrackModules(modules []planner.Module) map[string]bool {
+	tracks := map[string]bool{}
+	for _, m := range modules {
+		if planner.IsConntrackModule(m.Name) {
+			tracks[m.Name] = true
+		}
+	}
+	for before := -1; before < len(tracks); {
+		before = len(tracks)
+		for _, m := range modules {
+			if tracks[m.Name] {
+				for _, user := range m.By {
+					tracks[user] = true
+				}
+			}
+		}
+	}
+	return tracks
 }
 
 // Compare returns the addresses of the facts that differ, sorted. Empty means

@@ -401,3 +401,19 @@ func ExampleCompare() {
 	fmt.Println(Compare(before, after))
 	// Output: [file./etc/sysctl.conf]
 }
+
+// TestForeignModules holds facts to the modules that a plan can be about:
+// reading rules can load others.
+func TestForeignModules(t *testing.T) {
+	tracked := planner.Module{Name: "nf_conntrack", By: []string{"nf_nat"}}
+	a := &Snapshot{Modules: []planner.Module{tracked, {Name: "nf_nat"}, {Name: "libcrc32c", By: []string{"nf_conntrack"}}}}
+	b := &Snapshot{Modules: []planner.Module{tracked, {Name: "nf_nat"}, {Name: "nf_tables"}, {Name: "libcrc32c", By: []string{"nf_conntrack", "nf_tables"}}}}
+	if diff := Compare(a, b); len(diff) > 0 {
+		t.Errorf("modules without a bearing on tracking differ: %q", diff)
+	}
+	b.Modules[1].By = []string{"iptable_nat"}
+	b.Modules = append(b.Modules, planner.Module{Name: "iptable_nat"})
+	if want, diff := []string{"module.iptable_nat", "module.nf_nat"}, Compare(a, b); !slices.Equal(diff, want) {
+		t.Errorf("a new user of nf_nat makes %q differ, want %q", diff, want)
+	}
+}
