@@ -47,7 +47,7 @@ func TestFaults(t *testing.T) {
 		runs++
 	}
 	t.Logf("%d cases on %d hosts: every one left the old state or the new one", total, runs)
-	if !t.Failed() && total < 500 {
+	if runs == len(roles)*len(backends) && total < 500 {
 		t.Errorf("%d cases are fewer than 500", total)
 	}
 }
