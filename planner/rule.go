@@ -10,6 +10,7 @@ type option struct {
 	not  bool
 	name string // canonical: long names for the short ones that have both
 	args []string
+	mod  int // how many modules were named before it: those of one -m share it
 }
 
 // spec is a rule by meaning: what it matches and what it does then.
@@ -103,7 +104,7 @@ func parseSpec(words []string) spec {
 			opts = &s.topts
 		case "-c", "--set-counters":
 		default:
-			*opts = append(*opts, option{not: not, name: w, args: args})
+			*opts = append(*opts, option{not: not, name: w, args: args, mod: len(s.modules)})
 		}
 		not = false
 	}

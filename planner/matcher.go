@@ -1,0 +1,475 @@
+package planner
+
+import "net/netip"
+
+// truth is what is known of a statement about a packet. The order makes "and"
+// the smaller of two.
+type truth uint8
+
+const (
+	no truth = iota
+	maybe
+	yes
+)
+
+func truthOf(b bool) truth {
+	if b {
+		return yes
+	}
+	return no
+}
+
+func (t truth) invert(not bool) truth {
+	if not {
+		return yes - t
+	}
+	return t
+}
+
+// addr128 is an address as two words, IPv4 in the low one: it compares and
+// masks without a loop.
+type addr128 struct{ hi, lo uint64 }
+
+func words128(a netip.Addr) addr128 {
+	if a.Is4() {
+		b := a.As4()
+		return addr128{0, uint64(b[0])<<24 | uint64(b[1])<<16 | uint64(b[2])<<8 | uint64(b[3])}
+	}
+	b := a.As16()
+	var w addr128
+	for i := range 8 {
+		w.hi = w.hi<<8 | uint64(b[i])
+		w.lo = w.lo<<8 | uint64(b[i+8])
+	}
+	return w
+}
+
+func mask128(bits, width int) addr128 {
+	if width == 32 {
+		return addr128{0, ^uint64(0) << (32 - bits) & 0xffffffff}
+	}
+	if bits >= 64 {
+		return addr128{^uint64(0), ^uint64(0) << (128 - bits)}
+	}
+	return addr128{^uint64(0) << (64 - bits), 0}
+}
+
+func (a addr128) and(m addr128) addr128 { return addr128{a.hi & m.hi, a.lo & m.lo} }
+
+func (a addr128) less(b addr128) bool { return a.hi < b.hi || a.hi == b.hi && a.lo < b.lo }
+
+// matchKind says what a matcher compares.
+type matchKind uint8
+
+const (
+	matchUnknown matchKind = iota // cannot be known from a packet
+	matchNever
+	matchAddr        // addr, mask; dst: of the destination
+	matchRange       // addr to mask
+	matchPorts       // ports; sports, dports or either
+	matchFlags       // a: mask, b: value
+	matchICMP        // a: type, b: code range lo<<8|hi; type 0xffff is any
+	matchMark        // a: value, b: mask
+	matchCMark       // the same of the connection
+	matchCT          // ct
+	matchOwner       // a, b: range of users or groups
+	matchLength      // a, b: range
+	matchMAC         // addr.lo
+	matchPkt         // a
+	matchPhys        // a: result where no bridge is
+	matchType        // a: mask of address types
+	matchSet         // set
+	matchTrackedOnly // a: unknown with a connection, not: the answer without one
+)
+
+// matcher is one condition of a rule.
+type matcher struct {
+	kind       matchKind
+	not        bool
+	dst        bool // the destination's side
+	either     bool // ports: any side will do; owner: the group
+	a, b       uint32
+	addr, mask addr128
+	ports      []PortRange
+	ct         *ctMatch
+	set        *compiledSet
+	dst2       bool // set: the port's side
+}
+
+// Address types (linux/netfilter/xt_addrtype.h), as far as they can be told.
+const (
+	typeUnspec    = 1 << 0
+	typeUnicast   = 1 << 1
+	typeLocal     = 1 << 2
+	typeBroadcast = 1 << 3
+	typeMulticast = 1 << 5
+	typeOther     = 1 << 15
+)
+
+func (m *matcher) eval(s *walk) truth {
+	p := s.p
+	switch m.kind {
+	case matchNever:
+		return no
+	case matchAddr:
+		return truthOf((s.addr(m.dst).and(m.mask) == m.addr) != m.not)
+	case matchRange:
+		a := s.addr(m.dst)
+		return truthOf((!a.less(m.addr) && !m.mask.less(a)) != m.not)
+	case matchPorts:
+		if !carriesPorts(p.Protocol) {
+			return no
+		}
+		var hit bool
+		switch {
+		case m.either:
+			hit = inPorts(m.ports, s.sport) || inPorts(m.ports, s.dport)
+		case m.dst:
+			hit = inPorts(m.ports, s.dport)
+		default:
+			hit = inPorts(m.ports, s.sport)
+		}
+		return truthOf(hit != m.not)
+	case matchFlags:
+		return truthOf((uint32(p.TCPFlags)&m.a == m.b) != m.not)
+	case matchICMP:
+		hit := m.a == 0xffff || uint32(p.ICMPType) == m.a && uint32(p.ICMPCode) >= m.b>>8 && uint32(p.ICMPCode) <= m.b&0xff
+		return truthOf(hit != m.not)
+	case matchMark:
+		return compareMark(s.mark, s.markBits, m.a, m.b).invert(m.not)
+	case matchCMark:
+		return s.tracked(compareMark(s.cmark, s.cmarkBits, m.a, m.b).invert(m.not), no)
+	case matchCT:
+		return m.ct.eval(s)
+	case matchTrackedOnly:
+		return s.tracked(maybe, truthOf(m.not))
+	case matchOwner:
+		if p.Known&KnownOwner == 0 {
+			return maybe
+		}
+		id := p.UID
+		if m.either {
+			id = p.GID
+		}
+		return truthOf((id >= m.a && id <= m.b) != m.not)
+	case matchLength:
+		if p.Known&KnownLength == 0 {
+			return maybe
+		}
+		return truthOf((p.Length >= m.a && p.Length <= m.b) != m.not)
+	case matchMAC:
+		switch {
+		case s.in == "lo":
+			return no // not an Ethernet device: the match fails, also when negated
+		case p.Known&KnownMAC == 0:
+			return maybe
+		}
+		var mac uint64
+		for _, b := range p.MAC {
+			mac = mac<<8 | uint64(b)
+		}
+		return truthOf((mac == m.addr.lo) != m.not)
+	case matchPkt:
+		if p.Known&KnownPktType == 0 {
+			return maybe
+		}
+		return truthOf((uint32(p.PktType) == m.a) != m.not)
+	case matchPhys:
+		if p.Known&KnownUnbridged == 0 && s.in != "lo" && s.out != "lo" {
+			return maybe
+		}
+		return truthOf(m.a != 0)
+	case matchType:
+		return s.addrType(m.dst, m.a).invert(m.not)
+	case matchSet:
+		return m.set.has(s, m.dst, m.dst2).invert(m.not)
+	}
+	return maybe
+}
+
+// tracked is t for a packet with a connection, f for one without, and what is
+// left of both where that is not known.
+func (s *walk) tracked(t, f truth) truth {
+	const without = StateInvalid | StateUntracked
+	switch {
+	case s.states&without == 0:
+		return t
+	case s.states&^without == 0, t == f:
+		return f
+	}
+	return maybe
+}
+
+// compareMark is whether mark&mask == value, where only the known bits of the
+// mark are known.
+func compareMark(mark, known, value, mask uint32) truth {
+	switch {
+	case (mark^value)&mask&known != 0, value&^mask != 0:
+		return no
+	case mask&^known != 0:
+		return maybe
+	}
+	return yes
+}
+
+func carriesPorts(proto uint8) bool {
+	switch proto {
+	case protoTCP, protoUDP, protoUDPLite, protoSCTP, protoDCCP:
+		return true
+	}
+	return false
+}
+
+func inPorts(ranges []PortRange, port uint16) bool {
+	for _, r := range ranges {
+		if r.From <= port && port <= r.To {
+			return true
+		}
+	}
+	return false
+}
+
+// addrType is whether the address is of one of the types
+// (net/netfilter/xt_addrtype.c).
+func (s *walk) addrType(dst bool, mask uint32) truth {
+	a := s.tuple.Src
+	if dst {
+		a = s.tuple.Dst
+	}
+	local := s.e.local(a)
+	if local == maybe && s.p.Hook == HookInput && dst && s.tuple.Dst == s.p.Dst && !a.IsMulticast() && s.p.Known&KnownPktType != 0 && s.p.PktType == PktHost {
+		local = yes
+	}
+	if a.Is4() {
+		var typ uint32
+		switch b := a.As4(); {
+		case b[0] == 0 || b == [4]byte{255, 255, 255, 255}:
+			typ = typeBroadcast
+		case a.IsMulticast():
+			typ = typeMulticast
+		case local == yes:
+			typ = typeLocal
+		case local == maybe:
+			const possible = typeLocal | typeBroadcast | typeUnicast
+			switch {
+			case mask&possible == 0:
+				return no
+			case mask&possible == possible:
+				return yes
+			}
+			return maybe
+		case s.e.broadcast(a):
+			typ = typeBroadcast
+		default:
+			typ = typeUnicast
+		}
+		return truthOf(mask&typ != 0)
+	}
+	// For IPv6 the types are conditions that must all hold.
+	t := yes
+	if mask&typeMulticast != 0 && !a.IsMulticast() || mask&typeUnicast != 0 && (a.IsMulticast() || a.IsUnspecified()) ||
+		mask&typeUnspec != 0 && !a.IsUnspecified() {
+		t = no
+	}
+	switch {
+	case mask&typeOther != 0:
+		t = min(t, maybe)
+	case mask&typeLocal != 0:
+		t = min(t, local)
+	}
+	return t
+}
+
+// ctMatch is one -m conntrack or -m state (net/netfilter/xt_conntrack.c,
+// conntrack_mt).
+type ctMatch struct {
+	states     State // of --ctstate; 0: the option is absent
+	snat, dnat bool
+	notStates  bool
+	reply, dir bool // --ctdir
+	status     uint32
+	hasStatus  bool
+	notStatus  bool
+	proto      uint8
+	hasProto   bool
+	notProto   bool
+	tuples     []tupleMatch
+	unknown    bool // an option whose answer nobody can know
+}
+
+// tupleMatch compares an address or a port of the connection's tuples.
+type tupleMatch struct {
+	reply, dst, not, port bool
+	addr, mask            addr128
+	ports                 PortRange
+}
+
+func (c *ctMatch) eval(s *walk) truth {
+	state := yes
+	if c.states != 0 || c.snat || c.dnat {
+		state = c.state(s)
+		if state == no {
+			return no
+		}
+	}
+	// Without a connection, the state alone counts.
+	without := no
+	if c.states != 0 || c.snat || c.dnat {
+		without = state
+	}
+	if s.states&^(StateInvalid|StateUntracked) == 0 {
+		return without
+	}
+	with := min(state, c.rest(s))
+	if s.states&(StateInvalid|StateUntracked) == 0 || with == without {
+		return with
+	}
+	return maybe
+}
+
+func (c *ctMatch) state(s *walk) truth {
+	var t truth
+	switch {
+	case s.states&^c.states == 0:
+		t = yes
+	case s.states&c.states == 0:
+		t = no
+	default:
+		t = maybe
+	}
+	if t != yes && (c.snat || c.dnat) {
+		nat := maybe
+		if s.p.Known&KnownStatus != 0 {
+			nat = truthOf(c.snat && s.p.Status&StatusSNAT != 0 || c.dnat && s.p.Status&StatusDNAT != 0)
+		}
+		t = max(t, s.tracked(nat, no))
+	}
+	return t.invert(c.notStates)
+}
+
+// rest is everything but the state, of a packet with a connection.
+func (c *ctMatch) rest(s *walk) truth {
+	p := s.p
+	t := yes
+	if c.unknown {
+		t = maybe
+	}
+	if c.dir {
+		if p.Known&KnownReply == 0 {
+			t = min(t, maybe)
+		} else if p.IsReply != c.reply {
+			return no
+		}
+	}
+	if c.hasStatus {
+		if p.Known&KnownStatus == 0 {
+			t = min(t, maybe)
+		} else if (p.Status&c.status != 0) == c.notStatus {
+			return no
+		}
+	}
+	if c.hasProto {
+		if p.Known&KnownTuples == 0 && s.states&StateRelated != 0 {
+			t = min(t, maybe)
+		} else if (p.Protocol == c.proto) == c.notProto {
+			return no
+		}
+	}
+	for i := range c.tuples {
+		if p.Known&KnownTuples == 0 {
+			t = min(t, maybe)
+		} else if !c.tuples[i].hit(p) {
+			return no
+		}
+	}
+	return t
+}
+
+func (m *tupleMatch) hit(p *Packet) bool {
+	t := &p.Orig
+	if m.reply {
+		t = &p.Reply
+	}
+	a, port := t.Src, t.SrcPort
+	if m.dst {
+		a, port = t.Dst, t.DstPort
+	}
+	if m.port {
+		return (port >= m.ports.From && port <= m.ports.To) != m.not
+	}
+	return (words128(a).and(m.mask) == m.addr) != m.not
+}
+
+// compiledSet is an ipset made to be searched.
+type compiledSet struct {
+	port, addr bool
+	masks      []addr128
+	members    map[setKey]struct{}
+}
+
+type setKey struct {
+	addr, mask addr128
+	proto      uint8
+	port       uint16
+}
+
+func compileSet(set *IPSet, f Family) *compiledSet {
+	if set == nil {
+		return nil
+	}
+	c := &compiledSet{members: make(map[setKey]struct{}, len(set.Prefixes))}
+	switch set.Type {
+	case "hash:ip", "hash:net", "bitmap:ip":
+		c.addr = true
+	case "hash:ip,port", "hash:net,port":
+		c.addr, c.port = true, true
+	case "bitmap:port":
+		c.port = true
+	default:
+		return nil
+	}
+	seen := map[addr128]bool{}
+	for _, e := range set.Prefixes {
+		k := setKey{proto: e.Protocol, port: e.Port}
+		if c.addr {
+			if e.Prefix.Addr().Is4() != (f == IPv4) {
+				continue
+			}
+			k.mask = mask128(e.Prefix.Bits(), e.Prefix.Addr().BitLen())
+			k.addr = words128(e.Prefix.Addr()).and(k.mask)
+		}
+		if !seen[k.mask] {
+			seen[k.mask] = true
+			c.masks = append(c.masks, k.mask)
+		}
+		c.members[k] = struct{}{}
+	}
+	return c
+}
+
+func (c *compiledSet) has(s *walk, dst, portDst bool) truth {
+	k := setKey{}
+	if c.port {
+		if !carriesPorts(s.p.Protocol) {
+			return maybe
+		}
+		k.port = s.sport
+		if portDst {
+			k.port = s.dport
+		}
+		if c.addr {
+			k.proto = s.p.Protocol
+		}
+	}
+	a := s.addr(dst)
+	for _, m := range c.masks {
+		k.mask = m
+		if c.addr {
+			k.addr = a.and(m)
+		}
+		if _, ok := c.members[k]; ok {
+			return yes
+		}
+	}
+	return no
+}

@@ -1,0 +1,283 @@
+package planner
+
+// outcomes is what a chain may do with a packet.
+type outcomes uint8
+
+const (
+	passes  outcomes = 1 << iota // ACCEPT
+	refuses                      // DROP, REJECT
+	returns                      // goes on behind the jump
+)
+
+// maxVisits bounds the rules that one packet may meet: chains that jump to
+// each other widely can be made to take for ever.
+const maxVisits = 1 << 20
+
+// walk is one packet's way through the tables. It lives on the stack.
+type walk struct {
+	e *Evaluator
+	p *Packet
+
+	tuple        *Tuple // as the current table sees it
+	src, dst     addr128
+	sport, dport uint16
+	in, out      string
+
+	states           State
+	mark, markBits   uint32 // value, and which bits of it are known
+	cmark, cmarkBits uint32
+	template         truth // a CT target before has decided how it is tracked
+	sure             bool  // the current rule is surely reached
+	visits           int
+	decider, doubt   *RuleRef
+	untracks         *RuleRef
+	translates       *RuleRef // a nat rule that may change the destination
+}
+
+func (s *walk) addr(dst bool) addr128 {
+	if dst {
+		return s.dst
+	}
+	return s.src
+}
+
+func (s *walk) look(t *Tuple, in, out string) {
+	s.tuple = t
+	s.src, s.dst = words128(t.Src), words128(t.Dst)
+	s.sport, s.dport = t.SrcPort, t.DstPort
+	s.in, s.out = in, out
+}
+
+// Verdict says what becomes of the packet. It allocates nothing, and may be
+// called from several goroutines.
+func (e *Evaluator) Verdict(p *Packet) Decision {
+	return e.v.verdict(e, p)
+}
+
+func (v *version) verdict(e *Evaluator, p *Packet) Decision {
+	s := walk{e: e, p: p, states: p.State}
+	if s.states == 0 {
+		s.states = StateAny
+	}
+	if p.Known&KnownMark != 0 {
+		s.mark, s.markBits = p.Mark, ^uint32(0)
+	}
+	if p.Known&KnownConnMark != 0 {
+		s.cmark, s.cmarkBits = p.ConnMark, ^uint32(0)
+	}
+	wire := &p.Tuple
+	if p.Wire.Src.IsValid() {
+		wire = &p.Wire
+	}
+	var open bool // some chain may have refused it
+	var last *RuleRef
+
+	// What the host sends to itself was tracked, or not, as it went out.
+	if p.Hook == HookInput && p.In == "lo" {
+		s.look(wire, "", "lo")
+		for _, c := range v.loop {
+			s.begin()
+			s.chain(c)
+		}
+		s.template, s.decider, s.doubt = yes, nil, nil
+	}
+	for i := range v.hooks[p.Hook] {
+		h := &v.hooks[p.Hook][i]
+		switch h.view {
+		case viewWire:
+			s.look(wire, p.In, "")
+		case viewWireOut:
+			s.look(wire, "", p.Out)
+		case viewIn:
+			s.look(&p.Tuple, p.In, "")
+		case viewBoth:
+			s.look(&p.Tuple, p.In, p.Out)
+		case viewOut:
+			s.look(&p.Tuple, "", p.Out)
+		}
+		if h.nat {
+			if r := s.translated(h.chain); r != nil {
+				return Decision{Verdict: Unknown, Untracked: s.states == StateUntracked, Rule: r}
+			}
+			continue
+		}
+		doubt := s.doubt
+		s.begin()
+		switch got := s.chain(h.chain); {
+		case got == refuses:
+			return Decision{Verdict: Dropped, Untracked: s.states == StateUntracked, Rule: s.decider}
+		case got&refuses != 0:
+			open = true
+			if doubt != nil {
+				s.doubt = doubt
+			}
+		default:
+			s.doubt = doubt
+			if h.filter || last == nil {
+				last = s.decider
+			}
+		}
+	}
+	d := Decision{Verdict: Accepted, Untracked: s.states == StateUntracked, Rule: last}
+	if open {
+		d.Verdict, d.Rule = Unknown, s.doubt
+	}
+	return d
+}
+
+func (s *walk) begin() { s.sure, s.decider = true, nil }
+
+// chain walks a built-in chain to its policy.
+func (s *walk) chain(c *compiledChain) outcomes {
+	got := s.rules(c)
+	if got&returns == 0 {
+		return got
+	}
+	got &^= returns
+	s.decider = &c.policyRef
+	return got | c.policy
+}
+
+func (s *walk) wonder(r *RuleRef) {
+	if s.doubt == nil {
+		s.doubt = r
+	}
+}
+
+// rules walks a chain's rules and returns what may come of it.
+func (s *walk) rules(c *compiledChain) outcomes {
+	var got outcomes
+	next := startAt(c, s)
+	for {
+		i := next.next(c)
+		if i < 0 {
+			return got | returns
+		}
+		r := &c.rules[i]
+		if s.visits++; s.visits > maxVisits {
+			s.wonder(r.ref)
+			return got | passes | refuses | returns
+		}
+		hit := r.match(s)
+		if hit == no {
+			continue
+		}
+		sure := s.sure
+		s.sure = sure && hit == yes
+		leaves, goesOn := s.act(r)
+		s.sure = sure
+		got |= leaves
+		if hit == maybe {
+			if leaves != 0 {
+				s.wonder(r.ref)
+			}
+			goesOn = true
+		}
+		if !goesOn {
+			return got
+		}
+		if leaves != 0 {
+			s.sure = false // some packets like this one are gone from here on
+		}
+	}
+}
+
+// act carries out a rule's target. It returns how the packet may leave the
+// chain, and whether it may go on behind the rule.
+func (s *walk) act(r *compiledRule) (leaves outcomes, goesOn bool) {
+	switch r.target {
+	case targetAccept:
+		s.decider = r.ref
+		return passes, false
+	case targetDrop:
+		s.decider = r.ref
+		return refuses, false
+	case targetReturn:
+		return returns, false
+	case targetJump:
+		sub := s.rules(r.chain)
+		return sub &^ returns, sub&returns != 0
+	case targetGoto:
+		return s.rules(r.chain), false
+	case targetQueue:
+		s.wonder(r.ref)
+		return passes | refuses, false
+	case targetUnknown:
+		s.wonder(r.ref)
+		return passes | refuses, true
+	case targetNAT:
+		if s.translates == nil {
+			s.translates = r.ref
+		}
+		return passes, false
+	case targetNotrack:
+		s.notrack(r)
+	case targetCT:
+		s.template = max(s.template, s.certainty())
+	case targetMark:
+		s.mark, s.markBits = s.setMark(s.mark, s.markBits, r.value, r.mask)
+	case targetConnMark:
+		if s.tracked(yes, no) != no {
+			s.cmark, s.cmarkBits = s.setMark(s.cmark, s.cmarkBits, r.value, r.mask)
+			if s.tracked(yes, no) == maybe {
+				s.cmarkBits &^= r.mask
+			}
+		}
+	case targetUnknownMark: // restored from the connection, or by a target that computes it
+		if s.tracked(yes, no) != no || !r.fromConn {
+			s.markBits &^= r.mask
+		}
+	case targetUnknownCMark:
+		s.cmarkBits &^= r.mask
+	}
+	return 0, true
+}
+
+func (s *walk) certainty() truth {
+	if s.sure {
+		return yes
+	}
+	return maybe
+}
+
+// notrack takes the packet out of tracking, unless something before it has
+// decided that (net/netfilter/xt_CT.c, xt_ct_target).
+func (s *walk) notrack(r *compiledRule) {
+	switch min(s.certainty(), yes-s.template) {
+	case yes:
+		s.states = StateUntracked
+		s.untracks = r.ref
+		s.template = yes
+	case maybe:
+		s.states |= StateUntracked
+		s.template = max(s.template, maybe)
+	}
+}
+
+// setMark is (mark &^ mask) ^ value, and which bits of that are known.
+func (s *walk) setMark(mark, known, value, mask uint32) (uint32, uint32) {
+	after := mark&^mask ^ value
+	knownAfter := known | mask
+	if s.e.twoBackends {
+		knownAfter = known &^ (mask | value) // the other backend's rules may come in between
+	}
+	if !s.sure {
+		knownAfter &= known &^ (mark ^ after)
+	}
+	return after, knownAfter
+}
+
+// translated returns the rule of a nat table that may give the packet another
+// destination, which then decides what becomes of it. Only the first packet of
+// a connection passes nat rules.
+func (s *walk) translated(c *compiledChain) *RuleRef {
+	if s.states&(StateNew|StateRelated) == 0 {
+		return nil
+	}
+	s.begin()
+	doubt := s.doubt
+	s.rules(c)
+	found := s.translates
+	s.translates, s.doubt = nil, doubt
+	return found
+}
