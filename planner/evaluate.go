@@ -30,9 +30,9 @@ type version struct {
 
 // baseChain is a built-in chain at its place in a hook.
 type baseChain struct {
-	chain       *compiledChain
-	view        viewKind
-	nat, filter bool
+	chain            *compiledChain
+	view             viewKind
+	raw, nat, filter bool
 }
 
 // viewKind says which of a packet's addresses and interfaces a chain sees.
@@ -79,7 +79,7 @@ func assemble(backends []Backend, t tables) *version {
 				if c == nil || len(c.rules) == 0 && c.policy == passes {
 					continue
 				}
-				v.hooks[hook] = append(v.hooks[hook], baseChain{c, place.view, place.table == "nat", place.table == "filter"})
+				v.hooks[hook] = append(v.hooks[hook], baseChain{c, place.view, place.table == "raw", place.table == "nat", place.table == "filter"})
 			}
 		}
 	}

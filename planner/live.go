@@ -17,6 +17,8 @@ type Live struct {
 	InitScripts   []InitScript
 	InitConfigs   []InitConfig
 
+	Connections *Connections // what is connected now; nil where it was not read
+
 	Notes []string // what could not be read, and what follows from that
 }
 

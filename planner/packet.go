@@ -83,8 +83,10 @@ const SomeInterface = "/"
 // Tuple is one direction of a connection. ICMP has its type and code, or its
 // id, in no field here.
 type Tuple struct {
-	Src, Dst         netip.Addr
-	SrcPort, DstPort uint16
+	Src     netip.Addr `json:"src"`
+	Dst     netip.Addr `json:"dst"`
+	SrcPort uint16     `json:"sport,omitempty"`
+	DstPort uint16     `json:"dport,omitempty"`
 }
 
 // Packet is one packet as the filter table sees it. Fields that Known does

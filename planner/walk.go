@@ -26,6 +26,7 @@ type walk struct {
 	states           State
 	mark, markBits   uint32 // value, and which bits of it are known
 	cmark, cmarkBits uint32
+	seen             bool  // by connection tracking
 	template         truth // a CT target before has decided how it is tracked
 	sure             bool  // the current rule is surely reached
 	visits           int
@@ -55,9 +56,10 @@ func (e *Evaluator) Verdict(p *Packet) Decision {
 }
 
 func (v *version) verdict(e *Evaluator, p *Packet) Decision {
-	s := walk{e: e, p: p, states: p.State}
-	if s.states == 0 {
-		s.states = StateAny
+	s := walk{e: e, p: p, states: StateInvalid}
+	tracked := p.State
+	if tracked == 0 {
+		tracked = StateAny
 	}
 	if p.Known&KnownMark != 0 {
 		s.mark, s.markBits = p.Mark, ^uint32(0)
@@ -79,10 +81,14 @@ func (v *version) verdict(e *Evaluator, p *Packet) Decision {
 			s.begin()
 			s.chain(c)
 		}
+		s.track(tracked)
 		s.template, s.decider, s.doubt = yes, nil, nil
 	}
 	for i := range v.hooks[p.Hook] {
 		h := &v.hooks[p.Hook][i]
+		if !h.raw && !s.seen {
+			s.track(tracked)
+		}
 		switch h.view {
 		case viewWire:
 			s.look(wire, p.In, "")
@@ -118,11 +124,27 @@ func (v *version) verdict(e *Evaluator, p *Packet) Decision {
 			}
 		}
 	}
+	if !s.seen {
+		s.track(tracked)
+	}
 	d := Decision{Verdict: Accepted, Untracked: s.states == StateUntracked, Rule: last}
 	if open {
 		d.Verdict, d.Rule = Unknown, s.doubt
 	}
 	return d
+}
+
+// track is what connection tracking does with the packet: before it, in the
+// raw table, a packet has no connection, which matches as INVALID does.
+func (s *walk) track(as State) {
+	s.seen = true
+	switch {
+	case s.states == StateUntracked:
+	case s.states&StateUntracked != 0:
+		s.states = as | StateUntracked
+	default:
+		s.states = as
+	}
 }
 
 func (s *walk) begin() { s.sure, s.decider = true, nil }
@@ -214,6 +236,9 @@ func (s *walk) act(r *compiledRule) (leaves outcomes, goesOn bool) {
 		s.notrack(r)
 	case targetCT:
 		s.template = max(s.template, s.certainty())
+		if !s.seen {
+			s.states |= StateAny &^ StateUntracked // a template is no connection, and is one to some matches
+		}
 	case targetMark:
 		s.mark, s.markBits = s.setMark(s.mark, s.markBits, r.value, r.mask)
 	case targetConnMark:

@@ -1,0 +1,54 @@
+package planner
+
+import "net/netip"
+
+// Connections is what is connected to and through a host at one moment.
+type Connections struct {
+	Flows    []Flow    `json:"flows"`    // tracked, in the order of the table
+	Total    int64     `json:"total"`    // how many are tracked; more than Flows where a limit held
+	Sockets  []Socket  `json:"sockets"`  // by protocol and address
+	Operator []Session `json:"operator"` // what ctplan itself was started through
+
+	Addresses     []Address `json:"addresses"`
+	Routes        []Route   `json:"routes"`
+	PolicyRouting bool      `json:"policy_routing"` // there are rules beside the main table: a route does not tell the interface
+	Bridged       bool      `json:"bridged"`        // there is a bridge: packets may pass its ports
+}
+
+// Flow is a tracked connection.
+type Flow struct {
+	Protocol uint8  `json:"protocol"` // IANA number
+	Orig     Tuple  `json:"orig"`     // as on the wire, from who opened it
+	Reply    Tuple  `json:"reply"`    // as on the wire: where it differs from Orig turned around, it is translated
+	Status   uint32 `json:"status"`   // enum ip_conntrack_status
+	TCPState uint8  `json:"tcp_state,omitempty"`
+	Mark     uint32 `json:"mark,omitempty"`
+}
+
+// Socket is a local end of TCP or UDP.
+type Socket struct {
+	Protocol  uint8          `json:"protocol"`
+	Local     netip.AddrPort `json:"local"`
+	Remote    netip.AddrPort `json:"remote"` // zero where Listening
+	Listening bool           `json:"listening,omitempty"`
+	Dual      bool           `json:"dual,omitempty"` // listens on all addresses of IPv6, and may take IPv4 too
+	UID       uint32         `json:"uid"`
+}
+
+// Session is a TCP connection to this host.
+type Session struct {
+	Local  netip.AddrPort `json:"local"`
+	Remote netip.AddrPort `json:"remote"`
+}
+
+// Address is one of the host's own, with the length of its network.
+type Address struct {
+	Interface string       `json:"interface"`
+	Prefix    netip.Prefix `json:"prefix"`
+}
+
+// Route is an entry of the main routing table.
+type Route struct {
+	Prefix    netip.Prefix `json:"prefix"`
+	Interface string       `json:"interface"` // "" where there are several
+}

@@ -1,0 +1,93 @@
+package flows
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// receiveBytes is the buffer of one read: the kernel fills at most 32 KiB of a
+// dump at a time (net/netlink/af_netlink.c, netlink_recvmsg), and messages are
+// used before the next read.
+const receiveBytes = 64 << 10
+
+// dump sends one netlink request and hands every message of the answer to
+// each, without its header. Messages live until each returns.
+func dump(bus int, typ uint16, request []byte, each func(msg []byte) (more bool)) error {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, bus)
+	if err != nil {
+		return os.NewSyscallError("socket", err)
+	}
+	defer unix.Close(fd)
+	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		return os.NewSyscallError("bind", err)
+	}
+	msg := make([]byte, unix.NLMSG_HDRLEN, unix.NLMSG_HDRLEN+len(request))
+	binary.NativeEndian.PutUint32(msg, uint32(unix.NLMSG_HDRLEN+len(request)))
+	binary.NativeEndian.PutUint16(msg[4:], typ)
+	binary.NativeEndian.PutUint16(msg[6:], unix.NLM_F_REQUEST|unix.NLM_F_DUMP)
+	binary.NativeEndian.PutUint32(msg[8:], 1)
+	if err := unix.Sendto(fd, append(msg, request...), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		return os.NewSyscallError("sendto", err)
+	}
+	buf := make([]byte, receiveBytes)
+	for {
+		n, _, err := unix.Recvfrom(fd, buf, 0)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return os.NewSyscallError("recvfrom", err)
+		}
+		done, err := messages(buf[:n], each)
+		if done || err != nil {
+			return err
+		}
+	}
+}
+
+// messages walks what one read returned.
+func messages(b []byte, each func([]byte) bool) (done bool, err error) {
+	for len(b) >= unix.NLMSG_HDRLEN {
+		size := int(binary.NativeEndian.Uint32(b))
+		if size < unix.NLMSG_HDRLEN || size > len(b) {
+			return true, fmt.Errorf("a netlink message of %d bytes in %d", size, len(b))
+		}
+		body := b[unix.NLMSG_HDRLEN:size]
+		switch binary.NativeEndian.Uint16(b[4:]) {
+		case unix.NLMSG_DONE:
+			return true, nil
+		case unix.NLMSG_ERROR:
+			if len(body) >= 4 {
+				if code := int32(binary.NativeEndian.Uint32(body)); code != 0 {
+					return true, unix.Errno(-code)
+				}
+			}
+			return true, nil
+		case unix.NLMSG_NOOP, unix.NLMSG_OVERRUN:
+		default:
+			if !each(body) {
+				return true, nil
+			}
+		}
+		b = b[min(align(size), len(b)):]
+	}
+	return false, nil
+}
+
+func align(n int) int { return (n + 3) &^ 3 }
+
+// attributes walks netlink attributes. It stops at the first that is not whole.
+func attributes(b []byte, each func(typ uint16, value []byte)) {
+	for len(b) >= 4 {
+		size := int(binary.NativeEndian.Uint16(b))
+		if size < 4 || size > len(b) {
+			return
+		}
+		each(binary.NativeEndian.Uint16(b[2:])&0x3fff, b[4:size]) // without NLA_F_NESTED and NLA_F_NET_BYTEORDER
+		b = b[min(align(size), len(b)):]
+	}
+}

@@ -1,0 +1,135 @@
+package flows
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/ctplan/ctplan/planner"
+)
+
+// Options say what to read.
+type Options struct {
+	Root          string // prefix of /proc, for tests
+	SSHConnection string // the environment variable of that name
+	Expect        int64  // entries that the table has, about
+	Tracked       bool   // connection tracking is there: reading its table loads no module
+	Limit         int    // the most tracked connections to keep; 0: all
+}
+
+// maxRoutes is how many routes are kept: past that, those that are connected
+// and the default ones.
+const maxRoutes = 4096
+
+// Read reads the connections of this network namespace. The notes say what
+// could not be read, and what follows from that. It needs CAP_NET_ADMIN.
+func Read(o Options) (*planner.Connections, []string) {
+	c := &planner.Connections{}
+	var notes []string
+	failed := func(what string, err error) {
+		if err != nil {
+			notes = append(notes, fmt.Sprintf("reading %s: %v: what the plan does to connections is judged without", what, err))
+		}
+	}
+	if o.Tracked {
+		list, more, err := readTracked(int(max(0, min(o.Expect+o.Expect/16, 4<<20))), o.Limit)
+		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EPROTONOSUPPORT) {
+			err = errors.New("the kernel has no ctnetlink")
+		}
+		failed("the table of tracked connections", err)
+		c.Flows, c.Total = list, int64(len(list))
+		if more {
+			c.Total = max(o.Expect, c.Total)
+		}
+	}
+	sockets, err := readSockets()
+	failed("the sockets", err)
+	for _, s := range sockets {
+		c.Sockets = append(c.Sockets, s.Socket)
+	}
+	slices.SortStableFunc(c.Sockets, func(a, b planner.Socket) int {
+		return cmp.Or(cmp.Compare(a.Protocol, b.Protocol), a.Local.Compare(b.Local), a.Remote.Compare(b.Remote))
+	})
+	c.Operator = operators(o.Root, o.SSHConnection, os.Getppid(), sockets)
+	failed("the interfaces", readPlaces(c))
+	return c, notes
+}
+
+// readPlaces reads addresses and routes.
+func readPlaces(c *planner.Connections) error {
+	links, err := netlink.LinkList()
+	if err != nil {
+		return err
+	}
+	names := map[int]string{}
+	for _, l := range links {
+		names[l.Attrs().Index] = l.Attrs().Name
+		if l.Type() == "bridge" {
+			c.Bridged = true
+		}
+	}
+	addrs, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
+	if err != nil {
+		return err
+	}
+	c.Addresses = []planner.Address{}
+	for _, a := range addrs {
+		ip, ok := netip.AddrFromSlice(a.IP)
+		bits, _ := a.Mask.Size()
+		if ip = ip.Unmap(); ok && bits <= ip.BitLen() {
+			c.Addresses = append(c.Addresses, planner.Address{Interface: names[a.LinkIndex], Prefix: netip.PrefixFrom(ip, bits)})
+		}
+	}
+	routes, err := netlink.RouteList(nil, netlink.FAMILY_ALL)
+	if err != nil {
+		return err
+	}
+	many := len(routes) > maxRoutes
+	for _, r := range routes {
+		route := planner.Route{Interface: names[r.LinkIndex]}
+		zero := netip.IPv4Unspecified()
+		if r.Family == netlink.FAMILY_V6 {
+			zero = netip.IPv6Unspecified()
+		}
+		route.Prefix = netip.PrefixFrom(zero, 0)
+		if r.Dst != nil {
+			ip, ok := netip.AddrFromSlice(r.Dst.IP)
+			bits, _ := r.Dst.Mask.Size()
+			if !ok {
+				continue
+			}
+			route.Prefix = netip.PrefixFrom(ip.Unmap(), bits)
+		}
+		if len(r.MultiPath) > 0 {
+			route.Interface = ""
+			for i, hop := range r.MultiPath {
+				if name := names[hop.LinkIndex]; i == 0 || name == route.Interface {
+					route.Interface = name
+				} else {
+					route.Interface = ""
+					break
+				}
+			}
+		}
+		if many && route.Prefix.Bits() > 0 && r.Gw != nil {
+			continue
+		}
+		c.Routes = append(c.Routes, route)
+	}
+	rules, err := netlink.RuleList(netlink.FAMILY_ALL)
+	if err != nil {
+		return err
+	}
+	for _, r := range rules {
+		if r.Table != unix.RT_TABLE_LOCAL && r.Table != unix.RT_TABLE_MAIN && r.Table != unix.RT_TABLE_DEFAULT {
+			c.PolicyRouting = true
+		}
+	}
+	return nil
+}
