@@ -39,20 +39,10 @@ const (
 	protoUDPLite = 136
 )
 
-var protoNumbers = map[string]uint8{
-	"icmp": protoICMP, "igmp": 2, "ipencap": 4, "ip-encap": 4, "tcp": protoTCP, "egp": 8, "igp": 9, "udp": protoUDP, "dccp": protoDCCP, "ipv6": 41,
-	"rsvp": 46, "gre": 47, "esp": 50, "ipv6-crypt": 50, "ah": 51, "ipv6-auth": 51, "ipv6-icmp": protoICMPv6, "eigrp": 88, "ospf": 89, "ipip": 94, "pim": 103,
-	"ipcomp": 108, "vrrp": 112, "l2tp": 115, "sctp": protoSCTP, "udplite": protoUDPLite,
-}
-
 // ProtocolNumber is the IANA number of a protocol by name or number, as
 // Traffic and rules spell it.
 func ProtocolNumber(name string) (uint8, bool) {
-	name = canonicalProtocol(name)
-	if n, ok := protoNumbers[name]; ok {
-		return n, true
-	}
-	n, err := strconv.ParseUint(name, 10, 8)
+	n, err := strconv.ParseUint(canonicalProtocol(name), 10, 8)
 	return uint8(n), err == nil
 }
 
@@ -64,7 +54,6 @@ type compiledRule struct {
 	matches            []matcher // the certain ones first
 	target             targetKind
 	fromConn           bool // the mark comes from the connection
-	onState            bool
 	value, mask        uint32
 	chain              *compiledChain
 	to                 string
@@ -132,13 +121,16 @@ var plainTargets = set("", "LOG", "NFLOG", "ULOG", "TCPMSS", "TCPOPTSTRIP", "DSC
 
 // rule compiles a rule of the table. It cannot fail: what it does not know
 // becomes a condition that is unknown.
-func (c *compiler) rule(table string, s spec) compiledRule {
+func (c *compiler) rule(backend Backend, table string, s spec) compiledRule {
 	r := compiledRule{in: ifaceMatch{any: true}, out: ifaceMatch{any: true}}
 	b := ruleBuilder{c: c, r: &r, s: s, cts: map[int]*ctMatch{}}
 	for _, o := range s.opts {
 		b.option(o)
 	}
 	b.modules()
+	if backend == NFT {
+		b.joinNegatedPorts()
+	}
 	r.matches = append(b.sure, b.unsure...)
 	c.target(table, &r, s)
 	return r
@@ -256,18 +248,38 @@ func (b *ruleBuilder) option(o option) {
 // modules adds what modules ask for by themselves.
 func (b *ruleBuilder) modules() {
 	for i, m := range b.s.modules {
-		switch {
-		case m == "state" || m == "conntrack":
-			b.r.onState = true
-		case stateModules[m]:
-			b.r.onState = true
-		case !plainModules[m]:
+		if !plainModules[m] {
 			b.unknown()
 		}
 		if (m == "esp" || m == "ah" || m == "limit" || m == "hashlimit") && !b.hasOptions(i+1) {
 			b.unknown()
 		}
 	}
+}
+
+// joinNegatedPorts is for what iptables-nft 1.8.8 and later make of
+// "! --sport A ! --dport B": one comparison, "not both", where the rule says,
+// prints and elsewhere means "neither". Which of the two stands in the kernel
+// depends on the version that loaded the rule.
+func (b *ruleBuilder) joinNegatedPorts() {
+	var sport, dport *matcher
+	for i := range b.sure {
+		m := &b.sure[i]
+		if m.kind != matchPorts || !m.not || m.either || len(m.ports) != 1 || m.ports[0].From != m.ports[0].To || m.multi {
+			continue
+		}
+		if m.dst {
+			dport = m
+		} else {
+			sport = m
+		}
+	}
+	if sport == nil || dport == nil {
+		return
+	}
+	joined := matcher{kind: matchNeitherPort, a: uint32(sport.ports[0].From), b: uint32(dport.ports[0].From)}
+	*sport = joined
+	*dport = joined
 }
 
 func (b *ruleBuilder) hasOptions(mod int) bool {
@@ -328,7 +340,7 @@ func (b *ruleBuilder) ports(o option, arg string) bool {
 	if !p.set(o.not, arg) {
 		return false
 	}
-	b.add(matcher{kind: matchPorts, not: o.not, dst: strings.HasPrefix(o.name, "--d"), either: o.name == "--ports", ports: p.ranges})
+	b.add(matcher{kind: matchPorts, not: o.not, dst: strings.HasPrefix(o.name, "--d"), either: o.name == "--ports", multi: strings.HasSuffix(o.name, "ports"), ports: p.ranges})
 	return true
 }
 

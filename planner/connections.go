@@ -9,10 +9,12 @@ type Connections struct {
 	Sockets  []Socket  `json:"sockets"`  // by protocol and address
 	Operator []Session `json:"operator"` // what ctplan itself was started through
 
-	Addresses     []Address `json:"addresses"`
-	Routes        []Route   `json:"routes"`
-	PolicyRouting bool      `json:"policy_routing"` // there are rules beside the main table: a route does not tell the interface
-	Bridged       bool      `json:"bridged"`        // there is a bridge: packets may pass its ports
+	Addresses     []Address         `json:"addresses"`
+	Routes        []Route           `json:"routes"`
+	PolicyRouting bool              `json:"policy_routing"` // there are rules beside the main table: a route does not tell the interface
+	Sets          map[string]*IPSet `json:"sets,omitempty"` // the ipsets that can be searched
+
+	Bridged bool `json:"bridged"` // there is a bridge: packets may pass its ports
 }
 
 // Flow is a tracked connection.

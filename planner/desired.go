@@ -144,10 +144,12 @@ const (
 	RiskMemory         Risk = "memory"           // a full table would not fit in memory
 	RiskSavedRules     Risk = "saved_rules"      // a saved rules file that cannot be read
 	RiskNoConntrack    Risk = "no_conntrack"     // the kernel has no connection tracking to tune
+	RiskLostFlows      Risk = "lost_flows"       // connections that are open now would be cut off
+	RiskLostServices   Risk = "lost_services"    // a listening service could no longer be reached
 )
 
 // Risks lists every risk that allow_risk accepts.
-var Risks = []Risk{RiskNAT, RiskStatefulRules, RiskReadOnlySysctl, RiskInitScript, RiskModuleHeld, RiskMemory, RiskSavedRules}
+var Risks = []Risk{RiskNAT, RiskStatefulRules, RiskReadOnlySysctl, RiskInitScript, RiskModuleHeld, RiskMemory, RiskSavedRules, RiskLostFlows, RiskLostServices}
 
 // Desired is what the HCL declares for one host.
 type Desired struct {

@@ -78,6 +78,7 @@ func Diff(d Desired, l Live) Plan {
 	p.add(p.files.changes()...)
 	p.add(p.last.changes()...)
 	p.add(unload...)
+	p.impact()
 	return p.plan
 }
 

@@ -225,8 +225,8 @@ func (c *compiler) table(backend Backend, name string, sources []chainSource) ma
 		for i, r := range src.rules {
 			rule, ok := known[src.name+"\x00"+r.text]
 			if !ok {
-				rule = c.rule(name, parseSpec(r.words))
-				rule.ref = &RuleRef{Family: c.e.family, Backend: backend, Table: name, Chain: src.name, Text: r.text, state: rule.onState}
+				rule = c.rule(backend, name, parseSpec(r.words))
+				rule.ref = &RuleRef{Family: c.e.family, Backend: backend, Table: name, Chain: src.name, Text: r.text}
 				known[src.name+"\x00"+r.text] = rule
 			}
 			if rule.target == targetJump || rule.target == targetGoto {

@@ -67,6 +67,7 @@ const (
 	matchAddr        // addr, mask; dst: of the destination
 	matchRange       // addr to mask
 	matchPorts       // ports; sports, dports or either
+	matchNeitherPort // a: source, b: destination; one of them: nobody knows
 	matchFlags       // a: mask, b: value
 	matchICMP        // a: type, b: code range lo<<8|hi; type 0xffff is any
 	matchMark        // a: value, b: mask
@@ -87,6 +88,7 @@ type matcher struct {
 	kind       matchKind
 	not        bool
 	dst        bool // the destination's side
+	multi      bool // ports: of -m multiport
 	either     bool // ports: any side will do; owner: the group
 	a, b       uint32
 	addr, mask addr128
@@ -130,6 +132,14 @@ func (m *matcher) eval(s *walk) truth {
 			hit = inPorts(m.ports, s.sport)
 		}
 		return truthOf(hit != m.not)
+	case matchNeitherPort:
+		switch src, dst := uint32(s.sport) == m.a, uint32(s.dport) == m.b; {
+		case !carriesPorts(p.Protocol), src && dst:
+			return no
+		case src || dst:
+			return maybe
+		}
+		return yes
 	case matchFlags:
 		return truthOf((uint32(p.TCPFlags)&m.a == m.b) != m.not)
 	case matchICMP:
@@ -144,12 +154,12 @@ func (m *matcher) eval(s *walk) truth {
 	case matchTrackedOnly:
 		return s.tracked(maybe, truthOf(m.not))
 	case matchOwner:
-		if p.Known&KnownOwner == 0 {
-			return maybe
-		}
-		id := p.UID
+		id, known := p.UID, KnownUID
 		if m.either {
-			id = p.GID
+			id, known = p.GID, KnownGID
+		}
+		if p.Known&known == 0 {
+			return maybe
 		}
 		return truthOf((id >= m.a && id <= m.b) != m.not)
 	case matchLength:

@@ -40,12 +40,12 @@ const (
 	KnownConnMark
 	KnownStatus
 	KnownTuples // Orig and Reply
-	KnownOwner  // UID and GID of the socket that sends it
+	KnownUID    // of the socket that sends it
+	KnownGID
 	KnownLength
 	KnownMAC
 	KnownPktType
 	KnownUnbridged // it passes no port of a bridge
-	KnownMaster    // whether the connection belongs to another one: Status has its EXPECTED bit
 	KnownReply     // Reply says which way of the connection it goes
 )
 
@@ -144,7 +144,6 @@ type RuleRef struct {
 	Chain   string
 	Text    string // behind "-A CHAIN "; empty for the policy
 	Policy  string // of the chain, where it decided
-	state   bool   // it matches on connection state
 }
 
 // String is the rule as iptables-save prints it, or the policy in words.

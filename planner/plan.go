@@ -38,6 +38,7 @@ type Plan struct {
 	Changes  []Change // in the order in which they are applied
 	Blocks   []Block
 	Warnings []Warning
+	Impact   *Impact // on the connections that were open; nil where none were read or no rule changes
 }
 
 // Blocked reports whether a safety check holds the plan back.

@@ -107,6 +107,8 @@ func (a *applier) run(ctx context.Context, args []string) error {
 			return err
 		}
 	}
+	// What is open now counts, not what was when a saved plan was made.
+	a.judge(p)
 	if err := a.showPlans([]*planned{p}, view.Apply, formatFlags{format: "text", full: a.flags.full}); err != nil {
 		return err
 	}

@@ -81,6 +81,7 @@ type planned struct {
 	desired  planner.Desired
 	digest   string
 	snapshot *snapshot.Snapshot
+	live     planner.Live
 	plan     planner.Plan
 }
 
@@ -90,7 +91,20 @@ func diff(desired planner.Desired, digest string, s *snapshot.Snapshot) (*planne
 	if err != nil {
 		return nil, err
 	}
-	return &planned{desired, digest, s, planner.Diff(desired, live)}, nil
+	return &planned{desired, digest, s, live, planner.Diff(desired, live)}, nil
+}
+
+// judge plans once more with the connections that are open on this host now,
+// if the plan can cut any of them off.
+func (e *env) judge(p *planned) {
+	if !planner.NeedsConnections(p.plan) {
+		return
+	}
+	s := *p.snapshot
+	s.ReadConnections(e.root, e.getenv("SSH_CONNECTION"), 0)
+	p.snapshot = &s
+	p.live.Connections, p.live.Notes = s.Connections, s.Notes
+	p.plan = planner.Diff(p.desired, p.live)
 }
 
 // needRoot explains why reading a host takes root.

@@ -91,6 +91,7 @@ there is something to change.`,
 				if err != nil {
 					return err
 				}
+				e.judge(p)
 				all = append(all, p)
 			}
 			for _, name := range snapshots {
@@ -134,7 +135,7 @@ func savePlan(path string, p *planned) error {
 		Created:       time.Now().UTC().Truncate(time.Second),
 		ConfigDigest:  p.digest,
 		Desired:       p.desired,
-		Snapshot:      p.snapshot,
+		Snapshot:      p.snapshot.Limited(snapshot.DefaultConnections),
 	})
 }
 

@@ -13,10 +13,11 @@ import (
 func newSnapshot(e *env) *cobra.Command {
 	var vars varFlags
 	var out string
+	var connections int
 	cmd := &cobra.Command{
 		Use:   "snapshot [PATH]",
 		Short: "Save what a host is, to plan for it elsewhere",
-		Long: `Writes the host's rules, files, sysctls and modules as one JSON object, from
+		Long: `Writes the host's rules, files, sysctls, modules and open connections as one JSON object, from
 which plan --snapshot makes the plan that plan makes here. A configuration at
 PATH matters only where it names files other than the usual ones.
 
@@ -30,6 +31,9 @@ The rules of a firewall are confidential: the file has mode 0600.`,
 			if err != nil {
 				return err
 			}
+			if connections > 0 {
+				s.ReadConnections(e.root, e.getenv("SSH_CONNECTION"), connections)
+			}
 			for _, n := range s.Notes {
 				e.warnf("%s", n)
 			}
@@ -41,6 +45,7 @@ The rules of a firewall are confidential: the file has mode 0600.`,
 	}
 	vars.register(cmd.Flags())
 	cmd.Flags().StringVarP(&out, "out", "o", "", "write to `FILE` with mode 0600; standard output without")
+	cmd.Flags().IntVar(&connections, "connections", snapshot.DefaultConnections, "keep at most `N` tracked connections; 0: read none")
 	return cmd
 }
 

@@ -220,7 +220,7 @@ func (l *lab) send(p *planner.Packet, data []byte) {
 	p.Length = uint32(len(ip))
 	p.Known |= planner.KnownLength | planner.KnownMark | planner.KnownPktType | planner.KnownUnbridged
 	if p.Hook == planner.HookOutput {
-		p.Known |= planner.KnownOwner
+		p.Known |= planner.KnownUID | planner.KnownGID
 		l.emit(p.Dst, ip)
 		return
 	}
@@ -349,7 +349,7 @@ func (l *lab) probe(f planner.Family) *probe {
 		l.send(&out, data)
 		in := out
 		in.Hook, in.In, in.Out = planner.HookInput, "lo", ""
-		in.Known &^= planner.KnownMark | planner.KnownOwner // what OUTPUT has set stays
+		in.Known &^= planner.KnownMark | planner.KnownUID | planner.KnownGID // what OUTPUT has set stays
 		q.packets = []planner.Packet{out, in}
 	} else {
 		l.send(&p, data)
@@ -450,7 +450,7 @@ func TestAgainstKernel(t *testing.T) {
 					if q.seen != (q.decision.Verdict == planner.Accepted) {
 						t.Errorf("%s %s, ruleset %d: %s by %q, but arrived: %v\n%+v\n%s", b, f, n, q.decision.Verdict, q.decision.Rule, q.seen, q.packets, text)
 						if testing.Verbose() {
-							t.FailNow()
+						t.FailNow()
 						}
 						break
 					}

@@ -121,6 +121,9 @@ func (s *Snapshot) Check() error {
 			}
 		}
 	}
+	if err := checkConnections(s.Connections); err != nil {
+		return err
+	}
 	for _, f := range s.Files {
 		if !slices.Contains(kinds, f.Kind) {
 			return fmt.Errorf("files: kind %q", f.Kind)

@@ -21,6 +21,7 @@ type Snapshot struct {
 	Sysctls       map[string]planner.Sysctl `json:"sysctls"`
 	Rules         []Rules                   `json:"rules"`
 	Files         []File                    `json:"files"`
+	Connections   *planner.Connections      `json:"connections,omitempty"` // absent: not read
 	Notes         []string                  `json:"notes,omitempty"` // what could not be read, and what follows from that
 }
 
@@ -66,6 +67,8 @@ func (s *Snapshot) Live() (planner.Live, error) {
 		Modules:   s.Modules,
 		Sysctls:   s.Sysctls,
 		Notes:     s.Notes,
+
+		Connections: s.Connections,
 	}
 	// Rulesets are what takes time on a busy firewall: one goroutine each,
 	// and one for all the files.

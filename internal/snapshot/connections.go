@@ -1,0 +1,100 @@
+package snapshot
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/providers/flows"
+)
+
+// DefaultConnections is how many tracked connections a snapshot file keeps
+// unless told otherwise.
+const DefaultConnections = 10_000
+
+// ReadConnections reads what is connected now, at most limit tracked
+// connections (0: all), and adds it to the snapshot with a note for what could
+// not be read. sshConnection is the environment's SSH_CONNECTION.
+//
+// Connections are no facts: they come and go, and do not make a plan stale.
+func (s *Snapshot) ReadConnections(root, sshConnection string, limit int) {
+	c, notes := flows.Read(flows.Options{
+		Root: root, SSHConnection: sshConnection, Limit: limit,
+		Tracked: s.Conntrack.Loaded, Expect: s.Conntrack.Count,
+	})
+	for i := range c.Addresses {
+		c.Addresses[i].Interface = strings.ToValidUTF8(c.Addresses[i].Interface, "\uFFFD")
+	}
+	for i := range c.Routes {
+		c.Routes[i].Interface = strings.ToValidUTF8(c.Routes[i].Interface, "\uFFFD")
+	}
+	s.Connections = c
+	for _, n := range notes {
+		if n = strings.ToValidUTF8(n, "\uFFFD"); !slices.Contains(s.Notes, n) {
+			s.Notes = append(slices.Clip(s.Notes), n)
+		}
+	}
+}
+
+// Limited is the snapshot with at most limit tracked connections, for a file.
+func (s *Snapshot) Limited(limit int) *Snapshot {
+	if s.Connections == nil || len(s.Connections.Flows) <= limit {
+		return s
+	}
+	out, c := *s, *s.Connections
+	c.Flows = c.Flows[:limit]
+	out.Connections = &c
+	return &out
+}
+
+// checkConnections refuses what no kernel reports.
+func checkConnections(c *planner.Connections) error {
+	if c == nil {
+		return nil
+	}
+	plain := func(list ...netip.Addr) bool {
+		for _, a := range list {
+			if !a.IsValid() || a.Zone() != "" || a.Is4() != list[0].Is4() {
+				return false
+			}
+		}
+		return true
+	}
+	for _, f := range c.Flows {
+		if !plain(f.Orig.Src, f.Orig.Dst, f.Reply.Src, f.Reply.Dst) {
+			return fmt.Errorf("connections: the flow %v has no four addresses of one family", f.Orig)
+		}
+	}
+	for _, s := range c.Sockets {
+		if !plain(s.Local.Addr()) || !s.Listening && !plain(s.Local.Addr(), s.Remote.Addr()) {
+			return fmt.Errorf("connections: the socket %v has no two addresses of one family", s.Local)
+		}
+	}
+	for _, a := range c.Addresses {
+		if !a.Prefix.IsValid() || a.Prefix.Addr().Zone() != "" {
+			return errors.New("connections: an address is not valid")
+		}
+	}
+	for _, r := range c.Routes {
+		if !r.Prefix.IsValid() {
+			return errors.New("connections: a route is not valid")
+		}
+	}
+	for name, set := range c.Sets {
+		if set == nil {
+			return fmt.Errorf("connections: the set %q is empty", name)
+		}
+		for _, e := range set.Prefixes {
+			if set.Type != "bitmap:port" && !e.Prefix.IsValid() {
+				return fmt.Errorf("connections: an entry of the set %q is not valid", name)
+			}
+		}
+	}
+	if int64(len(c.Flows)) > c.Total {
+		return errors.New("connections: more flows than there are in total")
+	}
+	return nil
+}

@@ -1,0 +1,441 @@
+package planner
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+)
+
+// FlowResult is what a plan does to a connection.
+type FlowResult string
+
+// The results, the worst first.
+const (
+	FlowLost    FlowResult = "lost"
+	FlowUnknown FlowResult = "unknown" // it depends on what cannot be known
+	FlowGained  FlowResult = "gained"  // dropped today, let through then
+	FlowKept    FlowResult = "kept"
+)
+
+var severity = map[FlowResult]int{FlowLost: 0, FlowUnknown: 1, FlowGained: 2, FlowKept: 3}
+
+// Impact is what a plan does to the connections that were open when the host
+// was read. Connections that no packet passes today are not counted.
+type Impact struct {
+	Lost    int64 `json:"lost"`
+	Unknown int64 `json:"unknown"`
+	Gained  int64 `json:"gained"`
+	Kept    int64 `json:"kept"`
+
+	Groups   []FlowGroup `json:"groups"`   // the operator's own session first, then the worst
+	Services []FlowGroup `json:"services"` // listening services that are lost
+	Exposed  []Exposure  `json:"exposed"`  // what newly gets in
+}
+
+// FlowGroup is connections to one service that share their fate and its rules.
+type FlowGroup struct {
+	Result   FlowResult `json:"result"`
+	Operator bool       `json:"operator,omitempty"` // the session that ctplan was started through
+	Service  string     `json:"service"`            // "tcp/22 in", "udp/53 out", "tcp/443 forward"
+	Family   Family     `json:"family"`
+	Count    int64      `json:"count"`
+	Before   string     `json:"before,omitempty"` // the rule that lets it through today
+	After    string     `json:"after"`            // the rule that decides under the plan, or makes it unknown
+	Stage    string     `json:"stage,omitempty"`  // where it is not the end: the table whose change cuts it off meanwhile
+	Examples []string   `json:"examples"`         // at most maxExamples, "10.0.0.5:5412 -> 10.0.0.1:22"
+}
+
+// Exposure is traffic from outside that is dropped today and let in under the plan.
+type Exposure struct {
+	Family Family `json:"family"`
+	Rule   string `json:"rule"`   // that lets it in
+	Before string `json:"before"` // that drops it today
+	What   string `json:"what"`   // a sentence without a full stop
+	Source Pos    `json:"source"`
+}
+
+const maxExamples = 5
+
+// NeedsConnections reports whether the plan can cut somebody off, so that it
+// is to be made once more with Live.Connections.
+func NeedsConnections(p Plan) bool {
+	return slices.ContainsFunc(p.Changes, func(c Change) bool { _, ok := c.(*RulesChange); return ok })
+}
+
+// impact judges every connection against every state of the rules on the way.
+func (p *planning) impact() {
+	if p.l.Connections == nil || !NeedsConnections(p.plan) {
+		return
+	}
+	total := &Impact{Groups: []FlowGroup{}, Services: []FlowGroup{}, Exposed: []Exposure{}}
+	for _, f := range Families {
+		if j := p.newJudge(f); j != nil {
+			j.flows(total)
+			j.services(total)
+			j.exposures(total)
+		}
+	}
+	sortGroups(total.Groups)
+	sortGroups(total.Services)
+	p.plan.Impact = total
+	p.blockImpact(total)
+}
+
+func sortGroups(g []FlowGroup) {
+	operator := func(g FlowGroup) int {
+		if g.Operator {
+			return 0
+		}
+		return 1
+	}
+	slices.SortStableFunc(g, func(a, b FlowGroup) int {
+		return cmp.Or(cmp.Compare(operator(a), operator(b)), cmp.Compare(severity[a.Result], severity[b.Result]), cmp.Compare(b.Count, a.Count),
+			strings.Compare(a.Service, b.Service), strings.Compare(string(a.Family), string(b.Family)), strings.Compare(a.After, b.After), strings.Compare(a.Before, b.Before), strings.Compare(a.Stage, b.Stage))
+	})
+}
+
+// judge knows one family's rules as they stand, as they will, and between.
+type judge struct {
+	p         *planning
+	family    Family
+	e         *Evaluator
+	stages    []stage // the first is today, the last is the end
+	places    *placeMap
+	operators map[Session]bool
+	tcpLoose  State // of a packet of a connection that tracking does not know
+}
+
+type stage struct {
+	v    *version
+	name string // address of the table that has just changed
+}
+
+func (p *planning) newJudge(f Family) *judge {
+	var work []*RulesStep
+	for _, s := range Steps(p.plan) {
+		if s.Rules != nil && s.Rules.Family == f {
+			work = append(work, s.Rules)
+		}
+	}
+	if len(work) == 0 {
+		return nil
+	}
+	conns := p.l.Connections
+	facts := Facts{Sets: conns.Sets}
+	if conns.Addresses != nil {
+		facts.Addresses = []netip.Prefix{}
+		for _, a := range conns.Addresses {
+			facts.Addresses = append(facts.Addresses, a.Prefix)
+		}
+	}
+	c := newCompiler(f, facts)
+	words := map[string][]string{}
+	for _, ch := range p.d.Chains {
+		for _, r := range ch.Rules {
+			words[r.Text] = r.Words
+		}
+	}
+	models := map[tableKey]*tableModel{}
+	state := tables{}
+	var backends []Backend
+	for i := range p.l.Rulesets {
+		r := &p.l.Rulesets[i]
+		if r.Family != f {
+			continue
+		}
+		backends = append(backends, r.Backend)
+		for _, name := range r.tableNames() {
+			sections := r.sections(name)
+			key := tableKey{r.Backend, name}
+			models[key] = newTableModel(name, sections)
+			state[key] = c.table(r.Backend, name, sourcesOf(sections))
+			for _, s := range sections {
+				for k := range s.Rules {
+					words[s.Rules[k].Text] = s.Rules[k].Words
+				}
+			}
+		}
+	}
+	c.e.twoBackends = len(backends) > 1
+	j := &judge{p: p, family: f, e: c.e, places: newPlaceMap(conns, f), operators: map[Session]bool{}, stages: []stage{{v: assemble(backends, state)}}}
+	for _, step := range work {
+		for _, section := range step.Sections {
+			key := tableKey{step.Backend, section.Table}
+			m := models[key]
+			if m == nil {
+				m = newTableModel(section.Table, nil)
+				models[key] = m
+			}
+			for _, op := range section.Ops {
+				m.apply(op)
+			}
+			state[key] = c.table(key.backend, key.table, m.sources(words))
+			j.stages = append(j.stages, stage{assemble(backends, state), "iptables." + string(f) + "." + section.Table})
+		}
+	}
+	for _, s := range conns.Operator {
+		j.operators[s] = true
+	}
+	switch p.l.Sysctls["net.netfilter.nf_conntrack_tcp_loose"].Value {
+	case "0":
+		j.tcpLoose = StateInvalid
+	default:
+		j.tcpLoose = StateNew | StateEstablished
+	}
+	return j
+}
+
+// sources is the table as the compiler takes it.
+func (m *tableModel) sources(words map[string][]string) []chainSource {
+	out := make([]chainSource, len(m.chains))
+	for i, c := range m.chains {
+		out[i] = chainSource{name: c.Name, policy: c.Policy, rules: make([]ruleSource, len(m.rules[c.Name]))}
+		for k, text := range m.rules[c.Name] {
+			w, ok := words[text]
+			if !ok { // a jump of ctplan's own
+				w = strings.Fields(text)
+			}
+			out[i].rules[k] = ruleSource{text, w}
+		}
+	}
+	return out
+}
+
+// verdicts of one connection at one stage: that of the packet that fares worst.
+func (j *judge) at(s stage, c *connection, last bool) Decision {
+	worst := Decision{Verdict: Accepted}
+	for i := range c.n {
+		d := s.v.verdict(j.e, &c.packets[i])
+		if c.translated && (d.Untracked || last && j.p.d.Mode == Disabled) {
+			// What is not tracked is not translated, and arrives nowhere.
+			d.Verdict = Dropped
+			d.Rule = translationEnds
+		}
+		switch {
+		case i == 0, d.Verdict == Dropped && worst.Verdict != Dropped, d.Verdict == Unknown && worst.Verdict == Accepted:
+			worst = d
+		}
+		if worst.Verdict == Dropped {
+			break
+		}
+	}
+	return worst
+}
+
+// translationEnds stands for the rule where address translation needs tracking.
+var translationEnds = &RuleRef{Policy: "no longer translated"}
+
+// fate is what happens to a connection, as groups are told apart.
+type fate struct {
+	result        FlowResult
+	operator      bool
+	way           way
+	proto         uint8
+	port          uint16
+	before, after *RuleRef
+	stage         int
+}
+
+// decide judges one connection. ok is false for one that is cut off already.
+func (j *judge) decide(c *connection) (f fate, ok bool) {
+	f = fate{operator: c.operator, way: c.way, proto: c.packets[0].Protocol, port: c.port}
+	today := j.at(j.stages[0], c, false)
+	last := len(j.stages) - 1
+	end := j.at(j.stages[last], c, true)
+	f.before, f.after = today.Rule, end.Rule
+	if today.Verdict == Dropped {
+		f.result = FlowGained
+		return f, end.Verdict == Accepted
+	}
+	if end.Verdict == Dropped {
+		f.result = FlowLost
+		return f, true
+	}
+	open := end.Verdict == Unknown && !(today.Verdict == Unknown && sameRule(today.Rule, end.Rule))
+	for i := 1; i < last; i++ {
+		d := j.at(j.stages[i], c, false)
+		if d.Verdict == Dropped {
+			f.result, f.after, f.stage = FlowLost, d.Rule, i
+			return f, true
+		}
+		if d.Verdict == Unknown && !open && !(today.Verdict == Unknown && sameRule(today.Rule, d.Rule)) {
+			open = true
+			f.after, f.stage = d.Rule, i
+		}
+	}
+	if f.result = FlowKept; open {
+		f.result = FlowUnknown
+		return f, true
+	}
+	f.before, f.after = nil, nil // what is kept needs no rule to explain it
+	return f, true
+}
+
+func sameRule(a, b *RuleRef) bool {
+	return a == b || a != nil && b != nil && *a == *b
+}
+
+// tally collects fates; examples are the first of each.
+type tally struct {
+	groups map[fate]*found
+	order  []fate
+}
+
+type found struct {
+	count    int64
+	examples []string
+}
+
+func (t *tally) add(f fate, c *connection) {
+	if t.groups == nil {
+		t.groups = map[fate]*found{}
+	}
+	g := t.groups[f]
+	if g == nil {
+		g = &found{}
+		t.groups[f] = g
+		t.order = append(t.order, f)
+	}
+	g.count++
+	if len(g.examples) < maxExamples {
+		g.examples = append(g.examples, c.String())
+	}
+}
+
+// flows judges the connections of the family, in parallel: what is tracked,
+// then what only a socket knows of.
+func (j *judge) flows(total *Impact) {
+	conns := j.p.l.Connections
+	known := make(map[socketKey]bool, len(conns.Sockets))
+	listens := map[portKey]bool{}
+	for _, s := range conns.Sockets {
+		if s.Listening {
+			listens[portKey{s.Protocol, s.Local.Port()}] = true
+		} else {
+			known[socketKey{s.Protocol, s.Local, s.Remote}] = false
+		}
+	}
+	workers := max(1, min(runtime.GOMAXPROCS(0), len(conns.Flows)/1024))
+	parts := make([]tally, workers+1)
+	tracked := make([][]socketKey, workers)
+	var wg sync.WaitGroup
+	for w := range workers {
+		wg.Go(func() {
+			var c connection
+			for i := len(conns.Flows) * w / workers; i < len(conns.Flows)*(w+1)/workers; i++ {
+				f := &conns.Flows[i]
+				if f.Orig.Src.Is4() != (j.family == IPv4) || !j.ofFlow(&c, f) {
+					continue
+				}
+				for _, key := range c.sockets() {
+					if _, ok := known[key]; ok {
+						tracked[w] = append(tracked[w], key)
+					}
+				}
+				if fate, ok := j.decide(&c); ok {
+					parts[w].add(fate, &c)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	for _, keys := range tracked {
+		for _, k := range keys {
+			known[k] = true
+		}
+	}
+	var c connection
+	for i := range conns.Sockets {
+		s := &conns.Sockets[i]
+		if s.Listening || s.Local.Addr().Is4() != (j.family == IPv4) || known[socketKey{s.Protocol, s.Local, s.Remote}] {
+			continue
+		}
+		j.ofSocket(&c, s, listens[portKey{s.Protocol, s.Local.Port()}])
+		if fate, ok := j.decide(&c); ok {
+			parts[workers].add(fate, &c)
+		}
+	}
+	j.collect(parts, total)
+}
+
+func (j *judge) collect(parts []tally, total *Impact) {
+	at := map[groupKey]int{}
+	for _, t := range parts {
+		for _, f := range t.order {
+			g := t.groups[f]
+			switch f.result {
+			case FlowLost:
+				total.Lost += g.count
+			case FlowUnknown:
+				total.Unknown += g.count
+			case FlowGained:
+				total.Gained += g.count
+			default:
+				total.Kept += g.count
+			}
+			group := FlowGroup{Result: f.result, Operator: f.operator, Service: service(f.proto, f.port, f.way), Family: j.family}
+			if f.before != nil {
+				group.Before = f.before.String()
+			}
+			if f.after != nil {
+				group.After = f.after.String()
+			}
+			if f.stage > 0 {
+				group.Stage = j.stages[f.stage].name
+			}
+			key := groupKey{group.Result, group.Operator, group.Service, group.Before, group.After, group.Stage}
+			i, ok := at[key]
+			if !ok {
+				i = len(total.Groups)
+				at[key] = i
+				total.Groups = append(total.Groups, group)
+			}
+			total.Groups[i].Count += g.count
+			for _, e := range g.examples {
+				if len(total.Groups[i].Examples) < maxExamples {
+					total.Groups[i].Examples = append(total.Groups[i].Examples, e)
+				}
+			}
+		}
+	}
+}
+
+// groupKey is a FlowGroup as a map's key.
+type groupKey struct {
+	result                        FlowResult
+	operator                      bool
+	service, before, after, stage string
+}
+
+// service names what a connection is for.
+func service(proto uint8, port uint16, w way) string {
+	name := fmt.Sprint(proto)
+	switch proto {
+	case protoTCP:
+		name = "tcp"
+	case protoUDP:
+		name = "udp"
+	case protoICMP:
+		name = "icmp"
+	case protoICMPv6:
+		name = "icmpv6"
+	case protoSCTP:
+		name = "sctp"
+	case protoDCCP:
+		name = "dccp"
+	case protoUDPLite:
+		name = "udplite"
+	}
+	switch {
+	case !carriesPorts(proto):
+	case port == highPorts:
+		name += "/high ports"
+	default:
+		name += fmt.Sprintf("/%d", port)
+	}
+	return name + " " + [...]string{"in", "out", "forward", "lo"}[w]
+}
