@@ -450,7 +450,7 @@ func TestAgainstKernel(t *testing.T) {
 					if q.seen != (q.decision.Verdict == planner.Accepted) {
 						t.Errorf("%s %s, ruleset %d: %s by %q, but arrived: %v\n%+v\n%s", b, f, n, q.decision.Verdict, q.decision.Rule, q.seen, q.packets, text)
 						if testing.Verbose() {
-						t.FailNow()
+							t.FailNow()
 						}
 						break
 					}

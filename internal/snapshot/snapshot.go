@@ -22,7 +22,7 @@ type Snapshot struct {
 	Rules         []Rules                   `json:"rules"`
 	Files         []File                    `json:"files"`
 	Connections   *planner.Connections      `json:"connections,omitempty"` // absent: not read
-	Notes         []string                  `json:"notes,omitempty"` // what could not be read, and what follows from that
+	Notes         []string                  `json:"notes,omitempty"`       // what could not be read, and what follows from that
 }
 
 // Rules is what one family's iptables-save printed.

@@ -82,6 +82,7 @@ func (m *markdownWriter) plan(p planner.Plan) {
 		}
 		m.para("")
 	}
+	m.impact(p)
 	for _, w := range p.Warnings {
 		s := "> ⚠️ "
 		if w.Address != "" {

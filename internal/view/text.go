@@ -43,6 +43,7 @@ func Text(w io.Writer, p planner.Plan, o Options) error {
 			t.change(c)
 		}
 	}
+	t.impact(p)
 	t.warnings(p)
 	t.summary(p)
 	_, err := io.WriteString(w, t.b.String())

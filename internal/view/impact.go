@@ -1,0 +1,127 @@
+package view
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/ctplan/ctplan/planner"
+)
+
+// maxGroups is how many groups of connections are shown unless all are asked for.
+const maxGroups = 20
+
+// impactHead counts the connections; it is clean.
+func impactHead(im *planner.Impact) string {
+	all := im.Lost + im.Unknown + im.Gained + im.Kept
+	if all == 0 {
+		return "no open connections are touched by the rules"
+	}
+	var parts []string
+	for _, c := range []struct {
+		n    int64
+		what string
+	}{{im.Lost, "lost"}, {im.Unknown, "unknown"}, {im.Gained, "gained"}, {im.Kept, "kept"}} {
+		if c.n > 0 {
+			parts = append(parts, fmt.Sprintf("%d %s", c.n, c.what))
+		}
+	}
+	return "of " + count(int(all), "open connection") + ": " + strings.Join(parts, ", ")
+}
+
+// impactGroups are the groups to show, and how many are left out.
+func impactGroups(im *planner.Impact, full bool) (groups []planner.FlowGroup, left int) {
+	for _, g := range im.Groups {
+		if g.Result == planner.FlowKept && !g.Operator {
+			continue
+		}
+		if !full && len(groups) == maxGroups {
+			left++
+			continue
+		}
+		groups = append(groups, g)
+	}
+	return groups, left
+}
+
+func groupTitle(g planner.FlowGroup) string {
+	title := fmt.Sprintf("%s  %s %s, %s", g.Result, g.Family, g.Service, count(int(g.Count), "connection"))
+	if g.Operator {
+		title += ": the session that you are working through"
+	}
+	return Clean(title)
+}
+
+// groupLines are what explains a group, a label and text each.
+func groupLines(g planner.FlowGroup) [][2]string {
+	var out [][2]string
+	add := func(label, text string) {
+		if text != "" {
+			out = append(out, [2]string{label, Clean(text)})
+		}
+	}
+	if len(g.Examples) > 0 {
+		text := strings.Join(g.Examples, ", ")
+		if g.Count > int64(len(g.Examples)) {
+			text += ", …"
+		}
+		add("such as", text)
+	}
+	if g.Result != planner.FlowKept {
+		add("today", g.Before)
+		add("then", g.After)
+	}
+	if g.Stage != "" {
+		add("while", g.Stage+" is changed")
+	}
+	return out
+}
+
+func resultColour(r planner.FlowResult) string {
+	switch r {
+	case planner.FlowLost:
+		return red
+	case planner.FlowUnknown:
+		return yellow
+	}
+	return green
+}
+
+func (t *textWriter) impact(p planner.Plan) {
+	im := p.Impact
+	if im == nil {
+		return
+	}
+	t.line(t.paint(bold, "impact") + " " + impactHead(im))
+	groups, left := impactGroups(im, t.o.Full)
+	for _, g := range groups {
+		t.line("  " + t.paint(resultColour(g.Result), groupTitle(g)))
+		for _, l := range groupLines(g) {
+			t.prose(fmt.Sprintf("      %-8s", l[0]), l[1])
+		}
+	}
+	if left > 0 {
+		t.line(fmt.Sprintf("  … %d more groups of connections (--full shows all)", left))
+	}
+	t.line("")
+}
+
+func (m *markdownWriter) impact(p planner.Plan) {
+	im := p.Impact
+	if im == nil {
+		return
+	}
+	m.para("**impact** " + prose(impactHead(im)))
+	groups, left := impactGroups(im, m.o.Full)
+	for _, g := range groups {
+		m.item("**" + prose(groupTitle(g)) + "**")
+		for _, l := range groupLines(g) {
+			m.b.WriteString("  - " + l[0] + " " + code(l[1]) + "\n")
+		}
+	}
+	if left > 0 {
+		m.item(fmt.Sprintf("%d more groups of connections", left))
+	}
+	if len(groups) > 0 {
+		m.para("")
+	}
+}
