@@ -1,0 +1,200 @@
+package planner
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+)
+
+func packet(hook Hook, proto uint8, src, dst string, sport, dport uint16, state State) *Packet {
+	p := &Packet{Hook: hook, Protocol: proto, State: state, Tuple: Tuple{netip.MustParseAddr(src), netip.MustParseAddr(dst), sport, dport}}
+	if hook != HookOutput {
+		p.In = "eth0"
+	}
+	if hook != HookInput {
+		p.Out = "eth1"
+	}
+	if proto == protoTCP {
+		p.TCPFlags = TCPAck
+	}
+	return p
+}
+
+// TestVerdict pins what the kernel cannot be asked about: what is unknown, and
+// which rule is named.
+func TestVerdict(t *testing.T) {
+	for _, tt := range []struct {
+		name, rules string
+		state       State
+		want        Verdict
+		rule        string
+	}{
+		{"policy", ":INPUT DROP\n", StateNew, Dropped, "policy DROP of INPUT"},
+		{"first match", ":INPUT DROP\n-A INPUT -p tcp -j ACCEPT\n-A INPUT -j DROP\n", StateNew, Accepted, "-A INPUT -p tcp -j ACCEPT"},
+		{"a rate decides", ":INPUT DROP\n-A INPUT -m limit --limit 1/sec -j ACCEPT\n", StateNew, Unknown, "-A INPUT -m limit --limit 1/sec -j ACCEPT"},
+		{"a rate does not decide", ":INPUT ACCEPT\n-A INPUT -m limit --limit 1/sec -j ACCEPT\n", StateNew, Accepted, "policy ACCEPT of INPUT"},
+		{"a rate for a log", ":INPUT DROP\n-A INPUT -m limit --limit 1/sec -j LOG\n-A INPUT -j ACCEPT\n", StateNew, Accepted, "-A INPUT -j ACCEPT"},
+		{"both ways through a chain", ":INPUT DROP\n:A -\n-A INPUT -m limit --limit 1/sec -j A\n-A INPUT -j ACCEPT\n-A A -j ACCEPT\n", StateNew, Accepted, "-A INPUT -j ACCEPT"},
+		{"a chain that may drop", ":INPUT ACCEPT\n:A -\n-A INPUT -j A\n-A A -m quota --quota 5 -j RETURN\n-A A -j DROP\n", StateNew, Unknown, "-A A -m quota --quota 5 -j RETURN"},
+		{"goto does not come back", ":INPUT DROP\n:A -\n:B -\n-A INPUT -j A\n-A INPUT -j ACCEPT\n-A A -g B\n-A A -j DROP\n", StateNew, Accepted, "-A INPUT -j ACCEPT"},
+		{"an unknown match", ":INPUT ACCEPT\n-A INPUT -m frobnicate --level 5 -j DROP\n", StateNew, Unknown, "-A INPUT -m frobnicate --level 5 -j DROP"},
+		{"an unknown match that cannot matter", ":INPUT ACCEPT\n-A INPUT -p udp -m frobnicate --level 5 -j DROP\n", StateNew, Accepted, "policy ACCEPT of INPUT"},
+		{"a missing chain", ":INPUT ACCEPT\n-A INPUT -j NOWHERE\n", StateNew, Unknown, "-A INPUT -j NOWHERE"},
+		{"a circle", ":INPUT ACCEPT\n:A -\n-A INPUT -j A\n-A A -j A\n", StateNew, Unknown, "-A A -j A"},
+		{"a mark nobody set", ":INPUT ACCEPT\n-A INPUT -m mark --mark 0x1 -j DROP\n", StateNew, Unknown, "-A INPUT -m mark --mark 0x1 -j DROP"},
+		{"a mark that was set", ":INPUT ACCEPT\n-A INPUT -j MARK --set-xmark 0x1/0xf\n-A INPUT -m mark --mark 0x1/0x3 -j DROP\n", StateNew, Dropped, "-A INPUT -m mark --mark 0x1/0x3 -j DROP"},
+		{"a mark that may have been set", ":INPUT ACCEPT\n-A INPUT -m limit --limit 1/sec -j MARK --set-xmark 0x1/0xf\n-A INPUT -m mark --mark 0x1/0x3 -j DROP\n", StateNew, Unknown, "-A INPUT -m mark --mark 0x1/0x3 -j DROP"},
+		{"a program decides", ":INPUT ACCEPT\n-A INPUT -j NFQUEUE --queue-num 0\n", StateNew, Unknown, "-A INPUT -j NFQUEUE --queue-num 0"},
+		{"states that agree", ":INPUT DROP\n-A INPUT -m state --state NEW,ESTABLISHED -j ACCEPT\n", StateNew | StateEstablished, Accepted, "-A INPUT -m state --state NEW,ESTABLISHED -j ACCEPT"},
+		{"states that do not", ":INPUT DROP\n-A INPUT -m state --state NEW -j ACCEPT\n", StateNew | StateEstablished, Unknown, "-A INPUT -m state --state NEW -j ACCEPT"},
+		{"an unknown set", ":INPUT ACCEPT\n-A INPUT -m set --match-set bad src -j DROP\n", StateNew, Unknown, "-A INPUT -m set --match-set bad src -j DROP"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			r := parseLines(t, IPv4, "*filter\n"+tt.rules+"COMMIT\n")
+			got := NewEvaluator(IPv4, []Ruleset{r}, Facts{}).Verdict(packet(HookInput, protoTCP, "10.0.0.9", "10.0.0.1", 40000, 80, tt.state))
+			if got.Verdict != tt.want || got.Rule.String() != tt.rule {
+				t.Errorf("%s by %q, want %s by %q", got.Verdict, got.Rule, tt.want, tt.rule)
+			}
+		})
+	}
+}
+
+func manyRules(r *rand.Rand, n int) string {
+	var b strings.Builder
+	b.WriteString("*filter\n:INPUT DROP\n:FORWARD DROP\n:OUTPUT DROP\n")
+	for i := range n {
+		m := ""
+		switch r.IntN(6) {
+		case 0:
+			m = fmt.Sprintf("-s 10.%d.%d.%d/32 ", r.IntN(4), r.IntN(250), r.IntN(250))
+		case 1:
+			m = fmt.Sprintf("-s 10.%d.%d.0/24 -p tcp ", r.IntN(4), r.IntN(250))
+		case 2, 3:
+			m = fmt.Sprintf("-p tcp -m tcp --dport %d ", 1+r.IntN(60000))
+		case 4:
+			m = fmt.Sprintf("-p udp -m multiport --sports %d,%d:%d ", 1+r.IntN(60000), 100, 100+r.IntN(60))
+		case 5:
+			m = fmt.Sprintf("-d 10.%d.%d.%d/32 -i eth%d ", r.IntN(4), r.IntN(250), r.IntN(250), r.IntN(3))
+		}
+		fmt.Fprintf(&b, "-A INPUT %s-j %s\n", m, []string{"ACCEPT", "DROP", "MARK --set-xmark 0x1/0xff"}[(i+r.IntN(2))%3])
+	}
+	b.WriteString("COMMIT\n")
+	return b.String()
+}
+
+// unindexed is the same rules, scanned.
+func unindexed(e *Evaluator) *Evaluator {
+	for h := range e.v.hooks {
+		for i := range e.v.hooks[h] {
+			c := *e.v.hooks[h][i].chain
+			c.index = nil
+			e.v.hooks[h][i].chain = &c
+		}
+	}
+	return e
+}
+
+func TestIndexScansTheSame(t *testing.T) {
+	r := rand.New(rand.NewPCG(2, 2))
+	for range 40 {
+		set := parseLines(t, IPv4, manyRules(r, 20+r.IntN(600)))
+		fast, slow := NewEvaluator(IPv4, []Ruleset{set}, Facts{}), unindexed(NewEvaluator(IPv4, []Ruleset{set}, Facts{}))
+		for range 300 {
+			p := packet(HookInput, []uint8{protoTCP, protoUDP, protoICMP}[r.IntN(3)], fmt.Sprintf("10.%d.%d.%d", r.IntN(4), r.IntN(250), r.IntN(250)), fmt.Sprintf("10.%d.%d.%d", r.IntN(4), r.IntN(250), r.IntN(250)),
+				uint16(r.IntN(60000)), uint16(r.IntN(60000)), StateNew)
+			p.In = []string{"eth0", "eth1", "lo", SomeInterface}[r.IntN(4)]
+			// Half of the packets are made to meet a rule.
+			if rules := set.Tables[0].Rules; r.IntN(2) == 0 {
+				w := rules[r.IntN(len(rules))].Words
+				for i := range len(w) - 1 {
+					switch w[i] {
+					case "-s":
+						p.Src = netip.MustParsePrefix(w[i+1]).Addr()
+					case "-d":
+						p.Dst = netip.MustParsePrefix(w[i+1]).Addr()
+					case "--dport":
+						fmt.Sscan(w[i+1], &p.DstPort)
+					case "--sports":
+						fmt.Sscan(w[i+1], &p.SrcPort)
+					}
+				}
+			}
+			a, b := fast.Verdict(p), slow.Verdict(p)
+			if a.Verdict != b.Verdict || a.Rule.String() != b.Rule.String() {
+				t.Fatalf("%+v: the index says %s by %s, a scan %s by %s", p, a.Verdict, a.Rule, b.Verdict, b.Rule)
+			}
+		}
+	}
+}
+
+func TestVerdictAllocatesNothing(t *testing.T) {
+	r := rand.New(rand.NewPCG(3, 3))
+	text := strings.Replace(manyRules(r, 400), "COMMIT\n", "-A INPUT -m conntrack --ctstate NEW -m addrtype --dst-type LOCAL -m limit --limit 1/sec -j ACCEPT\nCOMMIT\n", 1)
+	e := NewEvaluator(IPv4, []Ruleset{parseLines(t, IPv4, text)}, Facts{Addresses: []netip.Prefix{netip.MustParsePrefix("10.0.0.1/24")}})
+	p := packet(HookInput, protoTCP, "10.9.9.9", "10.0.0.1", 4, 70, StateNew)
+	if n := testing.AllocsPerRun(100, func() { e.Verdict(p) }); n != 0 {
+		t.Errorf("%v allocations a packet", n)
+	}
+}
+
+// TestCostIsFlat holds the cost of a packet against the number of rules.
+func TestCostIsFlat(t *testing.T) {
+	r := rand.New(rand.NewPCG(4, 4))
+	var first float64
+	for _, n := range []int{10, 100, 1000, 5000} {
+		e := NewEvaluator(IPv4, []Ruleset{parseLines(t, IPv4, manyRules(r, n))}, Facts{})
+		p := packet(HookInput, protoTCP, "10.9.9.9", "10.0.0.1", 4, 61000, StateNew)
+		best := 1e18
+		for range 10 {
+			start := time.Now()
+			for range 2000 {
+				e.Verdict(p)
+			}
+			best = min(best, float64(time.Since(start).Nanoseconds())/2000)
+		}
+		t.Logf("%5d rules: %4.0f ns a packet", n, best)
+		if first == 0 {
+			first = best
+		}
+		if best > 5*first+200 {
+			t.Errorf("%d rules cost %.0f ns a packet, %.0f with 10", n, best, first)
+		}
+	}
+}
+
+// FuzzVerdict feeds the evaluator rules made of any words: it must not panic,
+// must end, must name a rule when it does not know, and must say the same twice.
+func FuzzVerdict(f *testing.F) {
+	f.Add("-A INPUT -p tcp -m tcp --dport 22 -j ACCEPT\n-A INPUT -m state ! --state NEW -g A\n-A A -j INPUT\n", uint16(22), uint8(6))
+	f.Add("-A INPUT -s 10.0.0.0/255.0.255.0 ! -i lo+ -m iprange --src-range 1.1.1.1 -m conntrack --ctstate SNAT --ctorigsrc ::1 -j NOTRACK\n", uint16(0), uint8(1))
+	f.Add("-A INPUT -p 300 -m mark --mark 0x/ -m multiport --ports 1:,:2,9:1 -m u32 -j MARK --set-mark 1/z\n-A OUTPUT -f\n-A A -m set --match-set x\n", uint16(9), uint8(255))
+	f.Fuzz(func(t *testing.T, text string, port uint16, proto uint8) {
+		tb := Table{Name: "filter", Chains: []ChainDecl{{Name: "INPUT", Policy: "ACCEPT"}, {Name: "OUTPUT", Policy: "DROP"}, {Name: "A", Policy: "-"}, {Name: "B", Policy: "-"}}}
+		for line := range strings.Lines(text) {
+			w := strings.Fields(line)
+			if len(w) > 1 && w[0] == "-A" {
+				tb.Rules = append(tb.Rules, Rule{Chain: w[1], Words: w[2:], Text: strings.Join(w[2:], " ")})
+			}
+		}
+		raw := tb
+		raw.Name = "raw"
+		raw.Chains = []ChainDecl{{Name: "PREROUTING", Policy: "ACCEPT"}, {Name: "INPUT", Policy: "-"}, {Name: "A", Policy: "-"}}
+		rules := Ruleset{Family: IPv4, Backend: Legacy, Primary: true, Tables: []Table{tb, raw}}
+		e := NewEvaluator(IPv4, []Ruleset{rules}, Facts{})
+		// The same rules with their words given anew.
+		again := NewEvaluator(IPv4, []Ruleset{rules}, Facts{})
+		for _, hook := range []Hook{HookInput, HookForward, HookOutput} {
+			p := packet(hook, proto, "10.0.0.9", "10.0.0.1", 40000, port, 0)
+			a, b := e.Verdict(p), again.Verdict(p)
+			if a.Verdict != b.Verdict || a.Rule.String() != b.Rule.String() {
+				t.Fatalf("%v and %v", a, b)
+			}
+			if (a.Verdict == Unknown) && a.Rule == nil {
+				t.Fatalf("unknown without a rule")
+			}
+		}
+	})
+}
