@@ -1,0 +1,124 @@
+package flows
+
+import (
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ctplan/ctplan/internal/nstest"
+	"github.com/ctplan/ctplan/planner"
+)
+
+// TestRead reads a namespace in which everything that is connected is known.
+func TestRead(t *testing.T) {
+	nstest.Inside(t, func(ns *nstest.NS) {
+		ns.Use(planner.NFT)
+		ns.Run("iptables", "-A", "INPUT", "-m", "state", "--state", "ESTABLISHED")
+		ns.Run("ip6tables", "-A", "INPUT", "-m", "state", "--state", "ESTABLISHED")
+		var dials [][2]netip.AddrPort
+		for _, addr := range []string{"127.0.0.1:0", "[::1]:0"} {
+			l, err := net.Listen("tcp", addr)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer l.Close()
+			c, err := net.Dial("tcp", l.Addr().String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			dials = append(dials, [2]netip.AddrPort{c.LocalAddr().(*net.TCPAddr).AddrPort(), c.RemoteAddr().(*net.TCPAddr).AddrPort()})
+		}
+		u, err := net.ListenPacket("udp", "127.0.0.1:5353")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer u.Close()
+		ssh := dials[0]
+		c, notes := Read(Options{Tracked: true, SSHConnection: ssh[0].Addr().String() + " " + portText(ssh[0]) + " " + ssh[1].Addr().String() + " " + portText(ssh[1])})
+		if len(notes) > 0 {
+			t.Errorf("notes: %q", notes)
+		}
+		for _, d := range dials {
+			flow := slices.IndexFunc(c.Flows, func(f planner.Flow) bool {
+				return f.Protocol == unix.IPPROTO_TCP && f.Orig == planner.Tuple{Src: d[0].Addr(), Dst: d[1].Addr(), SrcPort: d[0].Port(), DstPort: d[1].Port()} &&
+					f.Reply == planner.Tuple{Src: d[1].Addr(), Dst: d[0].Addr(), SrcPort: d[1].Port(), DstPort: d[0].Port()} && f.TCPState == 3 && f.Status&planner.StatusAssured != 0
+			})
+			if flow < 0 {
+				t.Errorf("no flow for %v in %+v", d, c.Flows)
+			}
+			for _, want := range []planner.Socket{{Protocol: unix.IPPROTO_TCP, Local: d[0], Remote: d[1]}, {Protocol: unix.IPPROTO_TCP, Local: d[1], Remote: d[0]}, {Protocol: unix.IPPROTO_TCP, Local: d[1], Listening: true}} {
+				if !slices.Contains(c.Sockets, want) {
+					t.Errorf("no socket %+v in %+v", want, c.Sockets)
+				}
+			}
+		}
+		if !slices.Contains(c.Sockets, planner.Socket{Protocol: unix.IPPROTO_UDP, Local: netip.MustParseAddrPort("127.0.0.1:5353"), Listening: true}) {
+			t.Errorf("no UDP socket in %+v", c.Sockets)
+		}
+		if want := (planner.Session{Local: ssh[1], Remote: ssh[0]}); !slices.Equal(c.Operator, []planner.Session{want}) {
+			t.Errorf("operator %+v, want %+v", c.Operator, want)
+		}
+		if !slices.Contains(c.Addresses, planner.Address{Interface: "lo", Prefix: netip.MustParsePrefix("127.0.0.1/8")}) {
+			t.Errorf("addresses %+v", c.Addresses)
+		}
+		if c, _ := Read(Options{Tracked: true, Limit: 1, Expect: 9}); len(c.Flows) != 1 || c.Total != 9 {
+			t.Errorf("with a limit of 1: %d flows of %d", len(c.Flows), c.Total)
+		}
+	})
+}
+
+func portText(a netip.AddrPort) string {
+	_, port, _ := net.SplitHostPort(a.String())
+	return port
+}
+
+// TestOperatorBehindSudo finds the session that sudo hides, by the socket that
+// an ssh server among the parents holds.
+func TestOperatorBehindSudo(t *testing.T) {
+	root := t.TempDir()
+	for pid, stat := range map[string]string{"50": "50 (ctplan) S 40 1", "40": "40 (a) b) S 30 1", "30": "30 (sshd-session) S 1 1"} {
+		dir := filepath.Join(root, "proc", pid, "fd")
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(root, "proc", pid, "stat"), []byte(stat), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Symlink("socket:["+pid+"00]", filepath.Join(dir, "3")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s := planner.Socket{Protocol: 6, Local: netip.MustParseAddrPort("10.0.0.1:22"), Remote: netip.MustParseAddrPort("10.0.0.9:5000")}
+	other := s
+	other.Remote = netip.MustParseAddrPort("10.0.0.9:5001")
+	got := operators(root, "not a connection", 50, []socket{{s, 3000}, {other, 4000}})
+	if want := []planner.Session{{Local: s.Local, Remote: s.Remote}}; !slices.Equal(got, want) {
+		t.Errorf("%+v, want %+v", got, want)
+	}
+}
+
+func FuzzMessages(f *testing.F) {
+	f.Add([]byte(strings.Repeat("\x14\x00\x00\x00\x00\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02\x00\x00\x00", 2)))
+	f.Add([]byte("\x40\x00\x00\x00\x00\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02\x00\x00\x00\x2c\x00\x01\x80\x14\x00\x01\x80\x08\x00\x01\x00\x7f\x00\x00\x01\x08\x00\x02\x00\x7f\x00\x00\x01\x0c\x00\x02\x80\x05\x00\x01\x00\x06\x00\x00\x00\x06\x00\x02\x00"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		messages(b, func(msg []byte) bool {
+			if flow, ok := parseTracked(msg); ok && (!flow.Orig.Src.IsValid() || !flow.Reply.Dst.IsValid() || flow.Protocol == 0) {
+				t.Errorf("half a flow: %+v", flow)
+			}
+			if s, ok := parseSocket(6, msg); ok && s.Local.Port() == 0 {
+				t.Errorf("half a socket: %+v", s)
+			}
+			return true
+		})
+		parseTracked(b)
+		parseSocket(17, b)
+		parseSSH(string(b))
+	})
+}
