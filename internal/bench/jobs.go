@@ -19,6 +19,8 @@ var jobs = []job{
 	{"foreign", planForeign},
 	{"accepts", applyAccepts},
 	{"six", sixTasks},
+	{"impact", planImpact},
+	{"curve", curve},
 }
 
 // saves is what reading a host's rules costs by itself.
