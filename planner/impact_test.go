@@ -1,0 +1,158 @@
+package planner
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// tracked is a connection as the table has it, "proto src:port dst:port",
+// answered; after "as" stands where it is translated to.
+func tracked(t *testing.T, text string) Flow {
+	t.Helper()
+	w := strings.Fields(text)
+	proto, _ := ProtocolNumber(w[0])
+	a, b := netip.MustParseAddrPort(w[1]), netip.MustParseAddrPort(w[2])
+	f := Flow{Protocol: proto, Status: StatusSeenReply | StatusAssured | StatusConfirmed}
+	f.Orig = Tuple{a.Addr(), b.Addr(), a.Port(), b.Port()}
+	if len(w) == 4 {
+		b = netip.MustParseAddrPort(w[3])
+	}
+	f.Reply = Tuple{b.Addr(), a.Addr(), b.Port(), a.Port()}
+	if proto == protoTCP {
+		f.TCPState = 3
+	}
+	return f
+}
+
+// impactPlan plans for a host with eth0 10.0.0.1/24 and eth1 10.0.1.1/24.
+func impactPlan(t *testing.T, d Desired, rules string, c Connections) Plan {
+	t.Helper()
+	c.Total = int64(len(c.Flows))
+	c.Addresses = []Address{{"lo", netip.MustParsePrefix("127.0.0.1/8")}, {"eth0", netip.MustParsePrefix("10.0.0.1/24")}, {"eth1", netip.MustParsePrefix("10.0.1.1/24")}}
+	c.Routes = []Route{{netip.MustParsePrefix("0.0.0.0/0"), "eth0"}, {netip.MustParsePrefix("10.0.0.0/24"), "eth0"}, {netip.MustParsePrefix("10.0.1.0/24"), "eth1"}}
+	l := testHost(parseLines(t, IPv4, rules))
+	l.Connections = &c
+	return Diff(d, l)
+}
+
+// untrackTCP declares all TCP untracked, and accepts as rules of INPUT and OUTPUT.
+func untrackTCP(accepts map[string][]string) Desired {
+	d := Desired{Block: "t", Source: Pos{"t.hcl", 1}, ModeSource: Pos{"t.hcl", 2}, Mode: Notrack, Families: []Family{IPv4}, StatefulRules: RemoveStateful}
+	add := func(table, hook string, rules ...string) {
+		ch := Chain{Family: IPv4, Table: table, Hook: hook, Name: OwnPrefix + hook}
+		for i, r := range rules {
+			ch.Rules = append(ch.Rules, TargetRule{Rule: Rule{Chain: ch.Name, Words: strings.Fields(r), Text: r}, Source: Pos{"t.hcl", 10 + i}})
+		}
+		if len(ch.Rules) > 0 {
+			d.Chains = append(d.Chains, ch)
+		}
+	}
+	for _, hook := range []string{"INPUT", "OUTPUT", "FORWARD"} {
+		add("filter", hook, accepts[hook]...)
+	}
+	add("raw", "PREROUTING", "-p tcp -j CT --notrack")
+	add("raw", "OUTPUT", "-p tcp -j CT --notrack")
+	return d
+}
+
+const statefulInput = "*filter\n:INPUT DROP\n:FORWARD ACCEPT\n:OUTPUT ACCEPT\n-A INPUT -m state --state RELATED,ESTABLISHED -j ACCEPT\n-A INPUT -i eth0 -p tcp -m tcp --dport 22 -m state --state NEW -j ACCEPT\nCOMMIT\n"
+
+func groupsOf(p Plan) []string {
+	var out []string
+	for _, g := range p.Impact.Groups {
+		who := ""
+		if g.Operator {
+			who = " operator"
+		}
+		out = append(out, fmt.Sprintf("%s %s %d%s", g.Result, g.Service, g.Count, who))
+	}
+	return out
+}
+
+func TestImpact(t *testing.T) {
+	ssh, web := tracked(t, "tcp 10.0.0.9:5000 10.0.0.1:22"), tracked(t, "tcp 10.0.0.1:40000 54.1.1.1:443")
+	nat := tracked(t, "tcp 10.0.0.9:5001 10.0.0.1:8080 10.0.1.5:80")
+	dns, closed := tracked(t, "udp 10.0.0.1:40000 9.9.9.9:53"), ssh
+	closed.TCPState = ctTimeWait
+	operator := []Session{{netip.MustParseAddrPort("10.0.0.1:22"), netip.MustParseAddrPort("10.0.0.9:5000")}}
+	for _, tt := range []struct {
+		name    string
+		accepts map[string][]string
+		rules   string
+		c       Connections
+		want    []string
+		risks   []Risk
+	}{
+		{"all that is untracked is lost, the operator first", nil, statefulInput, Connections{Flows: []Flow{web, web, ssh, dns}, Operator: operator},
+			[]string{"lost tcp/22 in 1 operator", "lost tcp/443 out 2", "kept udp/53 out 1"}, []Risk{RiskLostFlows, RiskLostFlows}},
+		{"accepts keep it", map[string][]string{"INPUT": {"-p tcp -m tcp --dport 22 -j ACCEPT", "-p tcp -m tcp --sport 443 ! --tcp-flags FIN,SYN,RST,ACK SYN -j ACCEPT"}}, statefulInput,
+			Connections{Flows: []Flow{web, ssh}}, []string{"kept tcp/22 in 1", "kept tcp/443 out 1"}, nil},
+		{"what is over does not count", nil, statefulInput, Connections{Flows: []Flow{closed}}, nil, nil},
+		{"translated and untracked goes nowhere", map[string][]string{"FORWARD": {"-j ACCEPT"}}, statefulInput, Connections{Flows: []Flow{nat}}, []string{"lost tcp/80 forward 1"}, []Risk{RiskLostFlows}},
+		{"a rate makes it unknown", nil, strings.Replace(statefulInput, "COMMIT", "-A INPUT -p tcp -m limit --limit 5/sec -j ACCEPT\nCOMMIT", 1), Connections{Flows: []Flow{ssh}}, []string{"unknown tcp/22 in 1"}, nil},
+		{"sockets count where nothing is tracked", nil, strings.Replace(statefulInput, "COMMIT", "-A INPUT -m state --state NEW -j ACCEPT\nCOMMIT", 1),
+			Connections{Sockets: []Socket{{Protocol: protoTCP, Local: operator[0].Local, Remote: operator[0].Remote}, {Protocol: protoTCP, Local: netip.MustParseAddrPort("0.0.0.0:22"), Listening: true}}},
+			[]string{"lost tcp/22 in 1"}, []Risk{RiskLostFlows, RiskLostServices, RiskLostServices}},
+		{"a tracked socket counts once", nil, statefulInput, Connections{Flows: []Flow{ssh}, Sockets: []Socket{{Protocol: protoTCP, Local: operator[0].Local, Remote: operator[0].Remote}}},
+			[]string{"lost tcp/22 in 1"}, []Risk{RiskLostFlows}},
+		{"a listening service that strangers reach", nil, statefulInput, Connections{Sockets: []Socket{{Protocol: protoTCP, Local: netip.MustParseAddrPort("10.0.0.1:22"), Listening: true}}},
+			nil, []Risk{RiskLostServices}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			p := impactPlan(t, untrackTCP(tt.accepts), tt.rules, tt.c)
+			if got := groupsOf(p); !slices.Equal(got, tt.want) {
+				t.Errorf("groups %q, want %q\n%+v", got, tt.want, p.Impact)
+			}
+			var risks []Risk
+			for _, b := range p.Blocks {
+				risks = append(risks, b.Risk)
+			}
+			if !slices.Equal(risks, tt.risks) {
+				t.Errorf("blocked by %q, want %q", risks, tt.risks)
+			}
+		})
+	}
+}
+
+// TestImpactStages: each commit on the way is judged, not the end alone.
+func TestImpactStages(t *testing.T) {
+	// A plan whose second commit undoes what its first one breaks.
+	p := &planning{d: untrackTCP(nil), l: testHost(parseLines(t, IPv4, "*filter\n:INPUT ACCEPT\nCOMMIT\n"))}
+	p.l.Connections = &Connections{Flows: []Flow{tracked(t, "tcp 10.0.0.9:5000 10.0.0.1:22")}, Addresses: []Address{{"eth0", netip.MustParsePrefix("10.0.0.1/24")}}}
+	p.plan.Changes = []Change{
+		&RulesChange{Family: IPv4, Backend: NFT, Table: "filter", Open: []RuleOp{{Kind: InsertRule, Chain: "INPUT", Pos: 1, Rule: "-j DROP"}}},
+		&RulesChange{Family: IPv4, Backend: NFT, Table: "raw", Open: []RuleOp{{Kind: SetChain, Chain: "CTPLAN-PREROUTING"}}},
+	}
+	p.plan.Changes[0].(*RulesChange).Close = []RuleOp{{Kind: DeleteRule, Chain: "INPUT", Pos: 1, Rule: "-j DROP"}}
+	p.impact()
+	if g := p.plan.Impact.Groups; len(g) != 1 || g[0].Result != FlowLost || g[0].Stage != "iptables.ipv4.filter" || g[0].After != "-A INPUT -j DROP" {
+		t.Errorf("%+v", g)
+	}
+}
+
+func TestExposure(t *testing.T) {
+	const open, shut = "-p tcp -m tcp --sport 443 -j ACCEPT", "-p tcp -m tcp --sport 443 ! --tcp-flags FIN,SYN,RST,ACK SYN -j ACCEPT"
+	for rule, want := range map[string]int{open: 1, shut: 0} {
+		p := impactPlan(t, untrackTCP(map[string][]string{"INPUT": {rule}}), statefulInput, Connections{})
+		if len(p.Impact.Exposed) != want {
+			t.Errorf("%s: %+v", rule, p.Impact.Exposed)
+		}
+	}
+	if p := impactPlan(t, untrackTCP(map[string][]string{"INPUT": {open}}), strings.Replace(statefulInput, "INPUT DROP", "INPUT ACCEPT", 1), Connections{}); len(p.Impact.Exposed) != 0 {
+		t.Errorf("what is open already is exposed: %+v", p.Impact.Exposed)
+	}
+}
+
+func TestNoConnectionsNeeded(t *testing.T) {
+	d := randomDesiredMode(Tuned)
+	if p := impactPlan(t, d, statefulInput, Connections{}); NeedsConnections(p) || p.Impact != nil {
+		t.Errorf("sizing a table asks for connections: %+v", p.Impact)
+	}
+}
+
+func randomDesiredMode(m Mode) Desired {
+	return Desired{Mode: m, Max: &Setting{Value: 1000}, Hashsize: &Setting{Value: 512}, Families: []Family{IPv4}}
+}
