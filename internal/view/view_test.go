@@ -236,6 +236,25 @@ func hostilePlan(s string) planner.Plan {
 		&planner.ModuleChange{M: m, Module: s},
 	}
 	p.Warnings = []planner.Warning{{Address: s, Text: s, Source: pos}}
+	g := planner.FlowGroup{Result: planner.FlowLost, Operator: true, Service: s, Family: planner.Family(s), Count: 9, Before: s, After: s, Stage: s, Examples: []string{s, s}}
+	p.Impact = &planner.Impact{Lost: 9, Groups: []planner.FlowGroup{g}, Services: []planner.FlowGroup{g}, Exposed: []planner.Exposure{{Family: planner.Family(s), Rule: s, Before: s, What: s, Source: pos}}}
+	return p
+}
+
+func impactPlan() planner.Plan {
+	p := notrackPlan()
+	p.Impact = &planner.Impact{
+		Lost: 13, Unknown: 2, Gained: 1, Kept: 4120,
+		Groups: []planner.FlowGroup{
+			{Result: planner.FlowLost, Operator: true, Service: "tcp/22 in", Family: planner.IPv4, Count: 1, Before: "-A INPUT -m state --state RELATED,ESTABLISHED -j ACCEPT", After: "policy DROP of INPUT", Examples: []string{"198.51.100.7:50122 -> 192.0.2.10:22"}},
+			{Result: planner.FlowLost, Service: "udp/53 out", Family: planner.IPv4, Count: 12, Before: "-A INPUT -m state --state RELATED,ESTABLISHED -j ACCEPT", After: "policy DROP of INPUT", Stage: "iptables.ipv4.raw",
+				Examples: []string{"192.0.2.10:40001 -> 192.0.2.53:53", "192.0.2.10:40002 -> 192.0.2.53:53"}},
+			{Result: planner.FlowUnknown, Service: "tcp/443 out", Family: planner.IPv6, Count: 2, After: "-A INPUT -m limit --limit 5/sec -j ACCEPT", Examples: []string{"[2001:db8::1]:4 -> [2001:db8::2]:443"}},
+			{Result: planner.FlowGained, Service: "tcp/25 out", Family: planner.IPv4, Count: 1, Before: "-A OUTPUT -j DROP", After: "-A CTPLAN-OUTPUT -p tcp -j ACCEPT", Examples: []string{"192.0.2.10:4 -> 192.0.2.25:25"}},
+			{Result: planner.FlowKept, Service: "tcp/443 in", Family: planner.IPv4, Count: 4120, Examples: []string{"192.0.2.99:5 -> 192.0.2.10:443"}},
+		},
+		Services: []planner.FlowGroup{}, Exposed: []planner.Exposure{},
+	}
 	return p
 }
 
@@ -270,6 +289,7 @@ func TestGolden(t *testing.T) {
 		{"notrack", notrackPlan(), Plan},
 		{"tuned", tunedPlan(), Apply},
 		{"blocked", blockedPlan(), Plan},
+		{"impact", impactPlan(), Plan},
 		{"drift", driftPlan(), Drift},
 		{"drift-blocked", blockedPlan(), Drift},
 		{"drift-none", emptyPlan(), Drift},
