@@ -169,13 +169,13 @@ type Facts struct {
 // IPSet is the content of a set that ctplan can search: entries that surely
 // are in it. Types of sets it cannot search are left out of Facts.
 type IPSet struct {
-	Type     string // "hash:ip", "hash:net", "hash:ip,port", "hash:net,port", "bitmap:ip", "bitmap:port"
-	Prefixes []IPSetEntry
+	Type     string       `json:"type"` // "hash:ip", "hash:net", "hash:ip,port", "hash:net,port", "bitmap:ip", "bitmap:port"
+	Prefixes []IPSetEntry `json:"entries"`
 }
 
 // IPSetEntry is one member of a set.
 type IPSetEntry struct {
-	Prefix   netip.Prefix
-	Protocol uint8
-	Port     uint16
+	Prefix   netip.Prefix `json:"prefix"`
+	Protocol uint8        `json:"protocol,omitempty"`
+	Port     uint16       `json:"port,omitempty"`
 }

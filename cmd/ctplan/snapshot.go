@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"net/netip"
+	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -14,6 +16,7 @@ func newSnapshot(e *env) *cobra.Command {
 	var vars varFlags
 	var out string
 	var connections int
+	var anonymise bool
 	cmd := &cobra.Command{
 		Use:   "snapshot [PATH]",
 		Short: "Save what a host is, to plan for it elsewhere",
@@ -21,18 +24,28 @@ func newSnapshot(e *env) *cobra.Command {
 which plan --snapshot makes the plan that plan makes here. A configuration at
 PATH matters only where it names files other than the usual ones.
 
+With --anonymise, the addresses that the host talks to are replaced where
+neither its rules nor the configuration at PATH name them.
+
 The rules of a firewall are confidential: the file has mode 0600.`,
 		Args: atMost(1, "one path"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := e.needRoot("taking a snapshot"); err != nil {
 				return err
 			}
-			s, err := takeSnapshot(cmd.Context(), e, args, vars)
+			s, desired, err := takeSnapshot(cmd.Context(), e, args, vars)
 			if err != nil {
 				return err
 			}
 			if connections > 0 {
 				s.ReadConnections(e.root, e.getenv("SSH_CONNECTION"), connections)
+			}
+			if anonymise {
+				var keep []netip.Prefix
+				for _, t := range slices.Concat(desired.Notrack, desired.Accept) {
+					keep = slices.Concat(keep, t.Local, t.Remote)
+				}
+				s.Anonymise(keep)
 			}
 			for _, n := range s.Notes {
 				e.warnf("%s", n)
@@ -46,28 +59,30 @@ The rules of a firewall are confidential: the file has mode 0600.`,
 	vars.register(cmd.Flags())
 	cmd.Flags().StringVarP(&out, "out", "o", "", "write to `FILE` with mode 0600; standard output without")
 	cmd.Flags().IntVar(&connections, "connections", snapshot.DefaultConnections, "keep at most `N` tracked connections; 0: read none")
+	cmd.Flags().BoolVar(&anonymise, "anonymise", false, "put stand-ins for the addresses of connections, that rules treat alike")
 	return cmd
 }
 
-func takeSnapshot(ctx context.Context, e *env, args []string, vars varFlags) (*snapshot.Snapshot, error) {
+func takeSnapshot(ctx context.Context, e *env, args []string, vars varFlags) (*snapshot.Snapshot, planner.Desired, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var c *config
 	if len(args) > 0 {
 		var err error
 		if c, err = openConfig(e, args, vars); err != nil {
-			return nil, err
+			return nil, planner.Desired{}, err
 		}
 	}
 	reader, err := snapshot.Start(ctx, e.root, nil)
 	if err != nil {
-		return nil, err
+		return nil, planner.Desired{}, err
 	}
 	var desired planner.Desired
 	if c != nil {
 		if desired, _, err = c.evaluate(&schema.Facts{Host: reader.Host(), Conntrack: reader.Conntrack()}); err != nil {
-			return nil, err
+			return nil, planner.Desired{}, err
 		}
 	}
-	return reader.Finish(desired.Files, desired.InitScripts)
+	s, err := reader.Finish(desired.Files, desired.InitScripts)
+	return s, desired, err
 }

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -385,6 +386,17 @@ func TestImpactBlocks(t *testing.T) {
 	for _, want := range []string{"1. BLOCKED by lost_flows: ipv4.tcp/22.in", "the session that you are working through would be cut off", session.String() + " ->", "BLOCKED by lost_services", "impact of 3 open connections: 3 lost"} {
 		if !strings.Contains(strings.Join(strings.Fields(r.stdout), " "), want) {
 			t.Errorf("not said: %q\n%s", want, r.stdout)
+		}
+	}
+	// The same in code review, from a snapshot, also where that hides addresses.
+	for _, flags := range [][]string{nil, {"--anonymise"}} {
+		h.ctplan(exitOK, slices.Concat([]string{"snapshot", "-o", "/run/test/host.json"}, flags, []string{config})...)
+		r := h.ctplan(exitBlocked, "plan", "--snapshot", "/run/test/host.json", config)
+		if !strings.Contains(r.stdout, "impact of 3 open connections: 3 lost") {
+			t.Errorf("from a snapshot %v:\n%s", flags, r.stdout)
+		}
+		if hidden := strings.Contains(h.read("/run/test/host.json"), session.Addr().String()+`"`); hidden != (flags == nil) {
+			t.Errorf("snapshot %v shows the client: %v", flags, hidden)
 		}
 	}
 	if before := living(talks); before["tcp/22 in ipv4"] != 3 {

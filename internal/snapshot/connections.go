@@ -24,6 +24,7 @@ func (s *Snapshot) ReadConnections(root, sshConnection string, limit int) {
 	c, notes := flows.Read(flows.Options{
 		Root: root, SSHConnection: sshConnection, Limit: limit,
 		Tracked: s.Conntrack.Loaded, Expect: s.Conntrack.Count,
+		Sets: slices.ContainsFunc(s.Rules, func(r Rules) bool { return strings.Contains(r.Text, "--match-set ") }),
 	})
 	for i := range c.Addresses {
 		c.Addresses[i].Interface = strings.ToValidUTF8(c.Addresses[i].Interface, "\uFFFD")

@@ -5,10 +5,12 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/ctplan/ctplan/internal/nstest"
@@ -67,6 +69,25 @@ func TestRead(t *testing.T) {
 		}
 		if !slices.Contains(c.Addresses, planner.Address{Interface: "lo", Prefix: netip.MustParsePrefix("127.0.0.1/8")}) {
 			t.Errorf("addresses %+v", c.Addresses)
+		}
+		check := func(err error) {
+			t.Helper()
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		proto, port := uint8(unix.IPPROTO_TCP), uint16(443)
+		check(netlink.IpsetCreate("hosts", "hash:ip", netlink.IpsetCreateOptions{}))
+		check(netlink.IpsetAdd("hosts", &netlink.IPSetEntry{IP: net.IP{192, 0, 2, 1}}))
+		check(netlink.IpsetCreate("pairs", "hash:ip,port", netlink.IpsetCreateOptions{}))
+		check(netlink.IpsetAdd("pairs", &netlink.IPSetEntry{IP: net.IP{192, 0, 2, 2}, Protocol: &proto, Port: &port}))
+		check(netlink.IpsetCreate("nets", "hash:net", netlink.IpsetCreateOptions{}))
+		want := map[string]*planner.IPSet{
+			"hosts": {Type: "hash:ip", Prefixes: []planner.IPSetEntry{{Prefix: netip.MustParsePrefix("192.0.2.1/32")}}},
+			"pairs": {Type: "hash:ip,port", Prefixes: []planner.IPSetEntry{{Prefix: netip.MustParsePrefix("192.0.2.2/32"), Protocol: proto, Port: port}}},
+		}
+		if c, notes := Read(Options{Sets: true}); !reflect.DeepEqual(c.Sets, want) || len(notes) > 0 {
+			t.Errorf("sets %+v, notes %q", c.Sets, notes)
 		}
 		if c, _ := Read(Options{Tracked: true, Limit: 1, Expect: 9}); len(c.Flows) != 1 || c.Total != 9 {
 			t.Errorf("with a limit of 1: %d flows of %d", len(c.Flows), c.Total)

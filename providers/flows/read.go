@@ -20,6 +20,7 @@ type Options struct {
 	SSHConnection string // the environment variable of that name
 	Expect        int64  // entries that the table has, about
 	Tracked       bool   // connection tracking is there: reading its table loads no module
+	Sets          bool   // rules match on ipsets: reading them loads no module
 	Limit         int    // the most tracked connections to keep; 0: all
 }
 
@@ -57,6 +58,10 @@ func Read(o Options) (*planner.Connections, []string) {
 		return cmp.Or(cmp.Compare(a.Protocol, b.Protocol), a.Local.Compare(b.Local), a.Remote.Compare(b.Remote))
 	})
 	c.Operator = operators(o.Root, o.SSHConnection, os.Getppid(), sockets)
+	if o.Sets {
+		c.Sets, err = readSets()
+		failed("the ipsets", err)
+	}
 	failed("the interfaces", readPlaces(c))
 	return c, notes
 }
