@@ -257,7 +257,7 @@ func (b *ruleBuilder) modules() {
 	}
 }
 
-// joinNegatedPorts is for what iptables-nft 1.8.8 and later make of
+// joinNegatedPorts is for what iptables-nft (measured: 1.8.9) makes of
 // "! --sport A ! --dport B": one comparison, "not both", where the rule says,
 // prints and elsewhere means "neither". Which of the two stands in the kernel
 // depends on the version that loaded the rule.
