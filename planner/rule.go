@@ -143,7 +143,11 @@ func (r Rule) Key() string {
 	s := parseSpec(r.Words)
 	var parts []string
 	for _, o := range s.opts {
-		parts = append(parts, canonicalOption(o))
+		part := canonicalOption(o)
+		if o.name == "--mark" && o.mod > 0 { // of the packet or of its connection
+			part = s.modules[o.mod-1] + " " + part
+		}
+		parts = append(parts, part)
 	}
 	parts = append(parts, s.bareModules()...)
 	slices.Sort(parts)

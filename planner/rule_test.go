@@ -31,6 +31,7 @@ func TestKeyEvensOutSpelling(t *testing.T) {
 		"-j ACCEPT", "-j DROP", "-g ACCEPT", "-p tcp -j ACCEPT", "! -p tcp -j ACCEPT", "-p tcp --dport 22 -j ACCEPT",
 		"-p tcp --sport 22 -j ACCEPT", "-s 10.0.0.0/24 -j ACCEPT", "-d 10.0.0.0/24 -j ACCEPT", "-j CT --zone 1", "-j CT --notrack",
 		"-m comment --comment a -j ACCEPT", "-m comment --comment b -j ACCEPT", "-m socket -j ACCEPT",
+		"-m mark --mark 1 -j ACCEPT", "-m connmark --mark 1 -j ACCEPT",
 	}
 	for i, a := range different {
 		for _, b := range different[i+1:] {

@@ -21,6 +21,11 @@ import (
 	"github.com/ctplan/ctplan/planner"
 )
 
+// The main goroutine keeps the main thread, so that no other one, which may
+// take its thread into another network namespace, runs there: what /proc/PID
+// shows of a process is its main thread's.
+func init() { runtime.LockOSThread() }
+
 // space is a thread in a network namespace. Sockets opened there stay there,
 // whoever uses them.
 type space struct{ work chan func() }
