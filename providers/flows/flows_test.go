@@ -43,7 +43,7 @@ func TestRead(t *testing.T) {
 		}
 		defer u.Close()
 		ssh := dials[0]
-		c, notes := Read(Options{Tracked: true, SSHConnection: ssh[0].Addr().String() + " " + portText(ssh[0]) + " " + ssh[1].Addr().String() + " " + portText(ssh[1])})
+		c, notes := Read(Options{Tracked: true, Expect: 1, SSHConnection: ssh[0].Addr().String() + " " + portText(ssh[0]) + " " + ssh[1].Addr().String() + " " + portText(ssh[1])})
 		if len(notes) > 0 {
 			t.Errorf("notes: %q", notes)
 		}
