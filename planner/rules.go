@@ -328,12 +328,12 @@ func (w *tableWork) sources() []Pos {
 	var out []Pos
 	for _, cw := range w.chains {
 		for _, r := range cw.want {
-			if !slices.Contains(out, r.Source) && r.Source != (Pos{}) {
+			if r.Source != (Pos{}) {
 				out = append(out, r.Source)
 			}
 		}
 	}
-	return sortedPos(out)
+	return slices.Compact(sortedPos(out))
 }
 
 func sortedPos(at []Pos) []Pos {
