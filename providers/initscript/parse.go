@@ -118,7 +118,9 @@ func readArray(text string, def *syntax.Assign, list *planner.WordList) refusal 
 		}
 		s := planner.Span{Start: int(e.Value.Pos().Offset()), End: int(e.Value.End().Offset())}
 		w, ok := static(text[s.Start:s.End])
-		if !ok {
+		// Bash reads ''# as one word, the parser as a word and a comment: what
+		// does not stand apart is not certain.
+		if !ok || strings.IndexByte(" \t\n)", text[s.End]) < 0 {
 			return refusal{"has an element that is not a plain word", line}
 		}
 		list.Words = append(list.Words, planner.Word{Text: w, Span: s})
@@ -141,7 +143,7 @@ func readString(text string, def *syntax.Assign, list *planner.WordList) refusal
 	} else {
 		s = planner.Span{Start: int(def.Value.Pos().Offset()), End: int(def.Value.End().Offset())}
 		raw := text[s.Start:s.End]
-		if _, ok := static(raw); !ok {
+		if _, ok := static(raw); !ok || s.End < len(text) && strings.IndexByte(" \t\n;", text[s.End]) < 0 {
 			return refusal{"is not a plain string", list.Line}
 		}
 		if raw[0] == '"' || raw[0] == '\'' {
