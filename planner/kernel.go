@@ -22,7 +22,3 @@ const entryBytes = 384
 func TableBytes(max, buckets, pointerSize int64) int64 {
 	return max*entryBytes + buckets*pointerSize
 }
-
-// MaxFromHashsize is the nf_conntrack_max that the module sets when it is
-// loaded with the option hashsize, on every kernel (nf_conntrack_init_start).
-func MaxFromHashsize(buckets int64) int64 { return 8 * buckets }

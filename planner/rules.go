@@ -227,19 +227,20 @@ func (w *tableWork) change(r *Ruleset) *RulesChange {
 		*list = append(*list, op)
 	}
 	// Our chains first gain what is new and keep what they had.
-	for _, cw := range w.chains {
+	unions := make([][]string, len(w.chains))
+	for i, cw := range w.chains {
 		if cw.want == nil {
 			continue
 		}
+		unions[i] = unionRules(cw)
 		op := RuleOp{Kind: SetChain, Chain: cw.name, Rules: texts(cw.want), Was: ruleTexts(cw.have), Existed: cw.exists}
 		for _, t := range cw.want {
 			if t.Source != (Pos{}) {
 				c.Origin["-A "+cw.name+" "+t.Text] = t.Source
 			}
 		}
-		union := unionRules(cw)
-		if len(union) > len(op.Rules) {
-			do(&c.Open, RuleOp{Kind: SetChain, Chain: cw.name, Rules: union, Was: op.Was, Existed: true})
+		if len(unions[i]) > len(op.Rules) {
+			do(&c.Open, RuleOp{Kind: SetChain, Chain: cw.name, Rules: unions[i], Was: op.Was, Existed: true})
 			continue
 		}
 		do(&c.Open, op)
@@ -262,12 +263,12 @@ func (w *tableWork) change(r *Ruleset) *RulesChange {
 	for _, old := range w.remove {
 		do(&c.Close, m.deletion(old))
 	}
-	for _, cw := range w.chains {
+	for i, cw := range w.chains {
 		switch {
 		case cw.want == nil:
 			do(&c.Close, RuleOp{Kind: DropChain, Chain: cw.name, Was: ruleTexts(cw.have)})
-		case len(unionRules(cw)) > len(cw.want):
-			do(&c.Close, RuleOp{Kind: SetChain, Chain: cw.name, Rules: texts(cw.want), Was: unionRules(cw), Existed: true})
+		case len(unions[i]) > len(cw.want):
+			do(&c.Close, RuleOp{Kind: SetChain, Chain: cw.name, Rules: texts(cw.want), Was: unions[i], Existed: true})
 		}
 	}
 	c.After = m.lines()
@@ -293,6 +294,9 @@ func (w *tableWork) change(r *Ruleset) *RulesChange {
 // no longer: nothing that was let through is cut off before the end.
 func unionRules(cw chainWork) []string {
 	union := texts(cw.want)
+	if len(cw.have) == 0 {
+		return union
+	}
 	if len(cw.have) == 0 {
 		return union
 	}
