@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ctplan/ctplan/internal/nstest"
+	"github.com/ctplan/ctplan/internal/testhost"
 	"github.com/ctplan/ctplan/planner"
 )
 
@@ -34,7 +35,7 @@ func TestDiskRefuses(t *testing.T) {
 			}, unix.EROFS, "read-only"},
 			"immutable": {func(t *testing.T, root string) {
 				if out, err := exec.Command("chattr", "+i", filepath.Join(root, "etc/a")).CombinedOutput(); err != nil {
-					t.Skipf("%v: %s", err, out)
+					testhost.Lacks(t, err, string(out))
 				}
 			}, unix.EPERM, "chattr"},
 			"no folder for journals": {func(t *testing.T, root string) {

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ctplan/ctplan/internal/hostfile"
+	"github.com/ctplan/ctplan/internal/testhost"
 	"github.com/ctplan/ctplan/planner"
 )
 
@@ -25,34 +26,10 @@ func needRoot(t *testing.T) {
 	if os.Geteuid() == 0 {
 		return
 	}
-	if os.Getenv("CI") == "true" {
-		t.Fatal("needs root")
-	}
-	t.Skip("needs root")
+	testhost.Lacks(t, "needs root")
 }
 
 // tree makes a root with files, and links where the content is "-> target".
-func tree(t *testing.T, files map[string]string) string {
-	t.Helper()
-	root := t.TempDir()
-	for name, content := range files {
-		p := filepath.Join(root, name)
-		if err := os.MkdirAll(filepath.Dir(p), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		var err error
-		if target, ok := strings.CutPrefix(content, "-> "); ok {
-			err = os.Symlink(target, p)
-		} else {
-			err = os.WriteFile(p, []byte(content), 0o644)
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	return root
-}
-
 func read(t *testing.T, root, name string) planner.File {
 	t.Helper()
 	f, err := hostfile.Read(root, name)
@@ -77,7 +54,7 @@ func names(t *testing.T, dir string) []string {
 }
 
 func TestReadRefuses(t *testing.T) {
-	root := tree(t, map[string]string{
+	root := testhost.Tree(t, map[string]string{
 		"/etc/big":  strings.Repeat("x", hostfile.MaxSize+1),
 		"/etc/full": strings.Repeat("x", hostfile.MaxSize),
 		"/etc/loop": "-> loop2", "/etc/loop2": "-> /etc/loop",
@@ -113,7 +90,7 @@ func TestReadRefuses(t *testing.T) {
 }
 
 func TestReadTarget(t *testing.T) {
-	root := tree(t, map[string]string{
+	root := testhost.Tree(t, map[string]string{
 		"/etc/sysctl.conf":             "a = 1\n",
 		"/etc/sysctl.d/99-sysctl.conf": "-> ../sysctl.conf",
 		"/etc/absolute":                "-> /etc/sysctl.conf",
@@ -172,7 +149,7 @@ func TestWriteKeeps(t *testing.T) {
 	needRoot(t)
 	rng := rand.New(rand.NewPCG(1, 2))
 	for i := range 60 {
-		root := tree(t, map[string]string{"/etc/real/x.conf": "old\n", "/etc/link": "-> real/x.conf"})
+		root := testhost.Tree(t, map[string]string{"/etc/real/x.conf": "old\n", "/etc/link": "-> real/x.conf"})
 		p := filepath.Join(root, "/etc/real/x.conf")
 		if rng.IntN(2) == 0 { // files made in the folder inherit an ACL
 			if err := unix.Setxattr(filepath.Dir(p), "system.posix_acl_default", []byte(acl), 0); err != nil {
@@ -228,9 +205,9 @@ func TestWriteKeeps(t *testing.T) {
 }
 
 func TestXattrsAreBase64(t *testing.T) {
-	root := tree(t, map[string]string{"/f": ""})
+	root := testhost.Tree(t, map[string]string{"/f": ""})
 	if err := unix.Setxattr(filepath.Join(root, "f"), "user.bytes", []byte("\xff\x00"), 0); err != nil {
-		t.Skip("no extended attributes here:", err)
+		testhost.Lacks(t, "no extended attributes here:", err)
 	}
 	if got, want := read(t, root, "/f").Xattrs["user.bytes"], base64.StdEncoding.EncodeToString([]byte("\xff\x00")); got != want {
 		t.Errorf("got %q, want %q", got, want)
@@ -238,7 +215,7 @@ func TestXattrsAreBase64(t *testing.T) {
 }
 
 func TestWriteNew(t *testing.T) {
-	root := tree(t, map[string]string{"/etc/dangling": "-> made/file"})
+	root := testhost.Tree(t, map[string]string{"/etc/dangling": "-> made/file"})
 	old := unix.Umask(0o077)
 	defer unix.Umask(old)
 	for _, f := range []planner.File{
@@ -270,7 +247,7 @@ func TestWriteNew(t *testing.T) {
 }
 
 func TestWriteChanged(t *testing.T) {
-	root := tree(t, map[string]string{"/etc/f": "tampered"})
+	root := testhost.Tree(t, map[string]string{"/etc/f": "tampered"})
 	before := planner.File{Path: "/etc/f", Exists: true, Content: "old"}
 	after := planner.File{Path: "/etc/f", Exists: true, Content: "new"}
 	absent := planner.File{Path: "/etc/f"}
@@ -291,7 +268,7 @@ func TestWriteChanged(t *testing.T) {
 // TestWriteSweeps holds that what a killed write left is taken away by the
 // next one, and nothing that only looks alike.
 func TestWriteSweeps(t *testing.T) {
-	root := tree(t, map[string]string{
+	root := testhost.Tree(t, map[string]string{
 		"/etc/f": "old", "/etc/.f7465936548259817352": "half", "/etc/.f.swp": "", "/etc/.f2026": "", "/etc/.fx7465936548259817": "",
 	})
 	f := planner.File{Path: "/etc/f", Exists: true, Content: "old"}
@@ -311,13 +288,13 @@ func TestWriteFails(t *testing.T) {
 	needRoot(t)
 	mount := func(t *testing.T, dir, options string) {
 		if err := unix.Mount("ctplan-test", dir, "tmpfs", 0, options); err != nil {
-			t.Skip("cannot mount:", err)
+			testhost.Lacks(t, "cannot mount:", err)
 		}
 		t.Cleanup(func() { unix.Unmount(dir, unix.MNT_DETACH) })
 	}
 	chattr := func(t *testing.T, flag, p string) {
 		if out, err := exec.Command("chattr", flag, p).CombinedOutput(); err != nil {
-			t.Skipf("chattr: %v: %s", err, out)
+			testhost.Lacks(t, "chattr:", err, string(out))
 		}
 	}
 	for _, c := range []struct {
@@ -346,13 +323,13 @@ func TestWriteFails(t *testing.T) {
 		}, "mounted read-only"},
 		{"mount point", func(t *testing.T, dir, file string) {
 			if err := unix.Mount(file, file, "", unix.MS_BIND, ""); err != nil {
-				t.Skip(err)
+				testhost.Lacks(t, err)
 			}
 			t.Cleanup(func() { unix.Unmount(file, unix.MNT_DETACH) })
 		}, "mount point"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			root := tree(t, map[string]string{"/etc/f": "old"})
+			root := testhost.Tree(t, map[string]string{"/etc/f": "old"})
 			dir := filepath.Join(root, "etc")
 			c.make(t, dir, filepath.Join(dir, "f"))
 			before := read(t, root, "/etc/f")
@@ -375,7 +352,7 @@ func TestWriteFails(t *testing.T) {
 }
 
 func TestConfs(t *testing.T) {
-	root := tree(t, map[string]string{
+	root := testhost.Tree(t, map[string]string{
 		"/etc/x.d/50-b.conf": "", "/etc/x.d/.hidden.conf": "", "/etc/x.d/README": "", "/etc/x.d/sub.conf/f": "",
 		"/etc/x.d/60-masked.conf": "-> /dev/null", "/usr/lib/x.d/60-masked.conf": "",
 		"/etc/x.d/65-dangling.conf": "-> nowhere", "/usr/lib/x.d/65-dangling.conf": "",

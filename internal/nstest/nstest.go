@@ -37,6 +37,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/ctplan/ctplan/internal/testhost"
 	"github.com/ctplan/ctplan/planner"
 )
 
@@ -123,7 +124,7 @@ func (ns *NS) Use(b planner.Backend) {
 	ns.t.Helper()
 	multi, err := exec.LookPath("/usr/sbin/xtables-" + string(b) + "-multi")
 	if err != nil {
-		unavailable(ns.t, fmt.Sprintf("the %s backend of iptables is not installed", b))
+		testhost.Lacks(ns.t, fmt.Sprintf("the %s backend of iptables is not installed", b))
 	}
 	dir := ns.t.TempDir()
 	for _, cmd := range []string{"iptables", "ip6tables"} {
@@ -195,21 +196,13 @@ func newNS(t testing.TB, pid int) *NS {
 func need(t testing.TB) {
 	t.Helper()
 	if os.Geteuid() != 0 {
-		unavailable(t, "needs root: namespaces and iptables")
+		testhost.Lacks(t, "needs root: namespaces and iptables")
 	}
 	for _, tool := range []string{"nsenter", "ip", "mount"} {
 		if _, err := exec.LookPath(tool); err != nil {
-			unavailable(t, "needs "+tool+" (packages util-linux, mount and iproute2)")
+			testhost.Lacks(t, "needs "+tool+" (packages util-linux, mount and iproute2)")
 		}
 	}
-}
-
-func unavailable(t testing.TB, why string) {
-	t.Helper()
-	if os.Getenv("CI") == "true" {
-		t.Fatal(why)
-	}
-	t.Skip(why)
 }
 
 // setup is the shell script that furnishes new namespaces.

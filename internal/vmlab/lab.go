@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"testing"
 	"time"
+
+	"github.com/ctplan/ctplan/internal/testhost"
 )
 
 // Enable is the environment variable that, set to 1, lets machines run. They
@@ -34,11 +36,11 @@ func Open(t testing.TB, ctplan string) *Lab {
 	}
 	for _, tool := range []string{"apt-get", "dpkg-deb", "depmod", "mke2fs", "cp"} {
 		if _, err := exec.LookPath(tool); err != nil {
-			unavailable(t, "needs "+tool+" (packages apt, dpkg, kmod, e2fsprogs and coreutils), with sbin in PATH")
+			testhost.Lacks(t, "needs "+tool+" (packages apt, dpkg, kmod, e2fsprogs and coreutils), with sbin in PATH")
 		}
 	}
 	if _, err := os.Stat(keyring); err != nil {
-		unavailable(t, "needs "+keyring+" (package debian-archive-keyring)")
+		testhost.Lacks(t, "needs "+keyring+" (package debian-archive-keyring)")
 	}
 	c, err := openCache()
 	if err != nil {
@@ -70,12 +72,4 @@ func Build(ctx context.Context, pkg, to string) error {
 	build := command(ctx, "go", "build", "-buildvcs=false", "-o", to, pkg)
 	build.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH=amd64")
 	return build.run()
-}
-
-func unavailable(t testing.TB, why string) {
-	t.Helper()
-	if os.Getenv("CI") == "true" {
-		t.Fatal(why)
-	}
-	t.Skip(why)
 }

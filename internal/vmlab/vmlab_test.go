@@ -12,6 +12,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/ctplan/ctplan/internal/testhost"
 	"github.com/ctplan/ctplan/internal/vmlab/wire"
 )
 
@@ -90,7 +91,7 @@ func TestSlots(t *testing.T) {
 func TestCpio(t *testing.T) {
 	cpio, err := exec.LookPath("cpio")
 	if err != nil {
-		t.Skip("needs cpio: TestBoot has the kernel read it")
+		testhost.Lacks(t, "needs cpio")
 	}
 	var b bytes.Buffer
 	w := cpioWriter{w: &b}
@@ -159,7 +160,7 @@ func FuzzFrame(f *testing.F) {
 func TestModulesLoad(t *testing.T) {
 	bash, err := exec.LookPath("bash")
 	if err != nil {
-		t.Skip("needs bash")
+		testhost.Lacks(t, "needs bash")
 	}
 	script, err := guest.ReadFile("guest/modules-load")
 	if err != nil {

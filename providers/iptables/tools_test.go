@@ -15,6 +15,7 @@ import (
 
 	"github.com/ctplan/ctplan/internal/nstest"
 	"github.com/ctplan/ctplan/internal/run"
+	"github.com/ctplan/ctplan/internal/testhost"
 	"github.com/ctplan/ctplan/planner"
 	"github.com/ctplan/ctplan/providers/iptables"
 )
@@ -94,7 +95,7 @@ func TestReadTellsBackends(t *testing.T) {
 func TestReadNotesWhatIptablesCannotShow(t *testing.T) {
 	nstest.Inside(t, func(ns *nstest.NS) {
 		if _, err := exec.LookPath("nft"); err != nil {
-			t.Skip("needs nft to make such rules")
+			testhost.Lacks(t, "needs nft to make such rules")
 		}
 		ns.Use(planner.NFT)
 		ns.Run("iptables", "-A", "INPUT", "-j", "ACCEPT")

@@ -7,6 +7,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/ctplan/ctplan/internal/testhost"
 	"github.com/ctplan/ctplan/planner"
 	"github.com/ctplan/ctplan/providers/kmod"
 )
@@ -137,7 +138,7 @@ func check(t *testing.T, edited string, want []entry, moved bool) {
 }
 
 func TestModprobePaths(t *testing.T) {
-	root := tree(t, map[string]string{
+	root := testhost.Tree(t, map[string]string{
 		"/etc/modprobe.d/local.conf": "", "/etc/modprobe.d/zz.conf": "", "/usr/lib/modprobe.d/aliases.conf": "",
 		"/usr/lib/modprobe.d/local.conf": "", "/lib": "-> usr/lib",
 	})
@@ -167,7 +168,7 @@ func TestModulesLoadPaths(t *testing.T) {
 		{"own file", "/etc/modules", debian, []string{"/etc/modules", "/usr/lib/modules-load.d/z.conf"}},
 		{"bare", "", nil, []string{"/etc/modules-load.d/netfilter.conf"}},
 	} {
-		got, err := kmod.ModulesLoadPaths(tree(t, c.files), c.file)
+		got, err := kmod.ModulesLoadPaths(testhost.Tree(t, c.files), c.file)
 		if diff := cmp.Diff(c.want, got); diff != "" || err != nil {
 			t.Errorf("%s: %v %s", c.name, err, diff)
 		}

@@ -12,32 +12,12 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/ctplan/ctplan/internal/run"
+	"github.com/ctplan/ctplan/internal/testhost"
 	"github.com/ctplan/ctplan/planner"
 	"github.com/ctplan/ctplan/providers/kmod"
 )
 
 // tree makes a root with files, and links where the content is "-> target".
-func tree(t *testing.T, files map[string]string) string {
-	t.Helper()
-	root := t.TempDir()
-	for name, content := range files {
-		p := filepath.Join(root, name)
-		if err := os.MkdirAll(filepath.Dir(p), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		var err error
-		if target, ok := strings.CutPrefix(content, "-> "); ok {
-			err = os.Symlink(target, p)
-		} else {
-			err = os.WriteFile(p, []byte(content), 0o644)
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	return root
-}
-
 func TestReadConntrack(t *testing.T) {
 	const (
 		dep     = "kernel/net/netfilter/nf_conntrack_ftp.ko.xz: kernel/net/netfilter/nf_conntrack.ko.xz\n"
@@ -79,7 +59,7 @@ func TestReadConntrack(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			// /lib/modules is resolved by the kernel, so a relative link serves.
-			got, err := kmod.ReadConntrack(tree(t, c.files))
+			got, err := kmod.ReadConntrack(testhost.Tree(t, c.files))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -113,7 +93,7 @@ func TestParseModules(t *testing.T) {
 
 func TestSetHashsize(t *testing.T) {
 	const file = "/sys/module/nf_conntrack/parameters/hashsize"
-	root := tree(t, map[string]string{file: "65536000\n"})
+	root := testhost.Tree(t, map[string]string{file: "65536000\n"})
 	if err := kmod.SetHashsize(root, 512); err != nil {
 		t.Fatal(err)
 	}
@@ -140,7 +120,7 @@ type kernel struct {
 }
 
 func newKernel(t *testing.T, lines ...string) *kernel {
-	k := &kernel{t: t, root: tree(t, map[string]string{"/proc/sys/kernel/osrelease": "6.1.0\n"}), lines: map[string]string{}}
+	k := &kernel{t: t, root: testhost.Tree(t, map[string]string{"/proc/sys/kernel/osrelease": "6.1.0\n"}), lines: map[string]string{}}
 	for _, l := range lines {
 		k.lines[strings.Fields(l)[0]] = l
 	}

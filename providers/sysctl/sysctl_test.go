@@ -9,32 +9,12 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/ctplan/ctplan/internal/testhost"
 	"github.com/ctplan/ctplan/planner"
 	"github.com/ctplan/ctplan/providers/sysctl"
 )
 
 // tree makes a root with files, and links where the content is "-> target".
-func tree(t *testing.T, files map[string]string) string {
-	t.Helper()
-	root := t.TempDir()
-	for name, content := range files {
-		p := filepath.Join(root, name)
-		if err := os.MkdirAll(filepath.Dir(p), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		var err error
-		if target, ok := strings.CutPrefix(content, "-> "); ok {
-			err = os.Symlink(target, p)
-		} else {
-			err = os.WriteFile(p, []byte(content), 0o644)
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	return root
-}
-
 func TestPaths(t *testing.T) {
 	debian := map[string]string{
 		"/etc/sysctl.conf":                      "",
@@ -64,7 +44,7 @@ func TestPaths(t *testing.T) {
 		{"behind sysctl.conf", "/etc/sysctl.d/99-t.conf", debian, []string{"/usr/local/lib/sysctl.d/10-local.conf", "/run/sysctl.d/10-run.conf", "/usr/lib/sysctl.d/99-protect.conf", "/etc/sysctl.conf", "/etc/sysctl.d/99-t.conf", "/etc/sysctl.d/99-z.conf"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			got, err := sysctl.Paths(tree(t, c.files), c.file)
+			got, err := sysctl.Paths(testhost.Tree(t, c.files), c.file)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -183,7 +163,7 @@ func TestParseLikeProcps(t *testing.T) {
 	bin, err := exec.LookPath("sysctl")
 	if err != nil {
 		if bin = "/usr/sbin/sysctl"; !sysctlWorks(bin) {
-			t.Skip("no sysctl here")
+			testhost.Lacks(t, "no sysctl here")
 		}
 	}
 	for _, line := range []string{
@@ -208,7 +188,7 @@ func TestParseLikeProcps(t *testing.T) {
 func sysctlWorks(bin string) bool { return exec.Command(bin, "--version").Run() == nil }
 
 func TestReadKeys(t *testing.T) {
-	root := tree(t, map[string]string{
+	root := testhost.Tree(t, map[string]string{
 		"/proc/sys/net/netfilter/nf_conntrack_max":         "262144\n",
 		"/proc/sys/net/netfilter/nf_conntrack_count":       "7\n",
 		"/proc/sys/net/netfilter/nf_log":                   "x",
@@ -246,7 +226,7 @@ func TestReadKeys(t *testing.T) {
 }
 
 func TestWrite(t *testing.T) {
-	root := tree(t, map[string]string{"/proc/sys/net/netfilter/nf_conntrack_max": "262144\n", "/proc/sys/kernel/panic": "0"})
+	root := testhost.Tree(t, map[string]string{"/proc/sys/net/netfilter/nf_conntrack_max": "262144\n", "/proc/sys/kernel/panic": "0"})
 	if err := sysctl.Write(root, "net.netfilter.nf_conntrack_max", "5"); err != nil {
 		t.Fatal(err)
 	}
