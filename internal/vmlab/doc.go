@@ -18,7 +18,7 @@
 //
 // A machine has one ext4 disk as its root, so everything written survives a
 // reboot. It boots in the order in which Debian does: modules-load.d,
-// sysctl --system, then the saved rules; see the guest folder. Commands go
+// sysctl --system, then the services in /etc/rc2.d; see the guest folder. Commands go
 // through an agent on a virtio-serial port; the console is kept for the log.
 //
 // It promises that at most two machines run at once, over all test processes

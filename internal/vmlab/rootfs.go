@@ -99,12 +99,12 @@ func sources(trees ...string) string {
 }
 
 // layout changes whenever fill does.
-const layout = 1
+const layout = 2
 
 func (r *rootfs) fill(ctx context.Context) {
 	for _, dir := range []string{"dev", "proc", "sys", "run", "tmp", "root", "usr/bin", "usr/sbin", "usr/lib", "usr/lib64",
 		"usr/local/sbin", "usr/lib/vmlab", "usr/lib/sysctl.d", "var/lib", "var/log", "etc/alternatives", "etc/sysctl.d",
-		"etc/modprobe.d", "etc/modules-load.d", "etc/iptables", "etc/init.d"} {
+		"etc/modprobe.d", "etc/modules-load.d", "etc/iptables", "etc/init.d", "etc/rc2.d"} {
 		r.check(os.MkdirAll(filepath.Join(r.dir, dir), 0o755))
 	}
 	for _, name := range []string{"bin", "sbin", "lib", "lib64"} {
@@ -153,6 +153,8 @@ func (r *rootfs) fill(ctx context.Context) {
 	os.Remove(filepath.Join(r.dir, "usr/sbin/init"))
 	r.embedded("guest/boot", "usr/sbin/init")
 	r.embedded("guest/modules-load", "usr/lib/vmlab/modules-load")
+	r.embedded("guest/netfilter-persistent", "etc/init.d/netfilter-persistent")
+	r.link("../init.d/netfilter-persistent", "etc/rc2.d/S10netfilter-persistent")
 	r.link("/run/vmlab/ctplan", "usr/local/sbin/ctplan")
 	for name, text := range map[string]string{
 		"etc/hostname": "vm\n", "etc/passwd": "root:x:0:0:root:/root:/bin/bash\n", "etc/group": "root:x:0:\n",

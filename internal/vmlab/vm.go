@@ -282,6 +282,19 @@ func (vm *VM) Use(b planner.Backend) {
 		f=${c%%%%-*}; ln -sfn "/usr/sbin/$f-%s${c#$f}" "/etc/alternatives/$c"; done`, b))
 }
 
+// Enable has the script /etc/init.d/NAME be started at boot, after the services
+// that were enabled before it. A new machine has netfilter-persistent enabled.
+func (vm *VM) Enable(name string) {
+	vm.t.Helper()
+	vm.Run(fmt.Sprintf(`cd /etc/rc2.d && [ -x ../init.d/%[1]s ] && set -- S* && ln -s ../init.d/%[1]s S$((10 + $#))%[1]s`, name))
+}
+
+// Disable takes back what Enable did.
+func (vm *VM) Disable(name string) {
+	vm.t.Helper()
+	vm.Run("rm /etc/rc2.d/S*" + name)
+}
+
 // Reboot shuts the machine down in order and boots it from its disk.
 func (vm *VM) Reboot() {
 	vm.t.Helper()
