@@ -17,6 +17,8 @@ type Live struct {
 	InitScripts   []InitScript
 	InitConfigs   []InitConfig
 
+	Boot *Boot // what starts at boot; nil where it was not read
+
 	Connections *Connections // what is connected now; nil where it was not read
 
 	Notes []string // what could not be read, and what follows from that
@@ -135,7 +137,9 @@ type Rule struct {
 // SysctlFile is sysctl.conf or a file of a sysctl.d folder.
 type SysctlFile struct {
 	File
-	Entries []SysctlEntry
+	As       string // the link in such a folder by which it is read, "/etc/sysctl.d/99-sysctl.conf"; empty: only as itself
+	Entries  []SysctlEntry
+	Excluded []string // keys or globs of lines "-key", which no glob sets
 }
 
 // SysctlEntry is one "key = value" line.
@@ -151,6 +155,7 @@ type SysctlEntry struct {
 // ModprobeFile is a file of a modprobe.d folder.
 type ModprobeFile struct {
 	File
+	As      string // as in SysctlFile
 	Entries []ModprobeEntry
 }
 
@@ -173,6 +178,7 @@ type ModprobeArg struct {
 // ModulesLoadFile is a file of a modules-load.d folder, or /etc/modules.
 type ModulesLoadFile struct {
 	File
+	As      string // as in SysctlFile
 	Entries []ModulesLoadEntry
 }
 

@@ -28,7 +28,13 @@ const blockReason = "keeps rules and tools from loading nf_conntrack again, whic
 
 // isBlock reports whether a modprobe.d entry keeps nf_conntrack from loading.
 func isBlock(e ModprobeEntry) bool {
-	if e.Command != "install" || e.Module != "nf_conntrack" || len(e.Args) == 0 {
+	return e.Command == "install" && e.Module == "nf_conntrack" && isNoop(e)
+}
+
+// isNoop reports whether an install command does nothing, and so does not
+// load. The shell runs it, so more than one command may stand there.
+func isNoop(e ModprobeEntry) bool {
+	if len(e.Args) == 0 || slices.ContainsFunc(e.Args, func(a ModprobeArg) bool { return strings.ContainsAny(a.Text, ";|&<>()$`\n") }) {
 		return false
 	}
 	switch e.Args[0].Text {

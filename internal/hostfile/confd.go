@@ -15,11 +15,19 @@ import (
 // modules-load.d(5)): *.conf of several folders, read in the order of their
 // names, a name in an earlier folder masking the same name in a later one.
 
+// Conf is a file that boot reads.
+type Conf struct {
+	Path string
+	// As is the file of a drop-in folder that leads here, where that is another
+	// path: /etc/sysctl.d/99-sysctl.conf for /etc/sysctl.conf.
+	As string
+}
+
 // Confs lists the files of the drop-in folders dirs, the folder that masks
 // the others first, in the order in which they are read. Masked files and
 // links to /dev/null are left out. When a folder cannot be read, the list of
 // the others comes with the error.
-func Confs(root string, dirs []string) ([]string, error) {
+func Confs(root string, dirs []string) ([]Conf, error) {
 	var errs []error
 	chosen := map[string]string{} // by base name
 	for _, dir := range dirs {
@@ -42,10 +50,10 @@ func Confs(root string, dirs []string) ([]string, error) {
 			}
 		}
 	}
-	var list []string
+	var list []Conf
 	for _, p := range chosen {
 		if real, err := Real(root, p); err == nil && (real == p || isFile(root, real)) {
-			list = append(list, p)
+			list = append(list, Conf{Path: p})
 		}
 	}
 	slices.SortFunc(list, byBase)
@@ -55,33 +63,35 @@ func Confs(root string, dirs []string) ([]string, error) {
 // Place returns list with name in it, whether name exists or not: in place of
 // another path of the same file, by its base name where its folder is one of
 // dirs, else last.
-func Place(root string, list, dirs []string, name string) []string {
-	if slices.Contains(list, name) {
+func Place(root string, list []Conf, dirs []string, name string) []Conf {
+	if slices.ContainsFunc(list, func(c Conf) bool { return c.Path == name }) {
 		return list
 	}
 	real, err := Real(root, name)
 	if err == nil {
-		for i, p := range list {
-			if r, err := Real(root, p); err == nil && r == real {
+		for i, c := range list {
+			if r, err := Real(root, c.Path); err == nil && r == real {
 				list = slices.Clone(list)
-				list[i] = name
+				if list[i] = (Conf{name, cmp.Or(c.As, c.Path)}); list[i].As == name {
+					list[i].As = ""
+				}
 				return list
 			}
 		}
 	}
 	if !slices.Contains(dirs, path.Dir(name)) {
-		return append(slices.Clone(list), name)
+		return append(slices.Clone(list), Conf{Path: name})
 	}
 	// A file that stands in the list for another place, such as
 	// /etc/sysctl.conf for 99-sysctl.conf, breaks the order of base names.
 	at := len(list)
-	for i, p := range list {
-		if slices.Contains(dirs, path.Dir(p)) && byBase(p, name) > 0 {
+	for i, c := range list {
+		if slices.Contains(dirs, path.Dir(c.Path)) && byBase(c, Conf{Path: name}) > 0 {
 			at = i
 			break
 		}
 	}
-	return slices.Insert(slices.Clone(list), at, name)
+	return slices.Insert(slices.Clone(list), at, Conf{Path: name})
 }
 
 // Exists reports whether name is a regular file, or a link to one.
@@ -95,6 +105,6 @@ func isFile(root, real string) bool {
 	return err == nil && info.Mode().IsRegular()
 }
 
-func byBase(a, b string) int {
-	return cmp.Or(cmp.Compare(path.Base(a), path.Base(b)), cmp.Compare(a, b))
+func byBase(a, b Conf) int {
+	return cmp.Or(cmp.Compare(path.Base(a.Path), path.Base(b.Path)), cmp.Compare(a.Path, b.Path))
 }

@@ -121,6 +121,16 @@ func (s *Snapshot) Check() error {
 			}
 		}
 	}
+	if b := s.Boot; b != nil {
+		if !slices.Contains([]string{"", planner.InitSystemd, planner.InitSysv}, b.Init) {
+			return fmt.Errorf("boot.init is %q", b.Init)
+		}
+		for _, name := range b.Services {
+			if !plainName(name) {
+				return fmt.Errorf("boot.services: %q", name)
+			}
+		}
+	}
 	if err := checkConnections(s.Connections); err != nil {
 		return err
 	}
@@ -208,6 +218,7 @@ func (r *Rules) UnmarshalJSON(data []byte) error {
 
 type fileJSON struct {
 	Kind Kind         `json:"kind"`
+	As   text         `json:"as,omitempty"`
 	File fileBodyJSON `json:"file"`
 }
 
@@ -225,7 +236,7 @@ type fileBodyJSON struct {
 
 func (f File) MarshalJSON() ([]byte, error) {
 	p := f.File
-	j := fileJSON{f.Kind, fileBodyJSON{
+	j := fileJSON{f.Kind, text(f.As), fileBodyJSON{
 		Path: text(p.Path), Exists: p.Exists, Content: text(p.Content),
 		Mode: p.Mode, UID: p.UID, GID: p.GID, Target: text(p.Target),
 	}}
@@ -247,7 +258,7 @@ func (f *File) UnmarshalJSON(data []byte) error {
 	*f = File{j.Kind, planner.File{
 		Path: string(b.Path), Exists: b.Exists, Content: string(b.Content),
 		Mode: b.Mode, UID: b.UID, GID: b.GID, Target: string(b.Target),
-	}}
+	}, string(j.As)}
 	if len(b.Xattrs) > 0 {
 		f.File.Xattrs = make(map[string]string, len(b.Xattrs))
 		for k, v := range b.Xattrs {

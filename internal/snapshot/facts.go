@@ -66,8 +66,13 @@ func (s *Snapshot) Facts() []Fact {
 			add(prefix+name, lines)
 		}
 	}
+	if b := s.Boot; b != nil {
+		add("boot.init", b.Init)
+		add("boot.services", b.Services...)
+		add("boot.cmdline", b.Cmdline...)
+	}
 	for _, f := range s.Files {
-		values := []string{string(f.Kind), fmt.Sprint(f.File.Exists, f.File.Mode, f.File.UID, f.File.GID), f.File.Target, f.File.Content}
+		values := []string{string(f.Kind), f.As, fmt.Sprint(f.File.Exists, f.File.Mode, f.File.UID, f.File.GID), f.File.Target, f.File.Content}
 		for _, k := range slices.Sorted(maps.Keys(f.File.Xattrs)) {
 			values = append(values, k, f.File.Xattrs[k])
 		}

@@ -32,11 +32,17 @@ func parseSaved(family planner.Family, f planner.File) (planner.Ruleset, error) 
 func parseFile(f File, l *planner.Live) error {
 	switch f.Kind {
 	case KindSysctl:
-		l.SysctlFiles = append(l.SysctlFiles, sysctl.Parse(f.File))
+		p := sysctl.Parse(f.File)
+		p.As = f.As
+		l.SysctlFiles = append(l.SysctlFiles, p)
 	case KindModprobe:
-		l.ModprobeFiles = append(l.ModprobeFiles, kmod.ParseModprobe(f.File))
+		p := kmod.ParseModprobe(f.File)
+		p.As = f.As
+		l.ModprobeFiles = append(l.ModprobeFiles, p)
 	case KindModulesLoad:
-		l.ModulesLoad = append(l.ModulesLoad, kmod.ParseModulesLoad(f.File))
+		p := kmod.ParseModulesLoad(f.File)
+		p.As = f.As
+		l.ModulesLoad = append(l.ModulesLoad, p)
 	case KindInitScript:
 		l.InitScripts = append(l.InitScripts, initscript.Parse(f.File))
 	case KindInitConfig:

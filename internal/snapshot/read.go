@@ -12,6 +12,7 @@ import (
 	"github.com/ctplan/ctplan/internal/hostfile"
 	"github.com/ctplan/ctplan/internal/run"
 	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/providers/boot"
 	"github.com/ctplan/ctplan/providers/initscript"
 	"github.com/ctplan/ctplan/providers/iptables"
 	"github.com/ctplan/ctplan/providers/kmod"
@@ -96,6 +97,8 @@ func (r *Reader) Finish(files planner.Files, initScripts []string) (*Snapshot, e
 	if s.Modules, err = kmod.ReadModules(r.root); err != nil {
 		return nil, err
 	}
+	starts := boot.Read(r.root)
+	s.Boot = &starts
 	if err := r.readFiles(files, initScripts); err != nil {
 		return nil, err
 	}
@@ -122,10 +125,16 @@ func (r *Reader) Finish(files planner.Files, initScripts []string) (*Snapshot, e
 func (r *Reader) readFiles(files planner.Files, initScripts []string) error {
 	type group struct {
 		kind  Kind
-		paths []string
+		files []hostfile.Conf
 		err   error
 	}
-	collect := func(kind Kind, paths []string, err error) group { return group{kind, paths, err} }
+	collect := func(kind Kind, files []hostfile.Conf, err error) group { return group{kind, files, err} }
+	plain := func(paths ...string) (files []hostfile.Conf) {
+		for _, p := range paths {
+			files = append(files, hostfile.Conf{Path: p})
+		}
+		return files
+	}
 	sysctls, err := sysctl.Paths(r.root, files.Sysctl)
 	groups := []group{collect(KindSysctl, sysctls, err)}
 	modprobe, err := kmod.ModprobePaths(r.root, files.Modprobe)
@@ -133,11 +142,11 @@ func (r *Reader) readFiles(files planner.Files, initScripts []string) error {
 	load, err := kmod.ModulesLoadPaths(r.root, files.ModulesLoad)
 	groups = append(groups, collect(KindModulesLoad, load, err))
 	scripts, err := initscript.Paths(r.root, initScripts)
-	groups = append(groups, collect(KindInitScript, scripts, err))
+	groups = append(groups, collect(KindInitScript, plain(scripts...), err))
 	configs, err := initscript.ConfigPaths(r.root)
-	groups = append(groups, collect(KindInitConfig, configs, err))
+	groups = append(groups, collect(KindInitConfig, plain(configs...), err))
 	for _, saved := range iptables.SavedPaths(r.root, files) {
-		groups = append(groups, collect(savedKind(saved.Family), []string{saved.Path}, nil))
+		groups = append(groups, collect(savedKind(saved.Family), plain(saved.Path), nil))
 	}
 
 	// These ctplan may have to write, so it must be able to read them. Of the
@@ -149,17 +158,17 @@ func (r *Reader) readFiles(files planner.Files, initScripts []string) error {
 	}
 	for _, g := range groups {
 		r.s.Notes = append(r.s.Notes, note(g.err, "what stands there is not taken into account")...)
-		for _, path := range g.paths {
-			f, err := hostfile.Read(r.root, path)
+		for _, c := range g.files {
+			f, err := hostfile.Read(r.root, c.Path)
 			dropIn := g.kind == KindSysctl || g.kind == KindModprobe || g.kind == KindModulesLoad
-			if err != nil && dropIn && !slices.Contains(ours, path) {
+			if err != nil && dropIn && !slices.Contains(ours, c.Path) {
 				r.s.Notes = append(r.s.Notes, note(err, "what it sets is not taken into account")...)
 				continue
 			}
 			if err != nil {
 				return err
 			}
-			r.s.Files = append(r.s.Files, File{g.kind, f})
+			r.s.Files = append(r.s.Files, File{g.kind, f, c.As})
 		}
 	}
 	return nil

@@ -21,6 +21,7 @@ type Snapshot struct {
 	Sysctls       map[string]planner.Sysctl `json:"sysctls"`
 	Rules         []Rules                   `json:"rules"`
 	Files         []File                    `json:"files"`
+	Boot          *planner.Boot             `json:"boot,omitempty"`        // absent: not read
 	Connections   *planner.Connections      `json:"connections,omitempty"` // absent: not read
 	Notes         []string                  `json:"notes,omitempty"`       // what could not be read, and what follows from that
 }
@@ -55,6 +56,7 @@ const (
 type File struct {
 	Kind Kind
 	File planner.File
+	As   string // the link in a drop-in folder by which boot reads it; empty: only as itself
 }
 
 // Live parses the snapshot. It reads nothing but the snapshot; equal snapshots
@@ -68,6 +70,7 @@ func (s *Snapshot) Live() (planner.Live, error) {
 		Sysctls:   s.Sysctls,
 		Notes:     s.Notes,
 
+		Boot:        s.Boot,
 		Connections: s.Connections,
 	}
 	// Rulesets are what takes time on a busy firewall: one goroutine each,

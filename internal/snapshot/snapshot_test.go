@@ -38,13 +38,14 @@ func sample() *Snapshot {
 			{Family: planner.IPv6, Backend: planner.NFT, Primary: true, Version: "1.8.9", Text: ""},
 		},
 		Files: []File{
-			{KindSysctl, planner.File{Path: "/etc/sysctl.conf", Exists: true, Content: "net.ipv4.ip_forward = 1\n", Mode: 0o644}},
-			{KindModprobe, planner.File{Path: "/etc/modprobe.d/netfilter.conf"}},
-			{KindModulesLoad, planner.File{Path: "/etc/modules-load.d/netfilter.conf"}},
-			{KindInitScript, planner.File{Path: "/etc/init.d/iptables", Exists: true, Content: "#!/bin/bash\nNF_MODULES_COMMON=(x_tables nf_nat nf_conntrack) # common\n", Mode: 0o755, Target: "/etc/rc.d/init.d/iptables"}},
-			{KindInitConfig, planner.File{Path: "/etc/sysconfig/iptables-config", Exists: true, Content: "IPTABLES_MODULES=\"nf_conntrack_ftp\"\n", Mode: 0o600}},
-			{KindRulesV4, planner.File{Path: "/etc/sysconfig/iptables", Exists: true, Content: "*filter\n:INPUT ACCEPT [0:0]\n-A INPUT -j ACCEPT\nCOMMIT\n", Mode: 0o600, Xattrs: map[string]string{"security.selinux": "c3lzdGVt"}}},
+			{KindSysctl, planner.File{Path: "/etc/sysctl.conf", Exists: true, Content: "net.ipv4.ip_forward = 1\n", Mode: 0o644}, "/etc/sysctl.d/99-sysctl.conf"},
+			{KindModprobe, planner.File{Path: "/etc/modprobe.d/netfilter.conf"}, ""},
+			{KindModulesLoad, planner.File{Path: "/etc/modules-load.d/netfilter.conf"}, ""},
+			{KindInitScript, planner.File{Path: "/etc/init.d/iptables", Exists: true, Content: "#!/bin/bash\nNF_MODULES_COMMON=(x_tables nf_nat nf_conntrack) # common\n", Mode: 0o755, Target: "/etc/rc.d/init.d/iptables"}, ""},
+			{KindInitConfig, planner.File{Path: "/etc/sysconfig/iptables-config", Exists: true, Content: "IPTABLES_MODULES=\"nf_conntrack_ftp\"\n", Mode: 0o600}, ""},
+			{KindRulesV4, planner.File{Path: "/etc/sysconfig/iptables", Exists: true, Content: "*filter\n:INPUT ACCEPT [0:0]\n-A INPUT -j ACCEPT\nCOMMIT\n", Mode: 0o600, Xattrs: map[string]string{"security.selinux": "c3lzdGVt"}}, ""},
 		},
+		Boot:  &planner.Boot{Init: planner.InitSysv, Services: []string{"iptables"}, Cmdline: []string{"nf_conntrack.hashsize=1024"}},
 		Notes: []string{"ip6tables is not installed: IPv6 rules were not read"},
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/ctplan/ctplan/internal/hostfile"
 	"github.com/ctplan/ctplan/internal/nstest"
 	"github.com/ctplan/ctplan/planner"
 	"github.com/ctplan/ctplan/providers/kmod"
@@ -38,7 +39,7 @@ func BenchmarkRead(b *testing.B) {
 		if _, err := kmod.ReadConntrack(""); err != nil {
 			b.Fatal(err)
 		}
-		for _, paths := range []func(string, string) ([]string, error){kmod.ModprobePaths, kmod.ModulesLoadPaths} {
+		for _, paths := range []func(string, string) ([]hostfile.Conf, error){kmod.ModprobePaths, kmod.ModulesLoadPaths} {
 			if _, err := paths("", ""); err != nil {
 				b.Fatal(err)
 			}

@@ -15,7 +15,7 @@ var modprobeFolders = []string{"/etc/modprobe.d", "/run/modprobe.d", "/usr/local
 // the order in which it reads them. file is the one that ctplan writes, ""
 // meaning planner.DefaultModprobeFile; it is listed even where it does not
 // exist. With an error, the list has what could be listed.
-func ModprobePaths(root, file string) ([]string, error) {
+func ModprobePaths(root, file string) ([]hostfile.Conf, error) {
 	if file == "" {
 		file = planner.DefaultModprobeFile
 	}

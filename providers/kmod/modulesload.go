@@ -18,7 +18,7 @@ const etcModules = "/etc/modules"
 // is the one that ctplan writes, "" meaning planner.DefaultModulesLoadFile;
 // it is listed even where it does not exist. With an error, the list has what
 // could be listed.
-func ModulesLoadPaths(root, file string) ([]string, error) {
+func ModulesLoadPaths(root, file string) ([]hostfile.Conf, error) {
 	if file == "" {
 		file = planner.DefaultModulesLoadFile
 	}

@@ -28,7 +28,7 @@ var folders = []string{"/etc/sysctl.d", "/run/sysctl.d", "/usr/local/lib/sysctl.
 // where it does not exist.
 //
 // With an error, the list has what could be listed.
-func Paths(root, file string) ([]string, error) {
+func Paths(root, file string) ([]hostfile.Conf, error) {
 	list, err := hostfile.Confs(root, folders)
 	if file == "" || hostfile.Exists(root, planner.DefaultSysctlFile) {
 		list = hostfile.Place(root, list, folders, planner.DefaultSysctlFile)
@@ -43,8 +43,8 @@ func Paths(root, file string) ([]string, error) {
 // values; a line of a CRLF file loses its carriage return this way.
 const blanks = " \t\r\v\f"
 
-// Parse reads the language of sysctl.conf. Lines without "=" (comments, and
-// the exclusions "-key" of sysctl.d) and lines without a key yield nothing.
+// Parse reads the language of sysctl.conf. Comments and lines without a key
+// yield nothing; of the lines without "=", only "-key" means something.
 func Parse(f planner.File) planner.SysctlFile {
 	file := planner.SysctlFile{File: f}
 	line, start := 0, 0
@@ -54,7 +54,11 @@ func Parse(f planner.File) planner.SysctlFile {
 		if i := strings.IndexByte(f.Content[start:], '\n'); i >= 0 {
 			end = start + i + 1
 		}
-		if e, ok := parseLine(f.Content[start:end]); ok {
+		if e, ok := parseLine(f.Content[start:end]); !ok {
+			if key := excluded(f.Content[start:end]); key != "" {
+				file.Excluded = append(file.Excluded, key)
+			}
+		} else {
 			e.Line = line
 			e.Span = planner.Span{Start: start, End: end}
 			e.ValueSpan.Start += start
@@ -87,6 +91,15 @@ func parseLine(line string) (planner.SysctlEntry, bool) {
 	}
 	e.Key = dotted(key)
 	return e, e.Key != ""
+}
+
+// excluded is the key or glob of a line "-key".
+func excluded(line string) string {
+	key, ok := strings.CutPrefix(strings.Trim(line, blanks+"\n"), "-")
+	if !ok || strings.Contains(key, "=") {
+		return ""
+	}
+	return dotted(strings.Trim(key, blanks))
 }
 
 // dotted writes a key with dots. The first separator decides (sysctl.d(5)):

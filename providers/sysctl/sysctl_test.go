@@ -9,6 +9,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/ctplan/ctplan/internal/hostfile"
 	"github.com/ctplan/ctplan/internal/testhost"
 	"github.com/ctplan/ctplan/planner"
 	"github.com/ctplan/ctplan/providers/sysctl"
@@ -34,25 +35,38 @@ func TestPaths(t *testing.T) {
 		files      map[string]string
 		want       []string
 	}{
-		{"debian", "", debian, []string{"/usr/local/lib/sysctl.d/10-local.conf", "/run/sysctl.d/10-run.conf", "/usr/lib/sysctl.d/99-protect.conf", "/etc/sysctl.conf", "/etc/sysctl.d/99-z.conf"}},
+		{"debian", "", debian, []string{"/usr/local/lib/sysctl.d/10-local.conf", "/run/sysctl.d/10-run.conf", "/usr/lib/sysctl.d/99-protect.conf", "/etc/sysctl.conf as /etc/sysctl.d/99-sysctl.conf", "/etc/sysctl.d/99-z.conf"}},
 		{"no link", "", noLink, []string{"/etc/sysctl.d/zz.conf", "/etc/sysctl.conf"}},
 		{"bare host", "", nil, []string{"/etc/sysctl.conf"}},
 		{"in a folder, absent", "/etc/sysctl.d/60-ct.conf", noLink, []string{"/etc/sysctl.d/60-ct.conf", "/etc/sysctl.d/zz.conf", "/etc/sysctl.conf"}},
 		{"elsewhere, absent", "/srv/ct", noLink, []string{"/etc/sysctl.d/zz.conf", "/etc/sysctl.conf", "/srv/ct"}},
 		{"no sysctl.conf", "/etc/sysctl.d/60-ct.conf", nil, []string{"/etc/sysctl.d/60-ct.conf"}},
 		{"by the link", "/etc/sysctl.d/99-sysctl.conf", debian, []string{"/usr/local/lib/sysctl.d/10-local.conf", "/run/sysctl.d/10-run.conf", "/usr/lib/sysctl.d/99-protect.conf", "/etc/sysctl.d/99-sysctl.conf", "/etc/sysctl.d/99-z.conf"}},
-		{"behind sysctl.conf", "/etc/sysctl.d/99-t.conf", debian, []string{"/usr/local/lib/sysctl.d/10-local.conf", "/run/sysctl.d/10-run.conf", "/usr/lib/sysctl.d/99-protect.conf", "/etc/sysctl.conf", "/etc/sysctl.d/99-t.conf", "/etc/sysctl.d/99-z.conf"}},
+		{"behind sysctl.conf", "/etc/sysctl.d/99-t.conf", debian, []string{"/usr/local/lib/sysctl.d/10-local.conf", "/run/sysctl.d/10-run.conf", "/usr/lib/sysctl.d/99-protect.conf", "/etc/sysctl.conf as /etc/sysctl.d/99-sysctl.conf", "/etc/sysctl.d/99-t.conf", "/etc/sysctl.d/99-z.conf"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			got, err := sysctl.Paths(testhost.Tree(t, c.files), c.file)
 			if err != nil {
 				t.Fatal(err)
 			}
-			if diff := cmp.Diff(c.want, got); diff != "" {
+			if diff := cmp.Diff(c.want, names(got)); diff != "" {
 				t.Error(diff)
 			}
 		})
 	}
+}
+
+// names writes files as their paths, with the link by which boot reads them.
+func names(list []hostfile.Conf) []string {
+	var out []string
+	for _, c := range list {
+		name := c.Path
+		if c.As != "" {
+			name += " as " + c.As
+		}
+		out = append(out, name)
+	}
+	return out
 }
 
 func TestParse(t *testing.T) {

@@ -1,0 +1,372 @@
+package planner
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// Boot is what a host does at boot, beside reading files that Live has.
+type Boot struct {
+	// Init is what starts the host: "systemd", "sysv", or "" where ctplan does
+	// not know it.
+	Init string `json:"init"`
+	// Services are the enabled ones that make rules at boot, by their names
+	// without a suffix, in the order of those: "netfilter-persistent", "docker".
+	Services []string `json:"services"`
+	// Cmdline are the words of the kernel's command line that are about modules.
+	Cmdline []string `json:"cmdline,omitempty"`
+}
+
+// The values of Boot.Init.
+const (
+	InitSystemd = "systemd"
+	InitSysv    = "sysv"
+)
+
+// ModuleState is what becomes of nf_conntrack at boot.
+type ModuleState string
+
+// The states.
+const (
+	ModuleLoaded   ModuleState = "loaded"
+	ModuleUnloaded ModuleState = "unloaded"
+	ModuleBuiltin  ModuleState = "builtin"
+	ModuleAbsent   ModuleState = "absent"
+	ModuleUnknown  ModuleState = "unknown"
+)
+
+// RulesState is what becomes of a saved rules file at boot.
+type RulesState string
+
+// The states.
+const (
+	RulesRestored RulesState = "restored"
+	RulesFail     RulesState = "fail"    // restoring stops at the first rule that cannot be loaded
+	RulesIdle     RulesState = "idle"    // nothing that ctplan knows of restores the file
+	RulesNone     RulesState = "none"    // the family has no saved file
+	RulesUnknown  RulesState = "unknown" // Source says why
+)
+
+// Forecast is what a host boots into, computed from the files that boot reads.
+// It says nothing of what happens later, and takes for granted that services
+// do what they do where nobody changed them.
+type Forecast struct {
+	Module   BootModule  `json:"module"`
+	Max      *BootValue  `json:"max,omitempty"`      // entries; nil where the module is not loaded
+	Hashsize *BootValue  `json:"hashsize,omitempty"` // buckets; nil where the module is not loaded
+	Sysctls  []BootValue `json:"sysctls"`            // other keys of connection tracking that boot sets, by name
+	Rules    []BootRules `json:"rules"`              // at least one of each family
+}
+
+// BootModule is whether boot loads nf_conntrack.
+type BootModule struct {
+	State  ModuleState `json:"state"`
+	Source string      `json:"source"` // what decides it: "/etc/modules-load.d/netfilter.conf:1", or a sentence
+}
+
+// BootValue is a number as it is after a boot.
+type BootValue struct {
+	Key    string `json:"key,omitempty"` // of a sysctl
+	Known  bool   `json:"known"`
+	Value  int64  `json:"value"`  // 0 where it is not known
+	Source string `json:"source"` // file:line, or how the kernel chooses it; of a value that is not known, why
+}
+
+// BootRules is what becomes of a saved rules file.
+type BootRules struct {
+	Family Family     `json:"family"`
+	File   string     `json:"file,omitempty"`
+	State  RulesState `json:"state"`
+	Rules  int        `json:"rules"`  // that stand after the boot, of this file
+	Source string     `json:"source"` // the service that restores it, or why it is not restored
+}
+
+// foresight is one run of Foresee.
+type foresight struct {
+	l      Live
+	boot   Boot
+	out    Forecast
+	early  bool // nf_conntrack is loaded before sysctls are set
+	racing bool // it is loaded by a service that starts at the same time
+}
+
+// Foresee says what the host boots into, in the order of a boot: modules-load.d
+// (systemd-modules-load(8)), sysctl.d (systemd-sysctl(8), or sysctl(8)
+// --system), then the services that restore rules, which load the modules that
+// their rules need. Sizes are those of the initial network namespace.
+func Foresee(l Live) Forecast {
+	f := &foresight{l: l}
+	if l.Boot != nil {
+		f.boot = *l.Boot
+	}
+	f.out.Sysctls = []BootValue{}
+	switch l.Conntrack.Kind {
+	case ConntrackAbsent:
+		f.out.Module = BootModule{ModuleAbsent, "kernel " + l.Host.Kernel + " has no connection tracking"}
+	case ConntrackBuiltin:
+		f.out.Module, f.early = BootModule{ModuleBuiltin, "kernel " + l.Host.Kernel + " has it built in"}, true
+	default:
+		f.loadEarly()
+	}
+	f.restore()
+	f.loadLate()
+	f.sizes()
+	return f.out
+}
+
+// tracks reports whether the module is there, as far as the boot has come.
+func (f *foresight) tracks() bool {
+	return f.out.Module.State == ModuleLoaded || f.out.Module.State == ModuleBuiltin
+}
+
+// loads tells what comes of loading a module that needs nf_conntrack, or is it:
+// ModuleLoaded, ModuleUnloaded or ModuleUnknown. The source is what decides it,
+// "" where nothing is in the way.
+func (f *foresight) loads(module string) (ModuleState, string) {
+	if f.l.Conntrack.Kind == ConntrackAbsent {
+		return ModuleUnloaded, "kernel " + f.l.Host.Kernel + " has no connection tracking"
+	}
+	// The modules that nf_conntrack is loaded after count as itself.
+	for _, name := range []string{module, "nf_conntrack", "nf_defrag_ipv4", "nf_defrag_ipv6"} {
+		for _, list := range f.cmdline("module_blacklist=") {
+			if slices.Contains(strings.Split(list, ","), name) {
+				return ModuleUnloaded, "the kernel's command line keeps " + name + " from loading"
+			}
+		}
+		if e, at := f.install(name); e != nil {
+			switch {
+			case isNoop(*e):
+				return ModuleUnloaded, at + " keeps " + name + " from loading"
+			case !isPlainLoad(*e):
+				return ModuleUnknown, at + " loads " + name + " by a command of its own"
+			}
+		}
+	}
+	return ModuleLoaded, ""
+}
+
+// install is the command that modprobe runs in place of loading: the first
+// that names the module (kmod_module_get_install_commands of libkmod).
+func (f *foresight) install(module string) (*ModprobeEntry, string) {
+	for i := range f.l.ModprobeFiles {
+		file := &f.l.ModprobeFiles[i]
+		for j := range file.Entries {
+			e := &file.Entries[j]
+			if e.Command == "install" && len(e.Args) > 0 && globs(e.Module, module) && f.reads(file.File, file.As, "modprobe.d") {
+				return e, place(file.Path, e.Line)
+			}
+		}
+	}
+	return nil, ""
+}
+
+// isPlainLoad holds for a command that only loads the module it stands for.
+func isPlainLoad(e ModprobeEntry) bool {
+	rest := ""
+	for _, a := range e.Args {
+		rest += " " + strings.ReplaceAll(a.Text, "-", "_")
+	}
+	rest = strings.TrimSuffix(rest, " $CMDLINE_OPTS")
+	for _, tool := range []string{" modprobe", " /sbin/modprobe", " /usr/sbin/modprobe"} {
+		for _, flag := range []string{" __ignore_install ", " _i ", " __ignore_install __ ", " __ignore_install _q "} {
+			if rest == tool+flag+e.Module {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// blacklisted returns the line by which modules-load.d leaves the module out.
+// A load that a rule asks for heeds no such line.
+func (f *foresight) blacklisted(module string) string {
+	for _, list := range f.cmdline("modprobe.blacklist=") {
+		if slices.Contains(strings.Split(strings.ReplaceAll(list, "-", "_"), ","), module) {
+			return "the kernel's command line"
+		}
+	}
+	for _, file := range f.l.ModprobeFiles {
+		for _, e := range file.Entries {
+			if e.Command == "blacklist" && e.Module == module && f.reads(file.File, file.As, "modprobe.d") {
+				return place(file.Path, e.Line)
+			}
+		}
+	}
+	return ""
+}
+
+// cmdline are the values of a parameter on the kernel's command line.
+func (f *foresight) cmdline(param string) []string {
+	var out []string
+	for _, w := range f.boot.Cmdline {
+		if v, ok := strings.CutPrefix(w, param); ok {
+			out = append(out, v)
+		}
+	}
+	return out
+}
+
+// loadEarly is systemd-modules-load, or what does the same elsewhere.
+func (f *foresight) loadEarly() {
+	f.out.Module = BootModule{ModuleUnloaded, "nothing that boot reads loads it"}
+	try := func(module, at string) {
+		if f.tracks() || !f.pullsIn(module) {
+			return
+		}
+		if by := f.blacklisted(module); by != "" {
+			f.out.Module.Source = fmt.Sprintf("%s names %s, and %s blacklists it", at, module, by)
+			return
+		}
+		state, why := f.loads(module)
+		switch {
+		case state == ModuleLoaded:
+			f.out.Module, f.early = BootModule{state, at}, true
+		case f.out.Module.State != ModuleUnknown:
+			f.out.Module = BootModule{state, why}
+		}
+	}
+	for _, param := range []string{"modules_load=", "rd.modules_load="} {
+		for _, list := range f.cmdline(param) {
+			for m := range strings.SplitSeq(list, ",") {
+				try(strings.ReplaceAll(m, "-", "_"), "the kernel's command line")
+			}
+		}
+	}
+	for _, file := range f.l.ModulesLoad {
+		if !f.reads(file.File, file.As, "modules-load.d") {
+			continue
+		}
+		for _, e := range file.Entries {
+			try(e.Module, place(file.Path, e.Line))
+		}
+	}
+}
+
+// pullsIn reports whether loading a module loads nf_conntrack: by its name, or
+// because it uses it on the running kernel.
+func (f *foresight) pullsIn(module string) bool {
+	if IsConntrackModule(module) || module == "ip_vs" || module == "openvswitch" {
+		return true
+	}
+	below := map[string]bool{"nf_conntrack": true}
+	for before := 0; before < len(below); {
+		before = len(below)
+		for _, m := range f.l.Modules {
+			if below[m.Name] {
+				for _, user := range m.By {
+					below[user] = true
+				}
+			}
+		}
+	}
+	return below[module]
+}
+
+// makesRules are services that load nf_conntrack for rules that ctplan does
+// not read.
+func makesRules(service string) bool {
+	switch service {
+	case "netfilter-persistent", "iptables-persistent", "iptables", "ip6tables":
+		return false
+	}
+	return true
+}
+
+// loadLate is what services load that come after the saved rules.
+func (f *foresight) loadLate() {
+	if f.tracks() || f.l.Conntrack.Kind == ConntrackAbsent {
+		return
+	}
+	if f.out.Module.State != ModuleUnknown {
+		for _, c := range f.l.InitConfigs {
+			service := configService(c.Path)
+			if !f.enabled(service) || f.failed(service) {
+				continue
+			}
+			if c.Refusal != "" {
+				f.out.Module = BootModule{ModuleUnknown, place(c.Path, c.RefusalLine) + ": " + c.Refusal}
+				break
+			}
+			if c.Modules == nil {
+				continue
+			}
+			for _, w := range c.Modules.Words {
+				if !f.pullsIn(strings.ReplaceAll(w.Text, "-", "_")) {
+					continue
+				}
+				state, why := f.loads(strings.ReplaceAll(w.Text, "-", "_"))
+				if why == "" {
+					why = place(c.Path, c.Modules.Line)
+				}
+				f.out.Module = BootModule{state, why}
+				if f.tracks() {
+					return
+				}
+			}
+		}
+	}
+	state, why := f.loads("nf_conntrack")
+	if state == ModuleUnloaded {
+		if f.out.Module.State != ModuleUnknown {
+			f.out.Module = BootModule{state, why}
+		}
+		return
+	}
+	for _, s := range f.boot.Services {
+		if makesRules(s) {
+			f.out.Module = BootModule{ModuleUnknown, s + " is enabled and may load it"}
+			return
+		}
+	}
+}
+
+func (f *foresight) enabled(service string) bool { return slices.Contains(f.boot.Services, service) }
+
+// configService is the service that reads a configuration of init scripts.
+func configService(path string) string {
+	if strings.HasSuffix(path, "/ip6tables-config") {
+		return "ip6tables"
+	}
+	return "iptables"
+}
+
+// dropInFolders are those of sysctl.d(5), modprobe.d(5) and modules-load.d(5),
+// without the last part of their names.
+var dropInFolders = []string{"/etc/", "/run/", "/usr/local/lib/", "/usr/lib/", "/lib/"}
+
+// isDropIn reports whether a file is one of a drop-in folder, such as
+// "sysctl.d".
+func isDropIn(name, folder string) bool {
+	if !strings.HasSuffix(name, ".conf") {
+		return false
+	}
+	return slices.ContainsFunc(dropInFolders, func(above string) bool {
+		base, ok := strings.CutPrefix(name, above+folder+"/")
+		return ok && !strings.Contains(base, "/")
+	})
+}
+
+// reads reports whether boot reads a file as one of a drop-in folder: by its
+// path, or as the link in such a folder that leads to it.
+func (f *foresight) reads(file File, as, folder string) bool {
+	return bootReads(f.l.Boot, file, as, folder)
+}
+
+// bootReads is also asked by what makes the plan: a line in a file that boot
+// does not read is worth nothing.
+func bootReads(b *Boot, file File, as, folder string) bool {
+	switch {
+	case isDropIn(file.Path, folder), as != "":
+		return true
+	case file.Path == DefaultSysctlFile, file.Path == etcModules:
+		// systemd reads the folders alone; what Debian and Red Hat do without it
+		// reads these two as well.
+		return b == nil || b.Init != InitSystemd
+	}
+	return false
+}
+
+const etcModules = "/etc/modules"
+
+func place(path string, line int) string { return fmt.Sprintf("%s:%d", path, line) }

@@ -1,0 +1,280 @@
+package planner
+
+import (
+	"fmt"
+	"maps"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+const keyBuckets = "net.netfilter.nf_conntrack_buckets"
+
+// values are the numbers of connection tracking as far as the boot has come, by
+// their sysctls' names.
+type values map[string]BootValue
+
+// sizes is what the kernel chooses when the module is loaded, and then what
+// boot sets.
+func (f *foresight) sizes() {
+	if !f.tracks() {
+		return
+	}
+	v := values{}
+	v[keyMax], v[keyBuckets] = f.loadSizes()
+	switch {
+	case f.early:
+		f.assign(v, f.applied())
+	case f.racing:
+		set := values{}
+		f.assign(set, f.applied())
+		for key, s := range set {
+			v[key] = BootValue{Source: s.Source + " is lost if systemd-sysctl comes before netfilter-persistent, which loads the module: nothing orders them"}
+		}
+	}
+	f.reload(v)
+	max, hash := v[keyMax], v[keyBuckets]
+	f.out.Max, f.out.Hashsize = &max, &hash
+	delete(v, keyMax)
+	delete(v, keyBuckets)
+	for _, key := range slices.Sorted(maps.Keys(v)) {
+		other := v[key]
+		other.Key = key
+		f.out.Sysctls = append(f.out.Sysctls, other)
+	}
+}
+
+// loadSizes are the sizes that a load of the module leads to.
+func (f *foresight) loadSizes() (max, hash BootValue) {
+	text, at := f.hashsizeOption()
+	if at != "" {
+		n, err := strconv.ParseInt(text, 10, 64)
+		switch {
+		case err != nil || n < 0 || text != strconv.FormatInt(n, 10), n*f.l.Host.PointerSize > f.l.Host.Memory/2 && f.l.Host.Memory > 0:
+			v := BootValue{Source: fmt.Sprintf("%s sets hashsize=%s, which the kernel may refuse", at, text)}
+			return v, v
+		case n > 0:
+			buckets, most := OptionSizes(n, f.l.Host.PageSize, f.l.Host.PointerSize)
+			return BootValue{Known: true, Value: most, Source: fmt.Sprintf("the kernel: %d for each of the buckets of %s", optionFactor, at)},
+				BootValue{Known: true, Value: buckets, Source: at}
+		}
+	}
+	h := f.l.Host
+	buckets, most, ok := DefaultSizes(h.Kernel, h.Memory, h.PageSize, h.PointerSize)
+	if !ok {
+		v := BootValue{Source: fmt.Sprintf("the sizes that kernel %s chooses by itself are not known", h.Kernel)}
+		return v, v
+	}
+	source := fmt.Sprintf("kernel %s chooses it for %s of memory", h.Kernel, mib(h.Memory))
+	if b, m, ok := f.proven(); ok && (b != buckets || m != most) {
+		// Distributions carry newer defaults back to older kernels.
+		buckets, most, source = b, m, fmt.Sprintf("kernel %s has chosen it for %s of memory", h.Kernel, mib(h.Memory))
+	}
+	return BootValue{Known: true, Value: most, Source: source}, BootValue{Known: true, Value: buckets, Source: source}
+}
+
+// proven are the sizes that the running kernel has, if they are what another
+// era of kernels chooses by itself, and nothing on this host sets them.
+func (f *foresight) proven() (buckets, max int64, ok bool) {
+	c, h := f.l.Conntrack, f.l.Host
+	if !c.Loaded || len(f.applied()) > 0 {
+		return 0, 0, false
+	}
+	for i := range eras {
+		if b, m := eras[i].sizes(h.Memory, h.PageSize, h.PointerSize); b == c.Hashsize && m == c.Max {
+			return b, m, true
+		}
+	}
+	return 0, 0, false
+}
+
+// hashsizeOption is the option that the module is loaded with, and where it
+// stands: the last one counts, and modprobe adds the kernel's command line
+// behind the files. The place is "" where there is none.
+func (f *foresight) hashsizeOption() (value, at string) {
+	if f.l.Conntrack.Kind == ConntrackModule {
+		for _, file := range f.l.ModprobeFiles {
+			if !f.reads(file.File, file.As, "modprobe.d") {
+				continue
+			}
+			for _, e := range file.Entries {
+				if e.Command != "options" || e.Module != "nf_conntrack" {
+					continue
+				}
+				for _, a := range e.Args {
+					if v, ok := strings.CutPrefix(strings.ReplaceAll(a.Text, `"`, ""), "hashsize="); ok {
+						value, at = v, place(file.Path, e.Line)
+					}
+				}
+			}
+		}
+	}
+	for _, v := range f.cmdline("nf_conntrack.hashsize=") {
+		value, at = v, "the kernel's command line"
+	}
+	return value, at
+}
+
+// assignment is one line that sets a key.
+type assignment struct {
+	key, value, at string
+	text           string // the whole line
+	file           *SysctlFile
+}
+
+// assignments are the lines of some of the files, in their order.
+func (f *foresight) assignments(of func(*SysctlFile) bool) []assignment {
+	var out []assignment
+	for i := range f.l.SysctlFiles {
+		file := &f.l.SysctlFiles[i]
+		if !of(file) {
+			continue
+		}
+		for _, e := range file.Entries {
+			out = append(out, assignment{e.Key, e.Value, place(file.Path, e.Line), file.Content[e.Span.Start:e.Span.End], file})
+		}
+	}
+	return out
+}
+
+// applied are the assignments that count, in the order in which they are
+// made, with globs resolved to the keys of connection tracking. A key that is
+// written out is not set by a glob, wherever that stands (sysctl.d(5)).
+func (f *foresight) applied() []assignment {
+	lines := f.assignments(func(s *SysctlFile) bool { return f.reads(s.File, s.As, "sysctl.d") })
+	if f.boot.Init != InitSystemd {
+		// sysctl --system reads /etc/sysctl.conf once more behind all others.
+		lines = append(lines, f.assignments(func(s *SysctlFile) bool { return s.Path == DefaultSysctlFile && s.As != "" })...)
+	}
+	explicit := map[string]bool{}
+	for _, a := range lines {
+		explicit[a.key] = true
+	}
+	keys := append(slices.Sorted(maps.Values(TimeoutKeys)), keyMax, "net.nf_conntrack_max", keyBuckets)
+	var out []assignment
+	for _, a := range lines {
+		switch {
+		case isGlob(a.key):
+			for _, k := range keys {
+				if !explicit[k] && !f.excluded(k) && keyMatches(a.key, k) {
+					g := a
+					g.key = k
+					out = append(out, g)
+				}
+			}
+			continue
+		case !isConntrackKey(a.key):
+			continue
+		}
+		if f.boot.Init == InitSystemd {
+			// systemd-sysctl keeps one assignment of each key, at the place of the
+			// first with the value that lasts.
+			if i := slices.IndexFunc(out, func(o assignment) bool { return o.key == a.key }); i >= 0 {
+				if out[i].value == a.value {
+					continue
+				}
+				out = slices.Delete(out, i, i+1)
+			}
+		}
+		out = append(out, a)
+	}
+	return out
+}
+
+// excluded reports whether a line "-key" keeps a key out of globs.
+func (f *foresight) excluded(key string) bool {
+	for _, file := range f.l.SysctlFiles {
+		if f.reads(file.File, file.As, "sysctl.d") && slices.ContainsFunc(file.Excluded, func(p string) bool { return keyMatches(p, key) }) {
+			return true
+		}
+	}
+	return false
+}
+
+// assign makes assignments.
+func (f *foresight) assign(v values, list []assignment) {
+	for _, a := range list {
+		key := a.key
+		if i := slices.Index(maxKeys, key); i >= 0 {
+			if i >= 2 && !hasOldKeys(f.l.Host.Kernel) {
+				continue
+			}
+			key = keyMax // one value by several names
+		}
+		n, err := strconv.ParseInt(a.value, 10, 64)
+		switch {
+		case err != nil || n < 0 || n > 1<<31-1 || a.value != strconv.FormatInt(n, 10):
+			v[key] = BootValue{Source: fmt.Sprintf("%s sets %s, which the kernel may refuse", a.at, a.key)}
+			continue
+		case key == keyBuckets:
+			n = RoundBuckets(n, f.l.Host.PageSize, f.l.Host.PointerSize)
+		}
+		v[key] = BootValue{Known: true, Value: n, Source: a.at}
+	}
+}
+
+// hasOldKeys holds for kernels that still know net.ipv4.ip_conntrack_max; they
+// may be built without.
+func hasOldKeys(release string) bool {
+	var major, minor int
+	n, _ := fmt.Sscanf(release, "%d.%d", &major, &minor)
+	return n == 2 && (major < 4 || major == 4 && minor < 9)
+}
+
+// reload is IPTABLES_SYSCTL_LOAD_LIST: after the rules, the init script sets
+// again what it finds, by a part of the line, in the files that it reads.
+func (f *foresight) reload(v values) {
+	for _, c := range f.l.InitConfigs {
+		service := configService(c.Path)
+		if !f.enabled(service) || f.failed(service) {
+			continue
+		}
+		if c.Refusal != "" && !f.early {
+			v[keyMax] = BootValue{Source: place(c.Path, c.RefusalLine) + ": " + c.Refusal}
+		}
+		if c.SysctlLoad == nil {
+			continue
+		}
+		conf, folder := f.scriptSysctls(service)
+		lines := f.assignments(func(s *SysctlFile) bool {
+			return conf && s.Path == DefaultSysctlFile || folder && (strings.HasPrefix(s.Path, "/etc/sysctl.d/") || strings.HasPrefix(s.As, "/etc/sysctl.d/"))
+		})
+		for _, w := range c.SysctlLoad.Words {
+			for _, a := range lines {
+				if strings.Contains(a.text, w.Text) && isConntrackKey(a.key) {
+					f.assign(v, []assignment{a})
+				}
+			}
+		}
+	}
+}
+
+// scriptSysctls says which files an init script looks for sysctls in.
+func (f *foresight) scriptSysctls(service string) (conf, folder bool) {
+	for _, s := range f.l.InitScripts {
+		name := strings.TrimSuffix(path.Base(s.Path), ".init")
+		if name != service {
+			continue
+		}
+		for l := range strings.Lines(s.Content) {
+			if l = strings.TrimSpace(l); strings.HasPrefix(l, "#") {
+				continue
+			}
+			conf = conf || strings.Contains(l, DefaultSysctlFile)
+			folder = folder || strings.Contains(l, "/etc/sysctl.d")
+		}
+	}
+	return conf, folder
+}
+
+func isGlob(s string) bool { return strings.ContainsAny(s, "*?[") }
+
+// globs reports whether a name matches a pattern of fnmatch(3).
+func globs(pattern, name string) bool {
+	if pattern == name {
+		return true
+	}
+	ok, err := path.Match(pattern, name)
+	return isGlob(pattern) && err == nil && ok
+}

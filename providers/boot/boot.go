@@ -1,0 +1,127 @@
+// Package boot knows what a host starts at boot: by systemd, or by the links
+// of runlevels.
+//
+// It owns the folders of enabled units, /etc/rc?.d, and the words of the
+// kernel's command line that are about modules. It reads names and links
+// alone, never what a unit or a script does, and starts and enables nothing.
+//
+// It promises to name a service only where boot starts it, and only one that
+// makes rules for packets.
+package boot
+
+import (
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/ctplan/ctplan/planner"
+)
+
+// services are those that make rules at boot: the first ones restore saved
+// rules, the others make their own.
+var services = []string{
+	"netfilter-persistent", "iptables-persistent", "iptables", "ip6tables",
+	"containerd", "docker", "ferm", "firewalld", "k3s", "kubelet", "libvirtd", "lxc-net", "lxd", "nftables", "rke2-server",
+	"shorewall", "shorewall6", "tailscaled", "ufw", "virtnetworkd",
+}
+
+var (
+	unitFolders = []string{"/etc/systemd/system", "/run/systemd/system", "/usr/local/lib/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system"}
+	// runlevels are where the links of a host that is up are; Debian and Red
+	// Hat have them in different places.
+	runlevels = []string{"S", "2", "3", "4", "5"}
+	params    = []string{"nf_conntrack.", "modprobe.blacklist=", "module_blacklist=", "modules_load=", "rd.modules_load="}
+)
+
+// Read reads what the host under root starts. What cannot be read is as if it
+// were not there.
+func Read(root string) planner.Boot {
+	b := planner.Boot{Services: []string{}}
+	enabled := map[string]bool{}
+	links := runlevelLinks(root)
+	comm, _ := os.ReadFile(filepath.Join(root, "/proc/1/comm"))
+	switch {
+	case exists(root, "/run/systemd/system"): // sd_booted(3)
+		b.Init = planner.InitSystemd
+		units(root, enabled)
+	case strings.TrimSpace(string(comm)) == "init" && links != nil:
+		b.Init = planner.InitSysv
+	}
+	if b.Init != "" {
+		for _, l := range links {
+			enabled[l] = true
+		}
+	}
+	for _, s := range services {
+		if enabled[s] && !(b.Init == planner.InitSystemd && masked(root, s)) {
+			b.Services = append(b.Services, s)
+		}
+	}
+	slices.Sort(b.Services)
+	cmdline, _ := os.ReadFile(filepath.Join(root, "/proc/cmdline"))
+	for w := range strings.FieldsSeq(string(cmdline)) {
+		w = strings.ToValidUTF8(w, "\uFFFD")
+		if slices.ContainsFunc(params, func(p string) bool { return strings.HasPrefix(w, p) }) {
+			b.Cmdline = append(b.Cmdline, w)
+		}
+	}
+	return b
+}
+
+// units collects the units that others want or require: what systemctl enable
+// links, and what packages link for good.
+func units(root string, into map[string]bool) {
+	for _, folder := range unitFolders {
+		for _, e := range list(root, folder) {
+			if !strings.HasSuffix(e, ".wants") && !strings.HasSuffix(e, ".requires") {
+				continue
+			}
+			for _, unit := range list(root, path.Join(folder, e)) {
+				into[strings.TrimSuffix(strings.TrimSuffix(unit, ".service"), ".socket")] = true
+			}
+		}
+	}
+}
+
+// masked reports whether systemctl mask has taken a service off.
+func masked(root, service string) bool {
+	target, err := os.Readlink(filepath.Join(root, "/etc/systemd/system", service+".service"))
+	return err == nil && target == "/dev/null"
+}
+
+// runlevelLinks are the names of scripts that a runlevel starts; nil where
+// there are no runlevels.
+func runlevelLinks(root string) []string {
+	var names []string
+	for _, above := range []string{"/etc/rc", "/etc/rc.d/rc"} {
+		for _, level := range runlevels {
+			folder := above + level + ".d"
+			if names == nil && exists(root, folder) {
+				names = []string{}
+			}
+			for _, e := range list(root, folder) { // "S08iptables"
+				if len(e) > 3 && e[0] == 'S' && strings.Trim(e[1:3], "0123456789") == "" {
+					names = append(names, e[3:])
+				}
+			}
+		}
+	}
+	return names
+}
+
+func exists(root, name string) bool {
+	_, err := os.Stat(filepath.Join(root, name))
+	return err == nil
+}
+
+func list(root, folder string) []string {
+	d, err := os.Open(filepath.Join(root, folder))
+	if err != nil {
+		return nil
+	}
+	defer d.Close()
+	names, _ := d.Readdirnames(-1)
+	return names
+}
