@@ -58,6 +58,7 @@ func (p *planning) savedRules() {
 		if len(works) == 0 {
 			continue
 		}
+		p.saved[r] = works
 		f := p.files.edit(*r.File, "file.")
 		sources := []Pos{}
 		for _, w := range works {

@@ -33,6 +33,7 @@ const (
 	protoICMP    = 1
 	protoTCP     = 6
 	protoUDP     = 17
+	protoGRE     = 47
 	protoDCCP    = 33
 	protoICMPv6  = 58
 	protoSCTP    = 132
@@ -629,6 +630,7 @@ func (c *compiler) target(table string, r *compiledRule, s spec) {
 		r.target = targetNotrack
 	case s.target == "CT":
 		r.target = targetCT
+		r.value, r.mask = zoneOf(s)
 	case s.target == "ACCEPT":
 		r.target = targetAccept
 	case s.target == "DROP", s.target == "REJECT", s.target == "TARPIT", s.target == "STEAL":
@@ -656,6 +658,26 @@ func (c *compiler) target(table string, r *compiledRule, s spec) {
 	default:
 		r.target, r.to = targetJump, s.target
 	}
+}
+
+// What compiledRule.mask says of a CT target's zone.
+const (
+	zoneKnown   = 1
+	zoneUnknown = 2
+)
+
+// zoneOf is the zone that a CT target puts both ways of a connection in.
+func zoneOf(s spec) (id, known uint32) {
+	for _, o := range s.topts {
+		if o.name != "--zone" || len(o.args) != 1 {
+			continue
+		}
+		if n, err := strconv.ParseUint(o.args[0], 0, 16); err == nil {
+			return uint32(n), zoneKnown
+		}
+		return 0, zoneUnknown // taken from the mark
+	}
+	return 0, 0
 }
 
 // markTarget reads what MARK and CONNMARK do (net/netfilter/xt_mark.c,

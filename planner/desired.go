@@ -146,10 +146,12 @@ const (
 	RiskNoConntrack    Risk = "no_conntrack"     // the kernel has no connection tracking to tune
 	RiskLostFlows      Risk = "lost_flows"       // connections that are open now would be cut off
 	RiskLostServices   Risk = "lost_services"    // a listening service could no longer be reached
+	RiskOneSided       Risk = "one_sided"        // connections of which one way is tracked and the other is not would break
+	RiskRelated        Risk = "related"          // what tracking lets in with other connections would be kept out
 )
 
 // Risks lists every risk that allow_risk accepts.
-var Risks = []Risk{RiskNAT, RiskStatefulRules, RiskReadOnlySysctl, RiskInitScript, RiskModuleHeld, RiskMemory, RiskSavedRules, RiskLostFlows, RiskLostServices}
+var Risks = []Risk{RiskNAT, RiskStatefulRules, RiskReadOnlySysctl, RiskInitScript, RiskModuleHeld, RiskMemory, RiskSavedRules, RiskLostFlows, RiskLostServices, RiskOneSided, RiskRelated}
 
 // Desired is what the HCL declares for one host.
 type Desired struct {

@@ -16,6 +16,9 @@ type planning struct {
 	last    fileSet // edits that must come after everything but unloading
 	rules   []Change
 	untrack []untracked
+	judges  map[Family]*judge
+	named   map[string]bool           // findings that are in the plan already
+	saved   map[*Ruleset][]*tableWork // of saved rules files
 }
 
 // untracked is a set of packets that a rule in a raw table takes out of tracking.
@@ -33,7 +36,7 @@ type untracked struct {
 // block the load, unload. Nothing that lets traffic through goes before what
 // replaces it has come.
 func Diff(d Desired, l Live) Plan {
-	p := &planning{d: d, l: l, plan: Plan{Host: l.Host, Mode: d.Mode, Block: d.Block, Source: d.Source}}
+	p := &planning{d: d, l: l, saved: map[*Ruleset][]*tableWork{}, plan: Plan{Host: l.Host, Mode: d.Mode, Block: d.Block, Source: d.Source}}
 	for _, n := range l.Notes {
 		p.warn("", n, Pos{})
 	}
@@ -79,6 +82,7 @@ func Diff(d Desired, l Live) Plan {
 	p.add(p.last.changes()...)
 	p.add(unload...)
 	p.impact()
+	p.symmetry()
 	return p.plan
 }
 

@@ -3,7 +3,6 @@ package planner
 import (
 	"cmp"
 	"fmt"
-	"net/netip"
 	"runtime"
 	"slices"
 	"strings"
@@ -73,10 +72,11 @@ func (p *planning) impact() {
 	}
 	total := &Impact{Groups: []FlowGroup{}, Services: []FlowGroup{}, Exposed: []Exposure{}}
 	for _, f := range Families {
-		if j := p.newJudge(f); j != nil {
+		if j := p.judge(f); j != nil && len(j.stages) > 1 {
 			j.flows(total)
 			j.services(total)
 			j.exposures(total)
+			j.looseStates(total)
 		}
 	}
 	sortGroups(total.Groups)
@@ -97,137 +97,6 @@ func sortGroups(g []FlowGroup) {
 			strings.Compare(a.Service, b.Service), strings.Compare(string(a.Family), string(b.Family)), strings.Compare(a.After, b.After), strings.Compare(a.Before, b.Before), strings.Compare(a.Stage, b.Stage))
 	})
 }
-
-// judge knows one family's rules as they stand, as they will, and between.
-type judge struct {
-	p         *planning
-	family    Family
-	e         *Evaluator
-	stages    []stage // the first is today, the last is the end
-	places    *placeMap
-	operators map[Session]bool
-	tcpLoose  State // of a packet of a connection that tracking does not know
-}
-
-type stage struct {
-	v    *version
-	name string // address of the table that has just changed
-}
-
-func (p *planning) newJudge(f Family) *judge {
-	var work []*RulesStep
-	for _, s := range Steps(p.plan) {
-		if s.Rules != nil && s.Rules.Family == f {
-			work = append(work, s.Rules)
-		}
-	}
-	if len(work) == 0 {
-		return nil
-	}
-	conns := p.l.Connections
-	facts := Facts{Sets: conns.Sets}
-	if conns.Addresses != nil {
-		facts.Addresses = []netip.Prefix{}
-		for _, a := range conns.Addresses {
-			facts.Addresses = append(facts.Addresses, a.Prefix)
-		}
-	}
-	c := newCompiler(f, facts)
-	words := map[string][]string{}
-	for _, ch := range p.d.Chains {
-		for _, r := range ch.Rules {
-			words[r.Text] = r.Words
-		}
-	}
-	models := map[tableKey]*tableModel{}
-	state := tables{}
-	var backends []Backend
-	for i := range p.l.Rulesets {
-		r := &p.l.Rulesets[i]
-		if r.Family != f {
-			continue
-		}
-		backends = append(backends, r.Backend)
-		for _, name := range r.tableNames() {
-			sections := r.sections(name)
-			key := tableKey{r.Backend, name}
-			models[key] = newTableModel(name, sections)
-			state[key] = c.table(r.Backend, name, sourcesOf(sections))
-			for _, s := range sections {
-				for k := range s.Rules {
-					words[s.Rules[k].Text] = s.Rules[k].Words
-				}
-			}
-		}
-	}
-	c.e.twoBackends = len(backends) > 1
-	j := &judge{p: p, family: f, e: c.e, places: newPlaceMap(conns, f), operators: map[Session]bool{}, stages: []stage{{v: assemble(backends, state)}}}
-	for _, step := range work {
-		for _, section := range step.Sections {
-			key := tableKey{step.Backend, section.Table}
-			m := models[key]
-			if m == nil {
-				m = newTableModel(section.Table, nil)
-				models[key] = m
-			}
-			for _, op := range section.Ops {
-				m.apply(op)
-			}
-			state[key] = c.table(key.backend, key.table, m.sources(words))
-			j.stages = append(j.stages, stage{assemble(backends, state), "iptables." + string(f) + "." + section.Table})
-		}
-	}
-	for _, s := range conns.Operator {
-		j.operators[s] = true
-	}
-	switch p.l.Sysctls["net.netfilter.nf_conntrack_tcp_loose"].Value {
-	case "0":
-		j.tcpLoose = StateInvalid
-	default:
-		j.tcpLoose = StateNew | StateEstablished
-	}
-	return j
-}
-
-// sources is the table as the compiler takes it.
-func (m *tableModel) sources(words map[string][]string) []chainSource {
-	out := make([]chainSource, len(m.chains))
-	for i, c := range m.chains {
-		out[i] = chainSource{name: c.Name, policy: c.Policy, rules: make([]ruleSource, len(m.rules[c.Name]))}
-		for k, text := range m.rules[c.Name] {
-			w, ok := words[text]
-			if !ok { // a jump of ctplan's own
-				w = strings.Fields(text)
-			}
-			out[i].rules[k] = ruleSource{text, w}
-		}
-	}
-	return out
-}
-
-// verdicts of one connection at one stage: that of the packet that fares worst.
-func (j *judge) at(s stage, c *connection, last bool) Decision {
-	worst := Decision{Verdict: Accepted}
-	for i := range c.n {
-		d := s.v.verdict(j.e, &c.packets[i])
-		if c.translated && (d.Untracked || last && j.p.d.Mode == Disabled) {
-			// What is not tracked is not translated, and arrives nowhere.
-			d.Verdict = Dropped
-			d.Rule = translationEnds
-		}
-		switch {
-		case i == 0, d.Verdict == Dropped && worst.Verdict != Dropped, d.Verdict == Unknown && worst.Verdict == Accepted:
-			worst = d
-		}
-		if worst.Verdict == Dropped {
-			break
-		}
-	}
-	return worst
-}
-
-// translationEnds stands for the rule where address translation needs tracking.
-var translationEnds = &RuleRef{Policy: "no longer translated"}
 
 // fate is what happens to a connection, as groups are told apart.
 type fate struct {
@@ -309,7 +178,7 @@ func (t *tally) add(f fate, c *connection) {
 // flows judges the connections of the family, in parallel: what is tracked,
 // then what only a socket knows of.
 func (j *judge) flows(total *Impact) {
-	conns := j.p.l.Connections
+	conns := j.conns
 	known := make(map[socketKey]bool, len(conns.Sockets))
 	listens := map[portKey]bool{}
 	for _, s := range conns.Sockets {

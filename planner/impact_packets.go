@@ -156,7 +156,7 @@ func (j *judge) route(c *connection, first, back Packet, replied bool) {
 	from, to := j.places.local(first.Src), j.places.local(first.Dst)
 	add := func(p Packet, hook Hook, in, out string) {
 		p.Hook, p.In, p.Out = hook, in, out
-		if !j.p.l.Connections.Bridged {
+		if !j.conns.Bridged {
 			p.Known |= KnownUnbridged
 		}
 		// What is routed, sent, or TCP came to this host alone.

@@ -17,10 +17,9 @@ const maxSources = 64
 // services tries every listening socket with a first packet from whoever the
 // rules name, and from a stranger.
 func (j *judge) services(total *Impact) {
-	conns := j.p.l.Connections
+	conns := j.conns
 	sources := j.sources()
 	seen := map[string]bool{}
-	last := len(j.stages) - 1
 	for i := range conns.Sockets {
 		s := &conns.Sockets[i]
 		if !s.Listening || s.Local.Addr().IsLoopback() {
@@ -38,7 +37,7 @@ func (j *judge) services(total *Impact) {
 				if !ok {
 					continue
 				}
-				today, end := j.at(j.stages[0], &c, false), j.at(j.stages[last], &c, true)
+				today, end := j.opens(j.stages[0], &c), j.opens(j.end(), &c)
 				if today.Verdict != Accepted || end.Verdict != Dropped {
 					continue
 				}
@@ -85,7 +84,7 @@ func (j *judge) listenAddresses(s *Socket) []Address {
 		if a.Is4() != (j.family == IPv4) {
 			return nil
 		}
-		for _, own := range j.p.l.Connections.Addresses {
+		for _, own := range j.conns.Addresses {
 			if own.Prefix.Addr() == a {
 				return []Address{own}
 			}
@@ -96,7 +95,7 @@ func (j *judge) listenAddresses(s *Socket) []Address {
 		return nil
 	}
 	var out []Address
-	for _, own := range j.p.l.Connections.Addresses {
+	for _, own := range j.conns.Addresses {
 		addr := own.Prefix.Addr()
 		if own.Interface == "lo" || addr.Is4() != (j.family == IPv4) || addr.IsLinkLocalUnicast() ||
 			slices.ContainsFunc(out, func(o Address) bool { return o.Interface == own.Interface }) {
@@ -123,7 +122,7 @@ func (j *judge) sources() []netip.Addr {
 			out = append(out, a)
 		}
 	}
-	for _, a := range j.p.l.Connections.Addresses {
+	for _, a := range j.conns.Addresses {
 		if a.Interface != "lo" {
 			add(a.Prefix)
 		}
@@ -209,6 +208,31 @@ func (j *judge) exposures(total *Impact) {
 					What: exposes(proto, q, from),
 				})
 			}
+		}
+	}
+}
+
+// looseStates tries strangers against foreign rules that mean untracked
+// packets without saying so: one for everything that is ! --ctstate NEW lets
+// in whatever leaves tracking.
+func (j *judge) looseStates(total *Impact) {
+	for _, proto := range []uint8{protoTCP, protoUDP} {
+		for _, to := range j.listenAddresses(&Socket{Local: netip.AddrPortFrom(anyAddress(j.family), 1)}) {
+			c, ok := j.visit(proto, Tuple{strangers[j.family], to.Prefix.Addr(), 40000, 9}, to.Interface)
+			if !ok {
+				continue
+			}
+			c.n = 1 // getting in is enough
+			today, end := j.at(j.stages[0], &c, false), j.at(j.end(), &c, true)
+			if today.Verdict != Dropped || end.Verdict != Accepted || !end.Untracked || end.Rule == nil || end.Rule.Text == "" || isOwn(end.Rule.Chain) {
+				continue
+			}
+			name, _, _ := strings.Cut(service(proto, highPorts, wayIn), "/")
+			total.Exposed = append(total.Exposed, Exposure{
+				Family: j.family, Rule: end.Rule.String(), Before: today.Rule.String(), Source: j.p.d.Source,
+				What: fmt.Sprintf("anybody may now open %s connections to every port of this host: packets that are not tracked are in state UNTRACKED, which the rule does not leave out", name),
+			})
+			break
 		}
 	}
 }

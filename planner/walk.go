@@ -32,6 +32,7 @@ type walk struct {
 	visits           int
 	decider, doubt   *RuleRef
 	untracks         *RuleRef
+	zone             zone
 	translates       *RuleRef // a nat rule that may change the destination
 }
 
@@ -103,7 +104,7 @@ func (v *version) verdict(e *Evaluator, p *Packet) Decision {
 		}
 		if h.nat {
 			if r := s.translated(h.chain); r != nil {
-				return Decision{Verdict: Unknown, Untracked: s.states == StateUntracked, Rule: r}
+				return s.decision(Unknown, r)
 			}
 			continue
 		}
@@ -111,7 +112,7 @@ func (v *version) verdict(e *Evaluator, p *Packet) Decision {
 		s.begin()
 		switch got := s.chain(h.chain); {
 		case got == refuses:
-			return Decision{Verdict: Dropped, Untracked: s.states == StateUntracked, Rule: s.decider}
+			return s.decision(Dropped, s.decider)
 		case got&refuses != 0:
 			open = true
 			if doubt != nil {
@@ -127,11 +128,17 @@ func (v *version) verdict(e *Evaluator, p *Packet) Decision {
 	if !s.seen {
 		s.track(tracked)
 	}
-	d := Decision{Verdict: Accepted, Untracked: s.states == StateUntracked, Rule: last}
 	if open {
-		d.Verdict, d.Rule = Unknown, s.doubt
+		return s.decision(Unknown, s.doubt)
 	}
-	return d
+	return s.decision(Accepted, last)
+}
+
+func (s *walk) decision(v Verdict, r *RuleRef) Decision {
+	return Decision{
+		Verdict: v, Untracked: s.states == StateUntracked, Rule: r,
+		tracked: s.seen && s.states&StateUntracked == 0, by: s.untracks, zone: s.zone,
+	}
 }
 
 // track is what connection tracking does with the packet: before it, in the
@@ -235,6 +242,7 @@ func (s *walk) act(r *compiledRule) (leaves outcomes, goesOn bool) {
 	case targetNotrack:
 		s.notrack(r)
 	case targetCT:
+		s.zone = s.zone.set(r, min(s.certainty(), yes-s.template))
 		s.template = max(s.template, s.certainty())
 		if !s.seen {
 			s.states |= StateAny &^ StateUntracked // a template is no connection, and is one to some matches
@@ -256,6 +264,26 @@ func (s *walk) act(r *compiledRule) (leaves outcomes, goesOn bool) {
 		s.cmarkBits &^= r.mask
 	}
 	return 0, true
+}
+
+// zone is where connection tracking keeps a packet's connection: 0 unless a
+// rule says otherwise.
+type zone struct {
+	id     uint32
+	by     *RuleRef
+	unsure bool
+}
+
+// set is what a CT target makes of it, if it does; only --zone for both ways
+// of a connection counts.
+func (z zone) set(r *compiledRule, does truth) zone {
+	switch {
+	case r.mask == 0 || does == no:
+		return z
+	case does == maybe || r.mask != zoneKnown:
+		return zone{unsure: true}
+	}
+	return zone{id: r.value, by: r.ref}
 }
 
 func (s *walk) certainty() truth {
