@@ -144,6 +144,7 @@ const (
 	RiskMemory         Risk = "memory"           // a full table would not fit in memory
 	RiskSavedRules     Risk = "saved_rules"      // a saved rules file that cannot be read
 	RiskNoConntrack    Risk = "no_conntrack"     // the kernel has no connection tracking to tune
+	RiskUnshownRules   Risk = "unshown_rules"    // a table to change that iptables cannot show
 	RiskLostFlows      Risk = "lost_flows"       // connections that are open now would be cut off
 	RiskLostServices   Risk = "lost_services"    // a listening service could no longer be reached
 	RiskOneSided       Risk = "one_sided"        // connections of which one way is tracked and the other is not would break

@@ -65,6 +65,7 @@ func Diff(d Desired, l Live) Plan {
 		p.initScripts(true)
 	case Notrack:
 		p.liftBlock()
+		p.nativeState()
 	case Disabled:
 		p.forgetSizes()
 		p.initScripts(false)
@@ -83,6 +84,7 @@ func Diff(d Desired, l Live) Plan {
 	p.add(unload...)
 	p.impact()
 	p.symmetry()
+	p.nativeChains()
 	return p.plan
 }
 

@@ -8,8 +8,10 @@ type Live struct {
 	Modules   []Module          // loaded modules; nil on a kernel without module support
 	Sysctls   map[string]Sysctl // the conntrack keys that exist, by dotted name
 
-	Rulesets   []Ruleset // in the kernel: what iptables-save prints, the backend ctplan writes through first
-	SavedRules []Ruleset // rules files that exist or that the HCL names; File is set
+	Rulesets   []Ruleset   // in the kernel: what iptables-save prints, the backend ctplan writes through first
+	NFT        []NFTTable  // nftables in the kernel, as far as Rulesets do not hold them
+	Namespaces []Namespace // other network namespaces of the machine in which something may need tracking
+	SavedRules []Ruleset   // rules files that exist or that the HCL names; File is set
 
 	SysctlFiles   []SysctlFile      // in the order in which boot applies them
 	ModprobeFiles []ModprobeFile    // in the order in which modprobe reads them
@@ -92,6 +94,10 @@ type Ruleset struct {
 	Primary bool // written through: what plain iptables speaks to
 	Tables  []Table
 	File    *File // nil for rules in the kernel
+
+	// Incompatible are the tables of iptables-nft that iptables-save does not
+	// show, because of what nft has put there; Tables has none of them.
+	Incompatible []string
 
 	// Refusal says why a saved file cannot be edited, with its line; then
 	// Tables are empty.

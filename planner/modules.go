@@ -93,6 +93,7 @@ func (p *planning) loadModule() []Change {
 // unloadModules unloads nf_conntrack and everything above it, users first.
 func (p *planning) unloadModules() []Change {
 	if p.l.Conntrack.Kind == ConntrackBuiltin {
+		p.holders()
 		p.warn("module.nf_conntrack", "nf_conntrack is built into this kernel and cannot be unloaded: disabled means that no rule asks for tracking, so nothing is tracked", p.d.ModeSource)
 		return nil
 	}
@@ -133,7 +134,7 @@ func (p *planning) unloadModules() []Change {
 			visit(m.Name, "")
 		}
 	}
-	held := p.heldModules(byName)
+	held := p.heldModules(byName, p.holders())
 	var out []Change
 	for _, name := range order {
 		if held[name] {
@@ -147,9 +148,13 @@ func (p *planning) unloadModules() []Change {
 	return out
 }
 
-// heldModules are the modules below one that stays loaded.
-func (p *planning) heldModules(byName map[string]Module) map[string]bool {
+// heldModules are those that rules hold, and the modules below one that stays
+// loaded.
+func (p *planning) heldModules(byName map[string]Module, byRules map[string]bool) map[string]bool {
 	held := map[string]bool{}
+	for name := range byName {
+		held[name] = byRules[anyBackend(name)]
+	}
 	for changed := true; changed; {
 		changed = false
 		for name, m := range byName {

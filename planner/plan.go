@@ -57,6 +57,8 @@ type Block struct {
 	// Override is whether allow_risk lifts it.
 	Override bool `json:"override"`
 	Source   Pos  `json:"source"`
+	// Commands are what to run about it, a shell command each.
+	Commands []string `json:"commands,omitempty"`
 }
 
 // Warning is something to know that blocks nothing.

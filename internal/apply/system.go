@@ -9,6 +9,7 @@ import (
 	"path"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -186,5 +187,15 @@ func (k systemKernel) Load(ctx context.Context, module string) error {
 }
 
 func (k systemKernel) Unload(ctx context.Context, module string) error {
+	// A chain of type nat holds its module, also when it is empty, and
+	// iptables-nft never deletes its own. They treat no packet, and come back
+	// with the next rule.
+	if strings.HasPrefix(module, "nft_chain_nat") {
+		for _, f := range planner.Families {
+			if err := nftTrim(f, journal.TableBefore{Name: "nat"}); err != nil {
+				return err
+			}
+		}
+	}
 	return kmod.Unload(ctx, k.runner, k.root, module)
 }

@@ -131,6 +131,9 @@ func (s *Snapshot) Check() error {
 			}
 		}
 	}
+	if err := s.checkHolders(); err != nil {
+		return err
+	}
 	if err := checkConnections(s.Connections); err != nil {
 		return err
 	}
@@ -201,10 +204,12 @@ type rulesJSON struct {
 	Primary bool            `json:"primary"`
 	Version text            `json:"version"`
 	Text    text            `json:"text"`
+
+	Incompatible []string `json:"incompatible,omitempty"`
 }
 
 func (r Rules) MarshalJSON() ([]byte, error) {
-	return json.Marshal(rulesJSON{r.Family, r.Backend, r.Primary, text(r.Version), text(r.Text)})
+	return json.Marshal(rulesJSON{r.Family, r.Backend, r.Primary, text(r.Version), text(r.Text), r.Incompatible})
 }
 
 func (r *Rules) UnmarshalJSON(data []byte) error {
@@ -212,7 +217,7 @@ func (r *Rules) UnmarshalJSON(data []byte) error {
 	if err := strict(data, &j); err != nil {
 		return err
 	}
-	*r = Rules{Family: j.Family, Backend: j.Backend, Primary: j.Primary, Version: string(j.Version), Text: string(j.Text)}
+	*r = Rules{Family: j.Family, Backend: j.Backend, Primary: j.Primary, Version: string(j.Version), Text: string(j.Text), Incompatible: j.Incompatible}
 	return nil
 }
 

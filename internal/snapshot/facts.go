@@ -61,7 +61,7 @@ func (s *Snapshot) Facts() []Fact {
 		if !r.Primary {
 			prefix += string(r.Backend) + "."
 		}
-		add(prefix+"backend", string(r.Backend), fmt.Sprint(r.Primary))
+		add(prefix+"backend", append([]string{string(r.Backend), fmt.Sprint(r.Primary)}, r.Incompatible...)...)
 		for name, lines := range tables(r.Text) {
 			add(prefix+name, lines)
 		}
@@ -71,6 +71,7 @@ func (s *Snapshot) Facts() []Fact {
 		add("boot.services", b.Services...)
 		add("boot.cmdline", b.Cmdline...)
 	}
+	s.holderFacts(add)
 	for _, f := range s.Files {
 		values := []string{string(f.Kind), f.As, fmt.Sprint(f.File.Exists, f.File.Mode, f.File.UID, f.File.GID), f.File.Target, f.File.Content}
 		for _, k := range slices.Sorted(maps.Keys(f.File.Xattrs)) {

@@ -14,7 +14,9 @@ import (
 func parseRules(r Rules) (planner.Ruleset, error) {
 	raw := r.read
 	raw.Family, raw.Backend, raw.Primary, raw.Text = r.Family, r.Backend, r.Primary, r.Text
-	return raw.Ruleset()
+	set, err := raw.Ruleset()
+	set.Incompatible = r.Incompatible
+	return set, err
 }
 
 // parseSaved parses a saved rules file. One that cannot be read is for the

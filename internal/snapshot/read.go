@@ -44,6 +44,7 @@ type Reader struct {
 	s     Snapshot
 	rules <-chan rulesResult
 	rest  <-chan restResult
+	other <-chan othersResult
 }
 
 type rulesResult struct {
@@ -81,6 +82,9 @@ func Start(ctx context.Context, root string, runner run.Runner) (*Reader, error)
 		values, err := sysctl.ReadKeys(root, nil)
 		rest <- restResult{values, note(err, "what depends on it is not planned")}
 	}()
+	others := make(chan othersResult, 1)
+	r.other = others
+	go func() { others <- readOthers(ctx, root, runner, r.s.Conntrack) }()
 	return r, nil
 }
 
@@ -111,8 +115,14 @@ func (r *Reader) Finish(files planner.Files, initScripts []string) (*Snapshot, e
 		return nil, rules.err
 	}
 	for _, raw := range rules.raws {
-		s.Rules = append(s.Rules, Rules{raw.Family, raw.Backend, raw.Primary, raw.Version, raw.Text, raw})
+		s.Rules = append(s.Rules, newRules(raw))
 	}
+	var notes []string
+	s.NFT, notes = readNFT(s.Rules)
+	s.Notes = append(s.Notes, notes...)
+	others := <-r.other
+	s.Namespaces = others.list
+	s.Notes = append(s.Notes, others.notes...)
 	s.Notes = append(s.Notes, rules.notes...)
 	for i, n := range s.Notes {
 		s.Notes[i] = strings.ToValidUTF8(n, "\uFFFD")

@@ -20,6 +20,8 @@ type Snapshot struct {
 	Modules       []planner.Module          `json:"modules"` // null: the kernel has no module support
 	Sysctls       map[string]planner.Sysctl `json:"sysctls"`
 	Rules         []Rules                   `json:"rules"`
+	NFT           []planner.NFTTable        `json:"nftables,omitempty"`   // what Rules do not hold
+	Namespaces    []Namespace               `json:"namespaces,omitempty"` // other network namespaces with rules that may need tracking
 	Files         []File                    `json:"files"`
 	Boot          *planner.Boot             `json:"boot,omitempty"`        // absent: not read
 	Connections   *planner.Connections      `json:"connections,omitempty"` // absent: not read
@@ -33,6 +35,8 @@ type Rules struct {
 	Primary bool   // plain iptables speaks to this backend
 	Version string // of iptables, "1.8.9"
 	Text    string
+
+	Incompatible []string // tables that it does not show, because of what nft has put there
 
 	read iptables.Raw // where it was read on this host: parsed by then
 }
@@ -69,6 +73,7 @@ func (s *Snapshot) Live() (planner.Live, error) {
 		Modules:   s.Modules,
 		Sysctls:   s.Sysctls,
 		Notes:     s.Notes,
+		NFT:       s.NFT,
 
 		Boot:        s.Boot,
 		Connections: s.Connections,
@@ -88,6 +93,11 @@ func (s *Snapshot) Live() (planner.Live, error) {
 		}
 	}
 	wg.Wait()
+	for _, n := range s.Namespaces {
+		live, err := n.live()
+		errs = append(errs, err)
+		l.Namespaces = append(l.Namespaces, live)
+	}
 	if err := errors.Join(append(errs, fileErr)...); err != nil {
 		return planner.Live{}, err
 	}

@@ -37,6 +37,11 @@ func sample() *Snapshot {
 			{Family: planner.IPv4, Backend: planner.Legacy, Primary: false, Version: "1.8.9", Text: "*raw\n:PREROUTING ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\n-A OUTPUT -o lo -j ACCEPT\nCOMMIT\n"},
 			{Family: planner.IPv6, Backend: planner.NFT, Primary: true, Version: "1.8.9", Text: ""},
 		},
+		NFT: []planner.NFTTable{{Family: "inet", Name: "fw", Drops: true, Chains: []planner.NFTChain{{Name: "in", Type: "filter", Hook: "input", Policy: "drop"}},
+			Items: []planner.NFTItem{{Kind: "rule", Chain: "in", Handle: 7, Text: "ct state \x1b[2J new", Uses: []string{"ct", "cmp"}}}}},
+		Namespaces: []Namespace{{Inode: 4026532567, Path: "/run/netns/blue", PID: 77, Command: "nginx",
+			NFT:   []planner.NFTTable{{Family: "ip", Name: "nat", Items: []planner.NFTItem{{Kind: "chain", Name: "POSTROUTING", Uses: []string{"chain nat"}}}}},
+			Rules: []Rules{{Family: planner.IPv4, Backend: planner.Legacy, Text: "*filter\n:INPUT ACCEPT [0:0]\n-A INPUT -m state --state NEW -j ACCEPT\nCOMMIT\n"}}}},
 		Files: []File{
 			{KindSysctl, planner.File{Path: "/etc/sysctl.conf", Exists: true, Content: "net.ipv4.ip_forward = 1\n", Mode: 0o644}, "/etc/sysctl.d/99-sysctl.conf"},
 			{KindModprobe, planner.File{Path: "/etc/modprobe.d/netfilter.conf"}, ""},
@@ -219,6 +224,8 @@ func TestDecodeRefuses(t *testing.T) {
 		"backend":         {edit(`"backend": "legacy"`, `"backend": "ebpf"`), `backend "ebpf"`},
 		"twice":           {edit(`"backend": "legacy"`, `"backend": "nft"`), "twice"},
 		"two primaries":   {edit(`"primary": false`, `"primary": true`), "twice"},
+		"nft family":      {edit(`"family": "inet"`, `"family": "x"`), `nftables: family "x"`},
+		"pid":             {edit(`"pid": 77`, `"pid": -1`), "pid -1"},
 		"file kind":       {edit(`"kind": "sysctl"`, `"kind": "passwd"`), "kind"},
 		"relative path":   {edit(`"/etc/sysctl.conf"`, `"etc/sysctl.conf"`), "path"},
 		"climbing path":   {edit(`"/etc/sysctl.conf"`, `"/etc/../sysctl.conf"`), "path"},
@@ -286,6 +293,12 @@ func TestCompare(t *testing.T) {
 		{"iptables.ipv4.legacy.raw", func(s *Snapshot) { s.Rules[1].Text = strings.Replace(s.Rules[1].Text, "-o lo", "-o eth0", 1) }},
 		{"iptables.ipv6.nat", func(s *Snapshot) { s.Rules[2].Text = "*nat\n:OUTPUT ACCEPT [0:0]\n-A OUTPUT -j ACCEPT\nCOMMIT\n" }},
 		{"iptables.ipv6.backend", func(s *Snapshot) { s.Rules[2].Backend = planner.Legacy }},
+		{"iptables.ipv4.backend", func(s *Snapshot) { s.Rules[0].Incompatible = []string{"raw"} }},
+		{"nftables.inet.fw", func(s *Snapshot) { s.NFT[0].Items[0].Handle++ }},
+		{"nftables.inet.fw", func(s *Snapshot) { s.NFT = nil }},
+		{"netns.4026532567", func(s *Snapshot) { s.Namespaces = nil }},
+		{"netns.4026532567", func(s *Snapshot) { s.Namespaces[0].NFT = nil }},
+		{"netns.4026532567", func(s *Snapshot) { s.Namespaces[0].Rules[0].Text = "" }},
 		{"file./etc/sysctl.conf", func(s *Snapshot) { s.Files[0].File.Content += "\n" }},
 		{"file./etc/sysctl.conf", func(s *Snapshot) { s.Files[0].File.Mode = 0o600 }},
 		{"file./etc/sysctl.conf", func(s *Snapshot) { s.Files[0].File.UID = 1 }},
@@ -316,6 +329,7 @@ func TestVolatile(t *testing.T) {
 		strings.Replace(strings.ReplaceAll(s.Rules[0].Text, "[0:0]", "[12:3456]"), "-A INPUT", "[5:300] -A INPUT", 1) +
 		"*nat\n:PREROUTING ACCEPT [1:2]\n:OUTPUT ACCEPT [3:4]\nCOMMIT\n"
 	s.Notes = nil
+	s.Namespaces[0].PID, s.Namespaces[0].Command = 78, "other"
 	if got := Compare(sample(), s); len(got) > 0 {
 		t.Errorf("Compare = %q, want none", got)
 	}

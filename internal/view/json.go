@@ -129,6 +129,7 @@ type blockJSON struct {
 	Remedy   string       `json:"remedy"`
 	Override bool         `json:"override"`
 	Source   *planner.Pos `json:"source,omitempty"`
+	Commands []string     `json:"commands,omitempty"`
 }
 
 type warningJSON struct {
@@ -227,7 +228,7 @@ func newPlanJSON(p planner.Plan, v Verb) planJSON {
 	for _, b := range p.Blocks {
 		j.Blocks = append(j.Blocks, blockJSON{
 			Risk: string(b.Risk), Address: b.Address, Where: b.Where, Why: b.Why,
-			Remedy: b.Remedy, Override: b.Override, Source: source(b.Source),
+			Remedy: b.Remedy, Override: b.Override, Source: source(b.Source), Commands: b.Commands,
 		})
 	}
 	for _, w := range p.Warnings {

@@ -70,6 +70,9 @@ func (m *markdownWriter) plan(p planner.Plan) {
 		if b.Remedy != "" {
 			m.item("**remedy:** " + prose(b.Remedy))
 		}
+		for _, c := range b.Commands {
+			m.item(code(c))
+		}
 		switch {
 		case remedyOverrides(b):
 		case b.Override:

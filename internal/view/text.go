@@ -204,6 +204,9 @@ func (t *textWriter) blocks(p planner.Plan) {
 		if b.Remedy != "" {
 			t.prose(indent+"remedy    ", Clean(b.Remedy))
 		}
+		for _, c := range b.Commands {
+			t.line(indent + "          " + Clean(c)) // never wrapped: it is there to be copied
+		}
 		if !remedyOverrides(b) {
 			t.prose(indent+"override  ", override(b))
 		}

@@ -37,7 +37,7 @@ func (p *printed) feed(lines []byte) {
 func (p *printed) raw() Raw {
 	p.settle(false) // a table that was cut off: for the parser to refuse
 	p.parser.feed(p.text.String()[p.parsed:])
-	r := Raw{Family: p.parser.family, Text: p.text.String()}
+	r := Raw{Family: p.parser.family, Text: p.text.String(), Incompatible: p.incompatible}
 	r.Backend, r.Version = header(p.head)
 	r.set, r.err = p.parser.finish()
 	r.parsed = r.Text
@@ -129,7 +129,7 @@ func (p *printed) write(b []byte) {
 func (p *printed) comment(line []byte) {
 	if rest, ok := bytes.CutPrefix(line, []byte("# Table `")); ok {
 		if name, what, ok := bytes.Cut(rest, []byte("' ")); ok && bytes.Contains(what, []byte("incompatible")) {
-			p.incompatible = append(p.incompatible, string(name))
+			p.incompatible = append(p.incompatible, strings.ToValidUTF8(string(name), "\uFFFD"))
 		}
 	}
 }

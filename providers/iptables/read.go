@@ -53,6 +53,10 @@ type Raw struct {
 	Version string          `json:"version,omitempty"`
 	Text    string          `json:"text,omitempty"`
 
+	// Incompatible are the tables of iptables-nft that iptables-save does not
+	// show, because they hold what iptables has no words for.
+	Incompatible []string `json:"incompatible,omitempty"`
+
 	set    planner.Ruleset // what Parse says of parsed
 	err    error
 	parsed string
@@ -118,7 +122,7 @@ func (t Tools) Read(ctx context.Context) ([]Raw, []string, error) {
 
 func (t Tools) readFamily(ctx context.Context, f planner.Family) ([]Raw, []string, error) {
 	save := command(f) + "-save"
-	raw, notes, err := t.save(ctx, f, save)
+	raw, err := t.save(ctx, f, save)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -130,6 +134,7 @@ func (t Tools) readFamily(ctx context.Context, f planner.Family) ([]Raw, []strin
 		raw.Backend, raw.Version = t.askVersion(ctx, command(f))
 	}
 
+	var notes []string
 	other, present, note := otherBackend(f, raw.Backend)
 	if note != "" {
 		notes = append(notes, note)
@@ -138,7 +143,7 @@ func (t Tools) readFamily(ctx context.Context, f planner.Family) ([]Raw, []strin
 		return []Raw{raw}, notes, nil
 	}
 	save = command(f) + "-" + string(other) + "-save"
-	second, more, err := t.save(ctx, f, save)
+	second, err := t.save(ctx, f, save)
 	if errors.Is(err, exec.ErrNotFound) {
 		notes = append(notes, fmt.Sprintf("the %s backend has %s tables, but %s is not installed: they were not read", other, f, save))
 		return []Raw{raw}, notes, nil
@@ -146,9 +151,8 @@ func (t Tools) readFamily(ctx context.Context, f planner.Family) ([]Raw, []strin
 	if err != nil {
 		return nil, nil, err
 	}
-	notes = append(notes, more...)
 	raws := []Raw{raw}
-	if second.Text != "" {
+	if second.Text != "" || len(second.Incompatible) > 0 {
 		second.Backend = other
 		raws = append(raws, second)
 	}
@@ -156,19 +160,38 @@ func (t Tools) readFamily(ctx context.Context, f planner.Family) ([]Raw, []strin
 }
 
 // save runs an iptables-save and reads along.
-func (t Tools) save(ctx context.Context, f planner.Family, name string) (Raw, []string, error) {
+func (t Tools) save(ctx context.Context, f planner.Family, name string) (Raw, error) {
 	p := newPrinted(f)
 	rest, err := t.runner().Run(ctx, run.Cmd{Path: name, Follow: p.feed})
 	if err != nil {
-		return Raw{}, nil, err
+		return Raw{}, err
 	}
 	p.feed(rest)
-	var notes []string
-	for _, name := range p.incompatible {
-		name = nftFamily[f] + " " + run.Printable(name)
-		notes = append(notes, fmt.Sprintf("nftables table %s holds what iptables cannot show, which was not read: see nft list table %s", name, name))
+	return p.raw(), nil
+}
+
+// ReadLegacy reads what the legacy backend has in the network namespace of
+// the calling thread, which must be locked to it. It starts one process for
+// each family that has tables.
+func (t Tools) ReadLegacy(ctx context.Context) ([]Raw, error) {
+	var raws []Raw
+	for _, f := range planner.Families {
+		if !legacyTables(f) {
+			continue
+		}
+		raw, err := t.save(ctx, f, command(f)+"-legacy-save")
+		if errors.Is(err, exec.ErrNotFound) { // before 1.8 there is no other
+			raw, err = t.save(ctx, f, command(f)+"-save")
+		}
+		if err != nil {
+			return nil, explain(f, err)
+		}
+		raw.Backend = planner.Legacy
+		if raw.Text != "" {
+			raws = append(raws, raw)
+		}
 	}
-	return p.raw(), notes, nil
+	return raws, nil
 }
 
 // command is the name of a family's iptables.
@@ -231,12 +254,9 @@ func otherBackend(f planner.Family, primary planner.Backend) (other planner.Back
 // (net/netfilter/x_tables.c). A kernel without them lacks the file.
 func legacyTables(f planner.Family) bool {
 	name := map[planner.Family]string{planner.IPv4: "ip_tables_names", planner.IPv6: "ip6_tables_names"}[f]
-	names, _ := os.ReadFile("/proc/net/" + name)
+	names, _ := os.ReadFile("/proc/thread-self/net/" + name)
 	return len(names) > 0
 }
-
-// nftFamily is what nftables calls a family.
-var nftFamily = map[planner.Family]string{planner.IPv4: "ip", planner.IPv6: "ip6"}
 
 // nftTables reports whether nftables has a table that iptables-nft would make.
 // Tables of other names and families are native nftables.

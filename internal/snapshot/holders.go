@@ -1,0 +1,157 @@
+package snapshot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/ctplan/ctplan/internal/run"
+	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/providers/iptables"
+	"github.com/ctplan/ctplan/providers/netns"
+	"github.com/ctplan/ctplan/providers/nft"
+)
+
+// Namespace is another network namespace of the machine, with what stands in
+// it that may need connection tracking.
+type Namespace struct {
+	Inode   uint64             `json:"inode"`             // its identity until it goes
+	Path    string             `json:"path,omitempty"`    // where it is mounted
+	PID     int                `json:"pid,omitempty"`     // a process in it
+	Command string             `json:"command,omitempty"` // that process's name
+	NFT     []planner.NFTTable `json:"nftables,omitempty"`
+	Rules   []Rules            `json:"rules,omitempty"` // of iptables-legacy
+}
+
+func newRules(raw iptables.Raw) Rules {
+	return Rules{Family: raw.Family, Backend: raw.Backend, Primary: raw.Primary, Version: raw.Version, Text: raw.Text, Incompatible: raw.Incompatible, read: raw}
+}
+
+// live parses what the namespace holds.
+func (n Namespace) live() (planner.Namespace, error) {
+	l := planner.Namespace{Inode: n.Inode, Path: n.Path, PID: n.PID, Command: n.Command, NFT: n.NFT}
+	for _, r := range n.Rules {
+		set, err := parseRules(r)
+		if err != nil {
+			return l, fmt.Errorf("the rules of network namespace %d: %w", n.Inode, err)
+		}
+		l.Rulesets = append(l.Rulesets, set)
+	}
+	return l, nil
+}
+
+// builtinTables are those that iptables-nft makes and iptables-save shows.
+var builtinTables = []string{"filter", "nat", "mangle", "raw", "security"}
+
+// readNFT reads the tables of nftables that the rules do not hold.
+func readNFT(rules []Rules) ([]planner.NFTTable, []string) {
+	tables, err := nft.Read(nft.Here, func(family, table string) bool {
+		if !slices.Contains(builtinTables, table) {
+			return false
+		}
+		return slices.ContainsFunc(rules, func(r Rules) bool {
+			return r.Backend == planner.NFT && family == nftFamily[r.Family] && !slices.Contains(r.Incompatible, table)
+		})
+	})
+	return tables, note(err, "rules of native nftables are not taken into account")
+}
+
+var nftFamily = map[planner.Family]string{planner.IPv4: "ip", planner.IPv6: "ip6"}
+
+type othersResult struct {
+	list  []Namespace
+	notes []string
+}
+
+// othersTime bounds the reading of other namespaces, which anybody who may
+// start containers can have made in any number and of any size.
+const othersTime = 30 * time.Second
+
+// readOthers reads the other network namespaces. It does so only where their
+// rules matter to this host: where they can hold a module.
+func readOthers(ctx context.Context, root string, runner run.Runner, c planner.Conntrack) (out othersResult) {
+	if c.Kind != planner.ConntrackModule || !c.Loaded {
+		return out
+	}
+	found, err := netns.Find(root)
+	if err != nil {
+		out.notes = note(err, "rules in other network namespaces are not taken into account")
+		return out
+	}
+	ctx, cancel := context.WithTimeout(ctx, othersTime)
+	defer cancel()
+	for _, f := range found {
+		n, err := readOther(ctx, runner, f)
+		if errors.Is(err, netns.ErrGone) {
+			continue
+		}
+		if err != nil {
+			out.notes = append(out.notes, note(fmt.Errorf("network namespace %d (%s): %w", f.Inode, strings.TrimSpace(f.Path+" "+f.Command), err), "rules there are not taken into account")...)
+		}
+		if len(n.NFT) > 0 || len(n.Rules) > 0 {
+			out.list = append(out.list, n)
+		}
+	}
+	return out
+}
+
+func readOther(ctx context.Context, runner run.Runner, f netns.Namespace) (Namespace, error) {
+	n := Namespace{Inode: f.Inode, Path: f.Path, PID: f.PID, Command: f.Command}
+	file, err := f.Open()
+	if err != nil {
+		return n, err
+	}
+	defer file.Close()
+	tables, nftErr := nft.Read(int(file.Fd()), nil)
+	// What needs no tracking there is nobody's business here.
+	n.NFT = slices.DeleteFunc(tables, func(t planner.NFTTable) bool { return len(t.Items) == 0 })
+	err = f.Do(func() error {
+		raws, err := iptables.Tools{Runner: runner}.ReadLegacy(ctx)
+		for _, raw := range raws {
+			n.Rules = append(n.Rules, newRules(raw))
+		}
+		return err
+	})
+	return n, errors.Join(nftErr, err)
+}
+
+// holderFacts adds what stands in native nftables and in other namespaces.
+// Processes come and go: they are no facts.
+func (s *Snapshot) holderFacts(add func(address string, values ...string)) {
+	for _, t := range s.NFT {
+		add("nftables."+t.Family+"."+t.Name, fmt.Sprint(t))
+	}
+	for _, n := range s.Namespaces {
+		values := []string{fmt.Sprint(n.NFT)}
+		for _, r := range n.Rules {
+			values = append(values, string(r.Family), r.Text)
+		}
+		add(fmt.Sprintf("netns.%d", n.Inode), values...)
+	}
+}
+
+// checkHolders refuses what no kernel reports.
+func (s *Snapshot) checkHolders() error {
+	families := []string{"ip", "ip6", "inet", "arp", "bridge", "netdev", ""}
+	tables := slices.Clone(s.NFT)
+	for _, n := range s.Namespaces {
+		tables = append(tables, n.NFT...)
+		if n.PID < 0 {
+			return fmt.Errorf("namespaces: pid %d", n.PID)
+		}
+		for _, r := range n.Rules {
+			if !slices.Contains(planner.Families, r.Family) || r.Backend != planner.Legacy {
+				return fmt.Errorf("namespaces: rules of family %q and backend %q", r.Family, r.Backend)
+			}
+		}
+	}
+	for _, t := range tables {
+		if !slices.Contains(families, t.Family) {
+			return fmt.Errorf("nftables: family %q", t.Family)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,103 @@
+package vmtest
+
+import (
+	"encoding/json"
+	"strings"
+	"testing"
+
+	"github.com/ctplan/ctplan/internal/vmlab"
+	"github.com/ctplan/ctplan/planner"
+)
+
+// block is a reason not to apply, as plan --json has it.
+type block struct {
+	Risk, Where string
+	Commands    []string
+}
+
+// blocks expects the plan to be blocked, and apply with it.
+func (h *host) blocks() []block {
+	h.t.Helper()
+	var plan struct{ Blocks []block }
+	if err := json.Unmarshal([]byte(h.Exits(3, "ctplan plan --json host.hcl 2>/dev/null")), &plan); err != nil {
+		h.Fail("%v", err)
+	}
+	h.Exits(3, "ctplan apply --auto-approve host.hcl")
+	return plan.Blocks
+}
+
+// names expects each of the texts in one of the blocks.
+func (h *host) names(blocks []block, want ...string) {
+	h.t.Helper()
+	for _, w := range want {
+		found := false
+		for _, b := range blocks {
+			found = found || strings.Contains(b.Where, w)
+		}
+		if !found {
+			h.Fail("no block names %q: %+v", w, blocks)
+		}
+	}
+}
+
+// TestHolders holds nf_conntrack by everything that ctplan does not change: in
+// native nftables, and in network namespaces of both backends. The plan names
+// each; what it says to run about them is all that it takes.
+func TestHolders(t *testing.T) {
+	for _, b := range []planner.Backend{planner.NFT, planner.Legacy} {
+		t.Run(string(b), func(t *testing.T) {
+			t.Parallel()
+			h := newHost(t, map[planner.Backend]vmlab.Kernel{planner.NFT: vmlab.Kernel61, planner.Legacy: vmlab.Kernel510}[b], b)
+			h.Write("/root/fw.nft", `
+				table inet fw {
+					ct helper ftp { type "ftp" protocol tcp; }
+					chain input { type filter hook input priority 10; ct state established,related accept; tcp dport 21 ct helper set "ftp"; }
+					chain raw { type filter hook prerouting priority -300; udp dport 53 notrack; }
+					chain po { type nat hook postrouting priority 100; oifname "nowhere" masquerade; }
+				}
+				`)
+			h.Run("nft -f /root/fw.nft")
+			// What iptables leaves behind in nat is empty, and holds its module all the same.
+			h.Run("iptables -t nat -A POSTROUTING -j MASQUERADE; iptables -t nat -F")
+			for _, backend := range []string{"nft", "legacy"} {
+				h.Run("unshare -n sh -c 'iptables-" + backend + " -A INPUT -m state --state NEW -j ACCEPT && iptables-" + backend +
+					" -t nat -A OUTPUT -p tcp --dport 9 -j REDIRECT --to-ports 10 && exec sleep 9999' >/dev/null 2>&1 & sleep 2")
+			}
+			h.declare("disabled")
+			const state = "lsmod | sort; iptables-save | grep -v '^#'; nft list ruleset; cat /etc/modprobe.d/* || true"
+			before := h.Run(state)
+
+			blocks := h.blocks()
+			h.names(blocks, "rule inet fw input handle", "ct state established,related accept", "udp dport 53 notrack", `oifname "nowhere" masquerade`,
+				`ct helper "ftp"`, "ct helper inet fw ftp", "chain inet fw po",
+				"iptables-legacy -t filter -A INPUT -m state --state NEW -j ACCEPT", "iptables-legacy -t nat -A OUTPUT", `rule ip filter INPUT handle`, `xt target "REDIRECT"`, "sleep)")
+			if now := h.Run(state); now != before {
+				h.Fail("a blocked plan changed something:\n%s\n%s", before, now)
+			}
+			for _, b := range blocks {
+				if b.Risk != "module_held" || len(b.Commands) == 0 {
+					h.Fail("%+v", b)
+				}
+				for _, c := range b.Commands {
+					h.Run(c)
+				}
+			}
+			h.apply()
+			h.unloaded()
+			h.Reboot()
+			h.unloaded()
+			h.settled()
+		})
+	}
+}
+
+// TestHoldersAccepted leaves a native rule as it is: its module and those
+// below stay, the others go.
+func TestHoldersAccepted(t *testing.T) {
+	h := newHost(t, vmlab.Kernel612, planner.NFT)
+	h.Run(`nft 'add table inet fw; add chain inet fw in { type filter hook input priority 10; }; add rule inet fw in ct state new'`)
+	h.declare("disabled", `mode = "disabled"`, "mode = \"disabled\"\n  allow_risk = [\"module_held\"]")
+	h.apply()
+	h.Expect("lsmod | grep -o '^nft_ct\\|^nf_conntrack \\|^xt_conntrack' | sort | tr -d ' '", "nf_conntrack\nnft_ct")
+	h.Run("nft list table inet fw | grep -q 'ct state new'")
+}

@@ -1,0 +1,281 @@
+package planner
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// holder is something outside of what ctplan changes that needs connection
+// tracking, and so keeps modules loaded: in native nftables, or in another
+// network namespace.
+type holder struct {
+	what     string   // the exact object, behind its kind
+	modules  []string // that it keeps loaded
+	maker    string   // who makes such things; empty where it is not known
+	commands []string // that take it away; nil where no command can name it
+}
+
+// holders blocks the plan for each such thing, by table. Where the HCL accepts
+// that, it returns the modules that stay loaded, by anyBackend's names.
+//
+// Without modules to unload only this namespace matters: connection tracking
+// is at work in each by itself.
+func (p *planning) holders() map[string]bool {
+	stay := map[string]bool{}
+	for _, t := range p.l.NFT {
+		p.blockHolders("nftables."+t.Family+"."+t.Name, "", tableHolders(t, ""), stay)
+	}
+	if p.l.Conntrack.Kind != ConntrackModule {
+		return stay
+	}
+	for _, n := range p.l.Namespaces {
+		name, enter := n.describe()
+		for _, t := range n.NFT {
+			p.blockHolders("netns."+n.label(), "in "+name+": ", tableHolders(t, enter), stay)
+		}
+		for i := range n.Rulesets {
+			p.blockHolders("netns."+n.label(), "in "+name+": ", legacyHolders(&n.Rulesets[i], enter), stay)
+		}
+	}
+	return stay
+}
+
+func (p *planning) blockHolders(address, where string, list []holder, stay map[string]bool) {
+	accepted := p.d.Allows(RiskModuleHeld)
+	for _, h := range list {
+		for _, m := range h.modules {
+			stay[anyBackend(m)] = accepted
+		}
+	}
+	for i, h := range list {
+		if i == maxNamed && len(list) > maxNamed+1 {
+			rest := list[i:]
+			var names, commands []string
+			for _, h := range rest {
+				names = append(names, h.what)
+				commands = append(commands, h.commands...)
+			}
+			h = holder{what: strings.Join(names, "; "), modules: h.modules, maker: h.maker, commands: commands}
+			p.blockHolder(address, where, h)
+			return
+		}
+		p.blockHolder(address, where, h)
+	}
+}
+
+func (p *planning) blockHolder(address, where string, h holder) {
+	why, remedy := "it needs connection tracking", "delete it, here and in what makes it"
+	if p.l.Conntrack.Kind == ConntrackModule {
+		why += ", keeps " + strings.Join(h.modules, " and ") + " loaded, and could not be made again once loading is blocked"
+	}
+	if h.maker != "" {
+		why += "; " + h.maker + " makes it"
+	}
+	if len(h.commands) == 0 {
+		remedy = "end what makes it: nft's language cannot write its name, so no command deletes it alone"
+	}
+	p.block(Block{
+		Risk: RiskModuleHeld, Address: address, Where: where + h.what, Why: why,
+		Remedy:   remedy + `; or allow_risk = ["module_held"] to leave it as it is`,
+		Override: true, Source: p.d.ModeSource, Commands: h.commands,
+	})
+}
+
+// tableHolders are what of a table of nftables needs connection tracking:
+// rules first, since nothing that they name can go before them.
+func tableHolders(t NFTTable, enter string) []holder {
+	items := slices.Clone(t.Items)
+	slices.SortStableFunc(items, func(a, b NFTItem) int { return rank(a) - rank(b) })
+	var out []holder
+	for _, i := range items {
+		modules := i.modules()
+		if len(modules) == 0 || i.Kind == "chain" && enter == "" && t.isXtables() {
+			continue // the last: apply removes iptables' own chains when they are empty
+		}
+		out = append(out, holder{
+			what: i.describe(t), modules: modules, maker: madeNFT(t, i), commands: i.deletion(t, enter),
+		})
+	}
+	return out
+}
+
+func rank(i NFTItem) int {
+	switch i.Kind {
+	case "rule":
+		return 0
+	case "chain":
+		return 2
+	}
+	return 1
+}
+
+// isXtables reports whether the table is the nat table of iptables-nft.
+func (t NFTTable) isXtables() bool { return t.Name == "nat" && (t.Family == "ip" || t.Family == "ip6") }
+
+// describe names the thing as nft does, and what it says.
+func (i NFTItem) describe(t NFTTable) string {
+	switch i.Kind {
+	case "rule":
+		return fmt.Sprintf("rule %s %s %s handle %d: %s", t.Family, nftName(t.Name), nftName(i.Chain), i.Handle, i.Text)
+	case "chain":
+		return fmt.Sprintf("chain %s %s %s, of type nat", t.Family, nftName(t.Name), nftName(i.Name))
+	}
+	return fmt.Sprintf("%s %s %s %s", i.Kind, t.Family, nftName(t.Name), nftName(i.Name))
+}
+
+// nftName sets a name that nft's language cannot write apart from the words
+// around it.
+func nftName(s string) string {
+	if isNFTName(s) {
+		return s
+	}
+	return strconv.Quote(s)
+}
+
+// deletion are the commands that take the thing away. Names that nft's
+// language has no way to write give none, so that nothing of a name is ever
+// more than a name.
+func (i NFTItem) deletion(t NFTTable, enter string) []string {
+	for _, name := range []string{t.Name, i.Chain + i.Name} {
+		if !isNFTName(name) {
+			return nil
+		}
+	}
+	switch i.Kind {
+	case "rule":
+		return []string{fmt.Sprintf("%snft delete rule %s %s %s handle %d", enter, t.Family, t.Name, i.Chain, i.Handle)}
+	case "chain":
+		return []string{
+			fmt.Sprintf("%snft flush chain %s %s %s", enter, t.Family, t.Name, i.Name),
+			fmt.Sprintf("%snft delete chain %s %s %s", enter, t.Family, t.Name, i.Name),
+		}
+	}
+	return []string{fmt.Sprintf("%snft delete %s %s %s %s", enter, i.Kind, t.Family, t.Name, i.Name)}
+}
+
+// isNFTName holds for what nft(8) reads as an identifier, which is also what
+// no shell reads as anything else.
+func isNFTName(s string) bool {
+	const letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_"
+	return s != "" && strings.IndexByte(letters, s[0]) >= 0 && strings.Trim(s, letters+"0123456789-./") == ""
+}
+
+// madeNFT names who makes such a table or rule.
+func madeNFT(t NFTTable, i NFTItem) string {
+	if who := makerOf(i.Chain, i.Name); who != "" {
+		return who
+	}
+	switch t.Name {
+	case "firewalld", "kube-proxy", "incus", "lxd", "lxc", "fail2ban", "crowdsec", "calico":
+		return t.Name
+	case "docker-bridges":
+		return "docker"
+	case "netavark":
+		return "podman"
+	case "libvirt_network":
+		return "libvirt"
+	}
+	return ""
+}
+
+// legacyHolders are the rules of iptables-legacy in another namespace.
+func legacyHolders(r *Ruleset, enter string) []holder {
+	var out []holder
+	tool := toolName(r.Family, Legacy, false)
+	for i := range r.Tables {
+		t := &r.Tables[i]
+		for j := range t.Rules {
+			rule := &t.Rules[j]
+			modules := rule.modules(t.Name)
+			if len(modules) == 0 {
+				continue
+			}
+			out = append(out, holder{
+				what:     fmt.Sprintf("%s -t %s -A %s %s", tool, t.Name, rule.Chain, rule.Text),
+				modules:  modules,
+				maker:    makerOf(append([]string{rule.Chain}, rule.Words...)...),
+				commands: []string{enter + tool + " -t " + t.Name + " -D " + shellWords(append([]string{rule.Chain}, rule.Words...)...)},
+			})
+		}
+	}
+	return out
+}
+
+// modules are those that a rule keeps loaded, and connection tracking with them.
+func (r *Rule) modules(table string) []string {
+	if r.needs(table) == needNothing {
+		return nil
+	}
+	s := parseSpec(r.Words)
+	var out []string
+	for _, m := range s.modules {
+		if m := NFTModule("match " + m); m != "" {
+			out = append(out, m)
+		}
+	}
+	if m := NFTModule("target " + s.target); m != "" {
+		out = append(out, m)
+	}
+	if table == "nat" {
+		out = append(out, "iptable_nat")
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
+// anyBackend is one name for the modules that do one thing and are called
+// differently by family or age: ipt_MASQUERADE is xt_MASQUERADE.
+func anyBackend(module string) string {
+	for _, prefix := range []string{"ipt_", "ip6t_"} {
+		if rest, ok := strings.CutPrefix(module, prefix); ok {
+			return "xt_" + rest
+		}
+	}
+	switch {
+	case module == "ip6table_nat":
+		return "iptable_nat"
+	case strings.HasPrefix(module, "nf_flow_table"):
+		return "nf_flow_table"
+	case strings.HasPrefix(module, "nft_chain_nat"):
+		return "nft_chain_nat"
+	}
+	return module
+}
+
+// label names a namespace in addresses.
+func (n Namespace) label() string {
+	if name, ok := strings.CutPrefix(n.Path, "/run/netns/"); ok {
+		return name
+	}
+	return fmt.Sprint(n.Inode)
+}
+
+// describe names a namespace, and gives the beginning of the commands that run
+// in it.
+func (n Namespace) describe() (name, enter string) {
+	name = fmt.Sprintf("network namespace %s", n.label())
+	if n.PID != 0 {
+		name += fmt.Sprintf(" (process %d, %s)", n.PID, n.Command)
+	}
+	if short, ok := strings.CutPrefix(n.Path, "/run/netns/"); ok {
+		return name, "ip netns exec " + shellWords(short) + " "
+	}
+	if n.Path != "" {
+		return name, "nsenter --net=" + shellWords(n.Path) + " "
+	}
+	return name, fmt.Sprintf("nsenter --net=/proc/%d/ns/net ", n.PID)
+}
+
+// shellWords writes words so that a POSIX shell reads them back.
+func shellWords(words ...string) string {
+	out := make([]string, len(words))
+	for i, w := range words {
+		out[i] = w
+		if w == "" || strings.Trim(w, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-./,:=+@%") != "" {
+			out[i] = "'" + strings.ReplaceAll(w, "'", `'\''`) + "'"
+		}
+	}
+	return strings.Join(out, " ")
+}

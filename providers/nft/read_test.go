@@ -1,0 +1,256 @@
+package nft
+
+import (
+	"encoding/binary"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/ctplan/ctplan/internal/nstest"
+	"github.com/ctplan/ctplan/planner"
+)
+
+// ruleset has every way to need connection tracking that nft 1.0.6 can write
+// and the machines that run the tests can load, and others.
+const ruleset = `
+table inet filter {
+	ct helper ftp { type "ftp" protocol tcp; }
+	ct timeout short { protocol tcp; l3proto ip; policy = { established: 120 }; }
+	ct expectation sip { protocol udp; dport 5060; timeout 2m; size 8; l3proto ip; }
+	set s { type ipv4_addr; flags dynamic; }
+	set t { type ipv4_addr; flags dynamic; ct count over 3; }
+	synproxy web { mss 1460; wscale 7; timestamp sack-perm; }
+	chain input {
+		type filter hook input priority 0; policy drop;
+		ct state vmap { established : accept, invalid : drop }
+		ct state established,related accept comment "hello"
+		tcp dport 22 ct state new counter accept
+		iifname "eth0" ip saddr 10.0.0.0/8 tcp dport { 80, 443 } ct state new log prefix "x" drop
+		tcp dport 21 ct helper set "ftp"
+		tcp dport 21 ct timeout set "short"
+		udp dport 5060 ct expectation set "sip"
+		add @s { ip saddr ct count over 10 } drop
+		ct mark set 0x1
+		ct mark set meta mark
+		ct count over 20 reject
+		ct original ip saddr 10.0.0.1 accept
+		ip saddr 10.0.0.0/9 ct zone 3 accept
+		ct state untracked accept
+		ct state != established accept
+		tcp dport 80 accept
+	}
+	chain raw { type filter hook prerouting priority -300; tcp dport 80 notrack; }
+	chain syn { type filter hook input priority 5; tcp dport 80 synproxy mss 1460; tcp dport 81 synproxy name "web"; }
+	chain other { tcp dport 22 accept; }
+	chain pr { type nat hook prerouting priority -100; tcp dport 80 dnat ip to 10.0.0.1:8080; tcp dport 81 redirect to :82; }
+	chain po { type nat hook postrouting priority 100; oifname "eth0" masquerade; ip saddr 1.2.3.4 snat ip to 5.6.7.8; }
+}
+table bridge b { chain c { type filter hook prerouting priority 0; meta mark 3 accept; }
+}
+table netdev n { chain c { type filter hook ingress device lo priority 0; policy drop; }
+}
+table arp a { chain c { type filter hook output priority 0; policy accept; }
+}
+table ip6 x { chain y { ip6 saddr fd00::/8 ct state new drop; ip6 daddr fd00::1 ct state new reject; }
+}
+`
+
+const want = `
+inet filter drops [input filter input drop] [raw filter prerouting accept] [syn filter input accept] [pr nat prerouting accept] [po nat postrouting accept]
+  chain pr (nft_chain_nat)
+  chain po (nft_chain_nat)
+  rule input: ct state vmap {…} (nft_ct)
+  rule input: ct state established,related accept comment "hello" (nft_ct)
+  rule input: tcp dport 22 ct state new accept (nft_ct)
+  rule input: iifname "eth0" ip saddr 10.0.0.0/8 tcp dport {…} ct state new log prefix "x" drop (nft_ct)
+  rule input: tcp dport 21 ct helper "ftp" (nft_ct)
+  rule input: tcp dport 21 ct timeout "short" (nft_ct)
+  rule input: udp dport 5060 ct expectation "sip" (nft_ct)
+  rule input: meta nfproto ipv4 update @s {connlimit} drop (nft_connlimit)
+  rule input: ct mark set 0x1 (nft_ct)
+  rule input: ct mark set meta mark (nft_ct)
+  rule input: ct count over 20 reject (nft_connlimit)
+  rule input: ct original saddr 10.0.0.1 accept (nft_ct)
+  rule input: ip saddr 10.0.0.0/9 ct zone 3 accept (nft_ct)
+  rule input: ct state untracked accept (nft_ct)
+  rule input: ct state != established accept (nft_ct)
+  rule raw: tcp dport 80 notrack (nft_ct)
+  rule syn: tcp dport 80 synproxy (nft_synproxy)
+  rule syn: tcp dport 81 synproxy "web" (nft_synproxy)
+  rule pr: tcp dport 80 dnat to 10.0.0.1:8080 (nft_nat)
+  rule pr: tcp dport 81 redirect to :82 (nft_redir)
+  rule po: oifname "eth0" masquerade (nft_masq)
+  rule po: ip saddr 1.2.3.4 snat to 5.6.7.8 (nft_nat)
+  ct helper ftp: ftp (nft_ct)
+  ct timeout short (nft_ct)
+  ct expectation sip (nft_ct)
+  synproxy web (nft_synproxy)
+  set t (nft_connlimit)
+bridge b [c filter prerouting accept]
+netdev n [c filter ingress drop]
+arp a [c filter output accept]
+ip6 x drops
+  rule y: ip6 saddr fd00::/8 ct state new drop (nft_ct)
+  rule y: ip6 daddr fd00::1 ct state new reject (nft_ct)
+ip filter [INPUT filter input accept]
+  rule INPUT: xt match "conntrack" accept (xt_conntrack)
+ip nat [POSTROUTING nat postrouting accept]
+  chain POSTROUTING (nft_chain_nat)
+  rule POSTROUTING: xt target "MASQUERADE" (xt_MASQUERADE)
+ip raw [OUTPUT filter output accept]
+  rule OUTPUT: xt target "CT" (xt_CT)
+  rule OUTPUT: xt target "CT" (xt_CT)
+`
+
+func show(tables []planner.NFTTable) string {
+	var b strings.Builder
+	for _, t := range tables {
+		b.WriteString(t.Family + " " + t.Name)
+		if t.Drops {
+			b.WriteString(" drops")
+		}
+		for _, c := range t.Chains {
+			fmt.Fprintf(&b, " [%s %s %s %s]", c.Name, c.Type, c.Hook, c.Policy)
+		}
+		b.WriteString("\n")
+		for _, i := range t.Items {
+			var modules []string
+			for _, u := range i.Uses {
+				if m := planner.NFTModule(u); m != "" && !slices.Contains(modules, m) {
+					modules = append(modules, m)
+				}
+			}
+			fmt.Fprintf(&b, "  %s %s%s", i.Kind, i.Chain, i.Name)
+			if i.Text != "" {
+				b.WriteString(": " + i.Text)
+			}
+			fmt.Fprintf(&b, " (%s)\n", strings.Join(modules, ", "))
+		}
+	}
+	return b.String()
+}
+
+// TestRead reads what nft and iptables-nft really make, and then takes it all
+// away by the handles that were read.
+func TestRead(t *testing.T) {
+	nstest.Inside(t, func(ns *nstest.NS) {
+		ns.RunInput(ruleset, "nft", "-f", "-")
+		ns.Run("iptables-nft", "-A", "INPUT", "-m", "conntrack", "--ctstate", "NEW", "-j", "ACCEPT")
+		ns.Run("iptables-nft", "-t", "nat", "-A", "POSTROUTING", "-j", "MASQUERADE")
+		ns.Run("iptables-nft", "-t", "raw", "-A", "OUTPUT", "-j", "NOTRACK")
+		ns.Run("iptables-nft", "-t", "raw", "-A", "OUTPUT", "-j", "CT", "--zone", "3")
+		tables, err := Read(Here, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := show(tables); strings.TrimSpace(got) != strings.TrimSpace(want) {
+			t.Errorf("got:\n%s", got)
+		}
+		shown, err := Read(Here, func(family, table string) bool { return family == "ip" && table == "nat" })
+		if err != nil || len(shown) != len(tables)-1 {
+			t.Errorf("without the nat table: %v, %d tables of %d", err, len(shown), len(tables))
+		}
+		for _, table := range tables {
+			for _, i := range table.Items {
+				if i.Kind == "rule" {
+					ns.Run("nft", "delete", "rule", table.Family, table.Name, i.Chain, "handle", fmt.Sprint(i.Handle))
+				}
+			}
+		}
+		tables, err = Read(Here, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, table := range tables {
+			for _, i := range table.Items {
+				if i.Kind == "rule" {
+					t.Errorf("%s %s: still %s", table.Family, table.Name, i.Text)
+				}
+			}
+		}
+		ns.Run("nft", "flush", "ruleset")
+		if tables, err := Read(Here, nil); err != nil || tables != nil {
+			t.Errorf("with no ruleset: %v, %v", tables, err)
+		}
+	})
+}
+
+// TestReadHostile reads names and texts that nft itself would never write.
+func TestReadHostile(t *testing.T) {
+	nstest.Inside(t, func(ns *nstest.NS) {
+		// Names from netlink directly: any bytes but NUL.
+		const evil = "x; reboot #\n\x1b[2J\xff"
+		conn, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		name, err := netlink.MarshalAttributes([]netlink.Attribute{{Type: unix.NFTA_TABLE_NAME, Data: []byte(evil + "\x00")}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		batch := func(kind uint16, flags netlink.HeaderFlags, family byte, resource uint16, attrs []byte) netlink.Message {
+			head := []byte{family, 0, 0, 0}
+			binary.BigEndian.PutUint16(head[2:], resource)
+			return netlink.Message{Header: netlink.Header{Type: netlink.HeaderType(kind), Flags: netlink.Request | flags}, Data: append(head, attrs...)}
+		}
+		if _, err := conn.SendMessages([]netlink.Message{
+			batch(unix.NFNL_MSG_BATCH_BEGIN, 0, 0, unix.NFNL_SUBSYS_NFTABLES, nil),
+			batch(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_NEWTABLE, netlink.Create|netlink.Acknowledge, unix.NFPROTO_INET, 0, name),
+			batch(unix.NFNL_MSG_BATCH_END, 0, 0, unix.NFNL_SUBSYS_NFTABLES, nil),
+		}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := conn.Receive(); err != nil {
+			t.Fatal(err)
+		}
+		tables, err := Read(Here, nil)
+		if err != nil || len(tables) != 1 || tables[0].Name != "x; reboot #\n\x1b[2J\uFFFD" {
+			t.Errorf("%v, %+v", err, tables)
+		}
+	})
+}
+
+func FuzzMessage(f *testing.F) {
+	attr := func(typ uint16, data ...byte) []byte {
+		b := make([]byte, 4, 4+len(data))
+		binary.NativeEndian.PutUint16(b, uint16(4+len(data)))
+		binary.NativeEndian.PutUint16(b[2:], typ)
+		b = append(b, data...)
+		return append(b, make([]byte, (4-len(b)%4)%4)...)
+	}
+	f.Add([]byte{2, 0, 0, 0})
+	for _, name := range []string{"ct", "meta", "payload", "cmp", "bitwise", "range", "lookup", "immediate", "nat", "redir", "connlimit", "log", "objref", "match", "dynset", "counter"} {
+		var data []byte
+		for i := range uint16(12) {
+			data = append(data, attr(i, 0, 0, 0, byte(i))...)
+		}
+		e := slices.Concat(attr(1, []byte(name+"\x00")...), attr(2, data...))
+		rule := slices.Concat([]byte{2, 0, 0, 0}, attr(unix.NFTA_RULE_CHAIN, 'c'), attr(unix.NFTA_RULE_EXPRESSIONS, attr(1, e...)...), attr(unix.NFTA_RULE_USERDATA, 0, 200, 'x'))
+		f.Add(rule)
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		m, ok := parseMessage(b)
+		if !ok {
+			return
+		}
+		var table planner.NFTTable
+		addChain(&table, m)
+		addObject(&table, m)
+		addSet(&table, m)
+		addRule(&table, m)
+		ruleText(m.family, expressions(m.attrs[unix.NFTA_RULE_EXPRESSIONS]), comment(m.attrs[unix.NFTA_RULE_USERDATA]))
+		for _, i := range table.Items {
+			if i.Kind == "" || len(i.Uses) == 0 || !slices.ContainsFunc(i.Uses, func(u string) bool { return planner.NFTModule(u) != "" }) {
+				t.Errorf("kept for nothing: %+v", i)
+			}
+			if s := i.Name + i.Text + i.Chain; s != strings.ToValidUTF8(s, "\uFFFD") {
+				t.Errorf("not valid UTF-8: %q", s)
+			}
+		}
+	})
+}
