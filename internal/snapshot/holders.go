@@ -48,7 +48,7 @@ var builtinTables = []string{"filter", "nat", "mangle", "raw", "security"}
 
 // readNFT reads the tables of nftables that the rules do not hold.
 func readNFT(rules []Rules) ([]planner.NFTTable, []string) {
-	tables, err := nft.Read(nft.Here, func(family, table string) bool {
+	tables, err := nft.Read(func(family, table string) bool {
 		if !slices.Contains(builtinTables, table) {
 			return false
 		}
@@ -100,22 +100,17 @@ func readOthers(ctx context.Context, root string, runner run.Runner, c planner.C
 
 func readOther(ctx context.Context, runner run.Runner, f netns.Namespace) (Namespace, error) {
 	n := Namespace{Inode: f.Inode, Path: f.Path, PID: f.PID, Command: f.Command}
-	file, err := f.Open()
-	if err != nil {
-		return n, err
-	}
-	defer file.Close()
-	tables, nftErr := nft.Read(int(file.Fd()), nil)
-	// What needs no tracking there is nobody's business here.
-	n.NFT = slices.DeleteFunc(tables, func(t planner.NFTTable) bool { return len(t.Items) == 0 })
-	err = f.Do(func() error {
+	err := f.Do(func() error {
+		tables, nftErr := nft.Read(nil)
+		// What needs no tracking there is nobody's business here.
+		n.NFT = slices.DeleteFunc(tables, func(t planner.NFTTable) bool { return len(t.Items) == 0 })
 		raws, err := iptables.Tools{Runner: runner}.ReadLegacy(ctx)
 		for _, raw := range raws {
 			n.Rules = append(n.Rules, newRules(raw))
 		}
-		return err
+		return errors.Join(nftErr, err)
 	})
-	return n, errors.Join(nftErr, err)
+	return n, err
 }
 
 // holderFacts adds what stands in native nftables and in other namespaces.

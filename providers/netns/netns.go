@@ -126,8 +126,8 @@ func unescape(path string) string {
 // ErrGone is when a namespace ended since it was found.
 var ErrGone = errors.New("the network namespace is gone")
 
-// Open opens the namespace, for what takes a file descriptor of one.
-func (n Namespace) Open() (*os.File, error) {
+// open opens the namespace.
+func (n Namespace) open() (*os.File, error) {
 	paths := []string{n.Path}
 	if n.PID != 0 {
 		paths = append(paths, fmt.Sprintf("/proc/%d/ns/net", n.PID))
@@ -150,22 +150,38 @@ func (n Namespace) Open() (*os.File, error) {
 	return nil, ErrGone
 }
 
-// Do calls fn in the namespace: on a thread of its own, which processes that
-// fn starts inherit from and goroutines that it starts do not.
+// Do calls fn in the namespace: on a thread of its own, which sockets and
+// processes that fn makes inherit from and goroutines that it starts do not.
 func (n Namespace) Do(fn func() error) error {
-	f, err := n.Open()
+	f, err := n.open()
 	if err != nil {
 		return err
 	}
 	defer f.Close()
 	done := make(chan error)
-	go func() {
-		runtime.LockOSThread() // for good: the thread ends with this goroutine
+	go apart(func() {
 		if err := unix.Setns(int(f.Fd()), unix.CLONE_NEWNET); err != nil {
 			done <- os.NewSyscallError("setns", err)
 			return
 		}
 		done <- fn()
-	}()
+	})
 	return <-done
+}
+
+// apart calls fn on a thread that ends with it, and that is not the first
+// thread of the process: that one never ends, and /proc/self is what it sees.
+func apart(fn func()) {
+	runtime.LockOSThread()
+	if unix.Gettid() != unix.Getpid() {
+		fn()
+		return // still locked, which ends the thread
+	}
+	defer runtime.UnlockOSThread()
+	done := make(chan struct{})
+	go func() { // on another one, as this one is taken
+		defer close(done)
+		apart(fn)
+	}()
+	<-done
 }

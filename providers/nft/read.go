@@ -11,18 +11,15 @@ import (
 	"github.com/ctplan/ctplan/planner"
 )
 
-// Here, given to Read, is the network namespace of this process.
-const Here = 0
-
-// Read reads the tables of a network namespace: Here, or one that an open
-// file descriptor stands for. Tables of which shown reports true are left
-// out, as their rules are read by other means; nil: none is. A kernel without
-// nf_tables has no tables.
+// Read reads the tables of the network namespace that the calling thread
+// stands in. Tables of which shown reports true are left out, as their rules
+// are read by other means; nil: none is. A kernel without nf_tables has no
+// tables.
 //
 // Rules that need no connection tracking are not kept. The tables come in the
 // kernel's order.
-func Read(netns int, shown func(family, table string) bool) ([]planner.NFTTable, error) {
-	conn, err := netlink.Dial(unix.NETLINK_NETFILTER, &netlink.Config{NetNS: netns})
+func Read(shown func(family, table string) bool) ([]planner.NFTTable, error) {
+	conn, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
 	if err != nil {
 		return nil, fmt.Errorf("reading nftables: %w", err)
 	}

@@ -143,14 +143,14 @@ func TestRead(t *testing.T) {
 		ns.Run("iptables-nft", "-t", "nat", "-A", "POSTROUTING", "-j", "MASQUERADE")
 		ns.Run("iptables-nft", "-t", "raw", "-A", "OUTPUT", "-j", "NOTRACK")
 		ns.Run("iptables-nft", "-t", "raw", "-A", "OUTPUT", "-j", "CT", "--zone", "3")
-		tables, err := Read(Here, nil)
+		tables, err := Read(nil)
 		if err != nil {
 			t.Fatal(err)
 		}
 		if got := show(tables); strings.TrimSpace(got) != strings.TrimSpace(want) {
 			t.Errorf("got:\n%s", got)
 		}
-		shown, err := Read(Here, func(family, table string) bool { return family == "ip" && table == "nat" })
+		shown, err := Read(func(family, table string) bool { return family == "ip" && table == "nat" })
 		if err != nil || len(shown) != len(tables)-1 {
 			t.Errorf("without the nat table: %v, %d tables of %d", err, len(shown), len(tables))
 		}
@@ -161,7 +161,7 @@ func TestRead(t *testing.T) {
 				}
 			}
 		}
-		tables, err = Read(Here, nil)
+		tables, err = Read(nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -173,7 +173,7 @@ func TestRead(t *testing.T) {
 			}
 		}
 		ns.Run("nft", "flush", "ruleset")
-		if tables, err := Read(Here, nil); err != nil || tables != nil {
+		if tables, err := Read(nil); err != nil || tables != nil {
 			t.Errorf("with no ruleset: %v, %v", tables, err)
 		}
 	})
@@ -208,7 +208,7 @@ func TestReadHostile(t *testing.T) {
 		if _, err := conn.Receive(); err != nil {
 			t.Fatal(err)
 		}
-		tables, err := Read(Here, nil)
+		tables, err := Read(nil)
 		if err != nil || len(tables) != 1 || tables[0].Name != "x; reboot #\n\x1b[2J\uFFFD" {
 			t.Errorf("%v, %+v", err, tables)
 		}
