@@ -14,6 +14,9 @@ type Connections struct {
 	PolicyRouting bool              `json:"policy_routing"` // there are rules beside the main table: a route does not tell the interface
 	Sets          map[string]*IPSet `json:"sets,omitempty"` // the ipsets that can be searched
 
+	Ephemeral  PortRange `json:"ephemeral,omitzero"`   // from which the host's own connections take their ports; zero: not known
+	Anonymised bool      `json:"anonymised,omitempty"` // addresses that nothing names are stand-ins
+
 	Bridged bool `json:"bridged"` // there is a bridge: packets may pass its ports
 }
 

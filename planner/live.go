@@ -51,11 +51,13 @@ const (
 // Conntrack is the state of nf_conntrack itself.
 type Conntrack struct {
 	Kind         ConntrackKind `json:"kind"`
-	Loaded       bool          `json:"loaded"`        // a loaded module, or built in
-	Hashsize     int64         `json:"hashsize"`      // buckets, from sysfs; 0 when not loaded
-	InitialNetns bool          `json:"initial_netns"` // only there can max and hash size be set
-	Count        int64         `json:"count"`         // entries in this network namespace
-	Max          int64         `json:"max"`           // entries
+	Loaded       bool          `json:"loaded"`                // a loaded module, or built in
+	Hashsize     int64         `json:"hashsize"`              // buckets, from sysfs; 0 when not loaded
+	InitialNetns bool          `json:"initial_netns"`         // only there can max and hash size be set
+	Count        int64         `json:"count"`                 // entries in this network namespace
+	Max          int64         `json:"max"`                   // entries
+	Drops        int64         `json:"drops,omitempty"`       // since boot: packets dropped for want of room
+	EarlyDrops   int64         `json:"early_drops,omitempty"` // since boot: connections thrown out for new ones
 }
 
 // Module is a line of /proc/modules.

@@ -65,6 +65,7 @@ func (s *Snapshot) Anonymise(keep []netip.Prefix) {
 	for i := range c.Operator {
 		c.Operator[i].Local, c.Operator[i].Remote = end(c.Operator[i].Local), end(c.Operator[i].Remote)
 	}
+	c.Anonymised = true
 	s.Connections = &c
 }
 

@@ -9,6 +9,7 @@ import (
 
 	"github.com/ctplan/ctplan/planner"
 	"github.com/ctplan/ctplan/providers/flows"
+	"github.com/ctplan/ctplan/providers/kmod"
 )
 
 // DefaultConnections is how many tracked connections a snapshot file keeps
@@ -38,6 +39,46 @@ func (s *Snapshot) ReadConnections(root, sshConnection string, limit int) {
 			s.Notes = append(slices.Clip(s.Notes), n)
 		}
 	}
+}
+
+// Observe reads the connections once more and adds those that are new. The
+// number of tracked connections is the new one.
+func (s *Snapshot) Observe(root, sshConnection string) error {
+	now, err := kmod.ReadConntrack(root)
+	if err != nil {
+		return err
+	}
+	before := s.Connections
+	s.Conntrack.Count, s.Conntrack.Drops, s.Conntrack.EarlyDrops = now.Count, now.Drops, now.EarlyDrops
+	s.ReadConnections(root, sshConnection, 0)
+	if before == nil {
+		return nil
+	}
+	type flow struct {
+		protocol    uint8
+		orig, reply planner.Tuple
+	}
+	flows, sockets := map[flow]int{}, map[planner.Socket]bool{}
+	for i, f := range s.Connections.Flows {
+		flows[flow{f.Protocol, f.Orig, f.Reply}] = i
+	}
+	for _, k := range s.Connections.Sockets {
+		sockets[k] = true
+	}
+	for _, f := range before.Flows {
+		if i, ok := flows[flow{f.Protocol, f.Orig, f.Reply}]; ok {
+			s.Connections.Flows[i] = f // as it was while it was open
+			continue
+		}
+		s.Connections.Flows = append(s.Connections.Flows, f)
+	}
+	for _, k := range before.Sockets {
+		if !sockets[k] {
+			s.Connections.Sockets = append(s.Connections.Sockets, k)
+		}
+	}
+	s.Connections.Total = max(s.Connections.Total, int64(len(s.Connections.Flows)))
+	return nil
 }
 
 // Limited is the snapshot with at most limit tracked connections, for a file.
@@ -83,6 +124,9 @@ func checkConnections(c *planner.Connections) error {
 		if !r.Prefix.IsValid() {
 			return errors.New("connections: a route is not valid")
 		}
+	}
+	if c.Ephemeral.To < c.Ephemeral.From {
+		return errors.New("connections: the range of ephemeral ports is upside down")
 	}
 	for name, set := range c.Sets {
 		if set == nil {

@@ -70,6 +70,10 @@ func TestRead(t *testing.T) {
 		if !slices.Contains(c.Addresses, planner.Address{Interface: "lo", Prefix: netip.MustParsePrefix("127.0.0.1/8")}) {
 			t.Errorf("addresses %+v", c.Addresses)
 		}
+		ns.Run("sysctl", "-qw", "net.ipv4.ip_local_port_range=20000 30001")
+		if c, _ := Read(Options{}); c.Ephemeral != (planner.PortRange{From: 20000, To: 30001}) {
+			t.Errorf("ephemeral ports %v", c.Ephemeral)
+		}
 		check := func(err error) {
 			t.Helper()
 			if err != nil {

@@ -65,7 +65,23 @@ func Read(o Options) (*planner.Connections, []string) {
 		failed("the ipsets", err)
 	}
 	failed("the interfaces", readPlaces(c))
+	c.Ephemeral = readEphemeral(o.Root)
 	return c, notes
+}
+
+// readEphemeral reads the range from which the kernel takes the ports of
+// connections that it opens; the zero range where it cannot be told. It serves
+// IPv6 too (Documentation/networking/ip-sysctl.rst, ip_local_port_range).
+func readEphemeral(root string) planner.PortRange {
+	text, err := os.ReadFile(root + "/proc/sys/net/ipv4/ip_local_port_range")
+	if err != nil {
+		return planner.PortRange{}
+	}
+	var r planner.PortRange
+	if n, _ := fmt.Sscan(string(text), &r.From, &r.To); n != 2 || r.To < r.From || r.From == 0 {
+		return planner.PortRange{}
+	}
+	return r
 }
 
 // readPlaces reads addresses and routes.

@@ -57,6 +57,7 @@ func ReadConntrack(root string) (planner.Conntrack, error) {
 	}
 	c.Count = number("/proc/sys/net/netfilter/nf_conntrack_count")
 	c.Max = number("/proc/sys/net/netfilter/nf_conntrack_max")
+	c.Drops, c.EarlyDrops = readDrops(root)
 	// sysfs says it exactly, but to root alone; the sysctl can be stale on
 	// kernels before 5.11.
 	c.Hashsize, err = readNumber(root, hashsizeFile)
@@ -64,6 +65,37 @@ func ReadConntrack(root string) (planner.Conntrack, error) {
 		c.Hashsize = number("/proc/sys/net/netfilter/nf_conntrack_buckets")
 	}
 	return c, errors.Join(errs...)
+}
+
+// readDrops reads how often the table has been full since boot: a line for each
+// CPU, in hexadecimal, under a line of names (net/netfilter/nf_conntrack_standalone.c,
+// ct_cpu_seq_show). Both are 0 where the kernel does not tell.
+func readDrops(root string) (drops, early int64) {
+	text, err := os.ReadFile(filepath.Join(root, "/proc/net/stat/nf_conntrack"))
+	if err != nil {
+		return 0, 0
+	}
+	var names []string
+	for line := range strings.Lines(string(text)) {
+		words := strings.Fields(line)
+		if names == nil {
+			names = words
+			continue
+		}
+		for i, w := range words {
+			n, err := strconv.ParseUint(w, 16, 32)
+			if err != nil || i >= len(names) {
+				continue
+			}
+			switch names[i] {
+			case "drop":
+				drops += int64(n)
+			case "early_drop":
+				early += int64(n)
+			}
+		}
+	}
+	return drops, early
 }
 
 // kindOf tells what a module is to this kernel, loaded or not.

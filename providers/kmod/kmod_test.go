@@ -44,6 +44,12 @@ func TestReadConntrack(t *testing.T) {
 			"/proc/sys/net/netfilter/nf_conntrack_max":     "1024\n",
 			"/proc/sys/net/netfilter/nf_conntrack_count":   "0\n",
 		}, planner.Conntrack{Kind: planner.ConntrackBuiltin, Loaded: true, Hashsize: 1024, Max: 1024}},
+		{"full at times", map[string]string{
+			"/sys/module/nf_conntrack/parameters/hashsize": "1024\n",
+			"/proc/net/stat/nf_conntrack": "entries  clashres found new invalid ignore delete chainlength insert insert_failed drop early_drop icmp_error  expect_new expect_create expect_delete search_restart\n" +
+				"000003e8  00000000 00000000 00000000 00000002 00000000 00000000 00000000 00000000 00000000 0000000a 00000001 00000000  00000000 00000000 00000000 00000000\n" +
+				"000003e8  00000000 00000000 00000000 00000002 00000000 00000000 00000000 00000000 00000000 00000010 00000002 00000000  00000000 00000000 00000000 00000000\n",
+		}, planner.Conntrack{Kind: planner.ConntrackBuiltin, Loaded: true, Hashsize: 1024, Drops: 26, EarlyDrops: 3}},
 		{"module, not loaded", map[string]string{
 			release: "6.1.0-test\n", initial: "1000\n", "/lib": "-> usr/lib", folder + "modules.dep": dep + own, folder + "modules.builtin": "kernel/fs/ext4/ext4.ko\n",
 		}, planner.Conntrack{Kind: planner.ConntrackModule, InitialNetns: true}},
