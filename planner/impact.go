@@ -175,9 +175,22 @@ func (t *tally) add(f fate, c *connection) {
 	}
 }
 
-// flows judges the connections of the family, in parallel: what is tracked,
-// then what only a socket knows of.
+// flows judges the connections of the family, in parallel.
 func (j *judge) flows(total *Impact) {
+	workers := max(1, min(runtime.GOMAXPROCS(0), len(j.conns.Flows)/1024))
+	parts := make([]tally, workers+1)
+	j.each(workers, func(worker int, c *connection) {
+		if fate, ok := j.decide(c); ok {
+			parts[worker].add(fate, c)
+		}
+	})
+	j.collect(parts, total)
+}
+
+// each calls visit with every connection of the family: what is tracked, from
+// that many goroutines at once and with their numbers, then, numbered last,
+// what only a socket knows of. A connection is gone when visit returns.
+func (j *judge) each(workers int, visit func(worker int, c *connection)) {
 	conns := j.conns
 	known := make(map[socketKey]bool, len(conns.Sockets))
 	listens := map[portKey]bool{}
@@ -188,8 +201,6 @@ func (j *judge) flows(total *Impact) {
 			known[socketKey{s.Protocol, s.Local, s.Remote}] = false
 		}
 	}
-	workers := max(1, min(runtime.GOMAXPROCS(0), len(conns.Flows)/1024))
-	parts := make([]tally, workers+1)
 	tracked := make([][]socketKey, workers)
 	var wg sync.WaitGroup
 	for w := range workers {
@@ -205,9 +216,7 @@ func (j *judge) flows(total *Impact) {
 						tracked[w] = append(tracked[w], key)
 					}
 				}
-				if fate, ok := j.decide(&c); ok {
-					parts[w].add(fate, &c)
-				}
+				visit(w, &c)
 			}
 		})
 	}
@@ -224,11 +233,8 @@ func (j *judge) flows(total *Impact) {
 			continue
 		}
 		j.ofSocket(&c, s, listens[portKey{s.Protocol, s.Local.Port()}])
-		if fate, ok := j.decide(&c); ok {
-			parts[workers].add(fate, &c)
-		}
+		visit(workers, &c)
 	}
-	j.collect(parts, total)
 }
 
 func (j *judge) collect(parts []tally, total *Impact) {

@@ -17,38 +17,58 @@ const maxSources = 64
 // services tries every listening socket with a first packet from whoever the
 // rules name, and from a stranger.
 func (j *judge) services(total *Impact) {
+	j.knock(func(s *Socket, visits []visited) {
+		group := FlowGroup{Result: FlowLost, Service: service(s.Protocol, s.Local.Port(), wayIn), Family: j.family, Examples: []string{}}
+		for _, v := range visits {
+			if v.today.Verdict != Accepted || v.end.Verdict != Dropped {
+				continue
+			}
+			if group.Count++; len(group.Examples) < maxExamples {
+				group.Examples = append(group.Examples, v.c.String())
+			}
+			group.Before, group.After = v.today.Rule.String(), v.end.Rule.String()
+		}
+		if group.Count > 0 {
+			total.Services = append(total.Services, group)
+		}
+	})
+}
+
+// visited is the first packet that somebody sends to a listening socket.
+type visited struct {
+	c          connection
+	today, end Decision
+}
+
+// knock tries every listening socket, at each address that it listens on, from
+// each of the sources.
+func (j *judge) knock(each func(s *Socket, visits []visited)) {
 	conns := j.conns
 	sources := j.sources()
-	seen := map[string]bool{}
+	type door struct {
+		proto uint8
+		at    netip.AddrPort
+	}
+	seen := map[door]bool{}
 	for i := range conns.Sockets {
 		s := &conns.Sockets[i]
 		if !s.Listening || s.Local.Addr().IsLoopback() {
 			continue
 		}
 		for _, to := range j.listenAddresses(s) {
-			name := service(s.Protocol, s.Local.Port(), wayIn)
-			if seen[name+to.Prefix.Addr().String()] {
+			d := door{s.Protocol, netip.AddrPortFrom(to.Prefix.Addr(), s.Local.Port())}
+			if seen[d] {
 				continue
 			}
-			seen[name+to.Prefix.Addr().String()] = true
-			group := FlowGroup{Result: FlowLost, Service: name, Family: j.family, Examples: []string{}}
+			seen[d] = true
+			var visits []visited
 			for _, from := range sources {
 				c, ok := j.visit(s.Protocol, Tuple{from, to.Prefix.Addr(), 40000, s.Local.Port()}, to.Interface)
-				if !ok {
-					continue
+				if ok {
+					visits = append(visits, visited{c, j.opens(j.stages[0], &c), j.opens(j.end(), &c)})
 				}
-				today, end := j.opens(j.stages[0], &c), j.opens(j.end(), &c)
-				if today.Verdict != Accepted || end.Verdict != Dropped {
-					continue
-				}
-				if group.Count++; len(group.Examples) < maxExamples {
-					group.Examples = append(group.Examples, c.String())
-				}
-				group.Before, group.After = today.Rule.String(), end.Rule.String()
 			}
-			if group.Count > 0 {
-				total.Services = append(total.Services, group)
-			}
+			each(s, visits)
 		}
 	}
 }
@@ -260,7 +280,11 @@ func exposes(proto uint8, q packets, from netip.Addr) string {
 		return text
 	}
 	if len(q.dports.ranges) > 0 {
-		return fmt.Sprintf("%s may now open %s connections to port %s", who, name, rangeText(q.dports.ranges[0]))
+		text := fmt.Sprintf("%s may now open %s connections to port %s", who, name, rangeText(q.dports.ranges[0]))
+		if len(q.sports.ranges) > 0 {
+			text += " from source port " + rangeText(q.sports.ranges[0])
+		}
+		return text
 	}
 	text := fmt.Sprintf("%s may now send %s to this host that no connection of its own asked for", who, name)
 	if proto == protoTCP {

@@ -1,0 +1,53 @@
+package e2e
+
+import (
+	"maps"
+	"strings"
+	"testing"
+)
+
+// TestSuggestLosesNothing has ctplan suggest a configuration for a host with
+// more than 200 live connections of many kinds, and applies it: its plan names
+// no connection that would be lost, and none dies.
+func TestSuggestLosesNothing(t *testing.T) {
+	for _, mode := range []string{"notrack", "disabled", ""} {
+		for _, b := range backends {
+			t.Run(mode+"/"+string(b), func(t *testing.T) {
+				h := newHost(t, b, "crossroads")
+				here, near, far := network(t, h)
+				guard(h)
+				talks := crowd(t, h, here, near, far)
+				before := living(talks)
+				if all := total(before); all != len(talks) {
+					t.Fatalf("of %d connections %d work under the stateful rules: %v", len(talks), all, before)
+				}
+				var flags []string
+				if mode != "" {
+					flags = []string{"--mode", mode}
+				}
+				suggested := h.ctplan(exitOK, append([]string{"suggest"}, flags...)...)
+				t.Log(suggested.stdout, suggested.stderr)
+				h.ctplan(exitOK, "snapshot", "-o", "/run/test/host.json")
+				if again := h.ctplan(exitOK, append([]string{"suggest", "--snapshot", "/run/test/host.json"}, flags...)...); again.stdout != suggested.stdout {
+					same(t, "suggested from a snapshot", suggested.stdout, again.stdout)
+				}
+				config := h.config(suggested.stdout)
+				h.ctplan(exitOK, "fmt", "--check", config)
+				if r := h.ctplan(exitOK, "validate", config); r.stderr != "" {
+					t.Errorf("validate has something to say:\n%s", r.stderr)
+				}
+				if gone := willLose(t, h, config); len(gone) > 0 {
+					t.Errorf("the plan for the suggestion loses %v", gone)
+				}
+				h.ctplan(exitOK, "apply", "--auto-approve", config)
+				if after := living(talks); !maps.Equal(before, after) {
+					t.Errorf("before: %v\nafter:  %v\n%s\n%s", before, after, suggested.stdout, h.rules())
+				}
+				if n := strings.Count(h.rules(), "--state"); n > 0 {
+					t.Errorf("%d rules on connection state are left", n)
+				}
+				h.ctplan(exitOK, "drift", config)
+			})
+		}
+	}
+}

@@ -1,0 +1,257 @@
+package internal_test
+
+import (
+	"bytes"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"reflect"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"github.com/ctplan/ctplan/internal/snapshot"
+	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/providers/iptables"
+	"github.com/ctplan/ctplan/schema"
+)
+
+// hostile are strings that want out of where they stand.
+var hostile = []string{"web-1", "a b", "x\ny = 1", `" } conntrack "z" { #`, "${host.name}", "%{ if true }", "*", "[a-z]", `\`, "Ünïcode", "\x1b[31m", "a.b.", "é", strings.Repeat("l", 300), "\u202e"}
+
+// randomHost is a firewall as people write them, on two interfaces, with
+// connections that may or may not fit it.
+func randomHost(r *rand.Rand) *snapshot.Snapshot {
+	pick := func(list ...string) string { return list[r.IntN(len(list))] }
+	s := &snapshot.Snapshot{FormatVersion: planner.FormatVersion, Host: planner.Host{
+		Name: hostile[r.IntN(len(hostile))], Kernel: pick("6.1.0-30-amd64", "5.10.0-32-amd64", "3.10.0-1160.el7.x86_64", "odd"), CPUs: 4, PageSize: 4096, PointerSize: 8,
+		Memory: []int64{0, 64 << 20, 512 << 20, 2 << 30, 64 << 30}[r.IntN(5)],
+	}}
+	s.Conntrack = planner.Conntrack{Kind: planner.ConntrackBuiltin, Loaded: true, InitialNetns: true, Hashsize: 512, Max: 1 << r.IntN(22), Count: int64(r.IntN(1 << 20))}
+	s.Conntrack.Drops = int64(r.IntN(2))
+	s.Sysctls = map[string]planner.Sysctl{"net.netfilter.nf_conntrack_max": {Value: fmt.Sprint(s.Conntrack.Max), Writable: true}}
+	c := &planner.Connections{Sockets: []planner.Socket{}, Addresses: []planner.Address{}, Bridged: r.IntN(8) == 0}
+	s.Connections = c
+	c.Anonymised = r.IntN(6) == 0
+	if r.IntN(2) == 0 {
+		c.Ephemeral = planner.PortRange{From: 15000, To: 61000}
+	}
+	lan, wan := "eth1", pick("eth0", "wan+", "a:b", "ppp0")
+	for _, f := range planner.Families {
+		own, peers := "192.0.2.1/24", []string{"192.0.2.9", "198.51.100.7", "198.51.100.8", "8.8.8.8", "10.0.0.9"}
+		inner, zero := "10.0.0.1/8", "0.0.0.0/0"
+		if f == planner.IPv6 {
+			own, peers = "2001:db8::1/64", []string{"2001:db8::9", "2001:db8:5::7", "2620:fe::fe", "fd00::9"}
+			inner, zero = "fd00::1/64", "::/0"
+		}
+		c.Addresses = append(c.Addresses, planner.Address{Interface: wan, Prefix: netip.MustParsePrefix(own)}, planner.Address{Interface: lan, Prefix: netip.MustParsePrefix(inner)})
+		c.Routes = append(c.Routes, planner.Route{Prefix: netip.MustParsePrefix(own).Masked(), Interface: wan}, planner.Route{Prefix: netip.MustParsePrefix(inner).Masked(), Interface: lan}, planner.Route{Prefix: netip.MustParsePrefix(zero), Interface: wan})
+		s.Rules = append(s.Rules, snapshot.Rules{Family: f, Backend: planner.NFT, Primary: true, Version: "1.8.9", Text: firewall(r, f, wan, lan, netip.MustParsePrefix(inner).Masked().String(), peers)})
+		addr := func(p string) netip.Addr { return netip.MustParsePrefix(p).Addr() }
+		us := []netip.Addr{addr(own), addr(inner)}
+		for range r.IntN(40) {
+			proto := []uint8{6, 6, 6, 17, 17, 1, 47, 132}[r.IntN(8)]
+			if proto == 1 && f == planner.IPv6 {
+				proto = 58
+			}
+			port := []uint16{21, 22, 53, 80, 443, 8080, 50051, 123}[r.IntN(8)]
+			a, b := netip.MustParseAddr(peers[r.IntN(len(peers))]), us[r.IntN(2)]
+			switch r.IntN(4) {
+			case 0:
+				a, b = b, a
+			case 1:
+				a, b = netip.MustParseAddr(peers[len(peers)-1]), netip.MustParseAddr(peers[r.IntN(len(peers)-1)])
+			}
+			flow := planner.Flow{Protocol: proto, Status: planner.StatusSeenReply | planner.StatusAssured | planner.StatusConfirmed, TCPState: 3}
+			flow.Orig = planner.Tuple{Src: a, Dst: b}
+			if proto != 1 && proto != 58 && proto != 47 {
+				flow.Orig.SrcPort, flow.Orig.DstPort = uint16(1024+r.IntN(60000)), port
+				if r.IntN(8) == 0 {
+					flow.Orig.SrcPort, flow.Orig.DstPort = port, uint16(1024+r.IntN(60000)) // picked up in the middle
+				}
+				if r.IntN(8) == 0 {
+					flow.Status |= planner.StatusExpected
+					flow.Orig.DstPort = uint16(1024 + r.IntN(60000))
+					if r.IntN(2) == 0 {
+						flow.Orig.SrcPort = 20
+					}
+				}
+			}
+			if proto != 6 {
+				flow.TCPState = 0
+			}
+			flow.Reply = planner.Tuple{Src: flow.Orig.Dst, Dst: flow.Orig.Src, SrcPort: flow.Orig.DstPort, DstPort: flow.Orig.SrcPort}
+			c.Flows = append(c.Flows, flow)
+			if r.IntN(3) == 0 {
+				c.Sockets = append(c.Sockets, planner.Socket{Protocol: 6, Local: netip.AddrPortFrom(us[0], port), Remote: netip.AddrPortFrom(netip.MustParseAddr(peers[0]), uint16(1024+r.IntN(60000)))})
+			}
+		}
+		for _, port := range []uint16{22, 53, 443, 5353, 40000}[:r.IntN(6)] {
+			c.Sockets = append(c.Sockets, planner.Socket{Protocol: []uint8{6, 17}[r.IntN(2)], Local: netip.AddrPortFrom(netip.IPv6Unspecified(), port), Listening: true, Dual: true})
+		}
+	}
+	c.Total = int64(len(c.Flows))
+	return s
+}
+
+// firewall is a ruleset on connection state.
+func firewall(r *rand.Rand, f planner.Family, wan, lan, inner string, peers []string) string {
+	maybe := func(text string) string {
+		if r.IntN(2) == 0 {
+			return ""
+		}
+		return text + "\n"
+	}
+	policy := func() string { return []string{"ACCEPT", "DROP", "DROP"}[r.IntN(3)] }
+	icmp := "icmp"
+	if f == planner.IPv6 {
+		icmp = "ipv6-icmp"
+	}
+	remark := ` -m comment --comment "` + strings.NewReplacer(`\`, ``, `"`, ``, "\n", "").Replace(hostile[r.IntN(len(hostile)-3)]) + `"`
+	if f == planner.IPv6 && r.IntN(4) == 0 {
+		return "" // no table at all
+	}
+	var b strings.Builder
+	b.WriteString("*filter\n:INPUT " + policy() + " [0:0]\n:FORWARD " + policy() + " [0:0]\n:OUTPUT " + policy() + " [0:0]\n:office - [0:0]\n")
+	b.WriteString(maybe("-A INPUT -i lo -j ACCEPT") + maybe("-A INPUT -s "+peers[1]+" -j DROP"))
+	b.WriteString(maybe("-A INPUT -m state --state RELATED,ESTABLISHED"+remark+" -j ACCEPT") + maybe("-A INPUT -m conntrack --ctstate INVALID -j DROP"))
+	b.WriteString(maybe("-A INPUT -p tcp -m tcp --dport 22 -m state --state NEW -j ACCEPT") + maybe("-A INPUT -s "+inner+" -j office") + maybe("-A office -p tcp -m multiport --dports 80,443,8080 -m state --state NEW -j ACCEPT"))
+	b.WriteString(maybe("-A INPUT -s "+peers[2]+" -j REJECT") + maybe("-A INPUT -i "+lan+" -p udp -m udp --dport 53 -j ACCEPT") + maybe("-A INPUT -p "+icmp+" -j ACCEPT"))
+	b.WriteString(maybe("-A INPUT -p tcp -m tcp --dport 443 -m state --state NEW -m limit --limit 5/sec -j ACCEPT") + maybe("-A INPUT -p tcp -m tcp --dport 21 -m state --state NEW -j ACCEPT"))
+	b.WriteString(maybe("-A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT") + maybe("-A FORWARD -i "+lan+" -m state --state NEW -j ACCEPT") + maybe("-A FORWARD -s "+inner+" -p tcp -j ACCEPT") + maybe("-A FORWARD -j DROP"))
+	b.WriteString(maybe("-A OUTPUT -o lo -j ACCEPT") + maybe("-A OUTPUT -m state --state NEW,RELATED,ESTABLISHED -j ACCEPT") + maybe("-A OUTPUT -m state --state ESTABLISHED -j ACCEPT") + maybe("-A OUTPUT -j REJECT"))
+	b.WriteString("COMMIT\n")
+	if r.IntN(4) == 0 {
+		b.WriteString("*raw\n:PREROUTING ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\n" + maybe("-A PREROUTING -p tcp -m tcp --dport 21 -j CT --helper ftp") + maybe("-A PREROUTING -p udp -j CT --notrack") + "COMMIT\n")
+	}
+	return b.String()
+}
+
+// checkSuggestion holds what is written against what was meant, and its plan
+// against what was promised.
+func checkSuggestion(t *testing.T, s *snapshot.Snapshot, mode planner.Mode) planner.Suggestion {
+	t.Helper()
+	live, err := s.Live()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := planner.Suggest(live, planner.SuggestOptions{Mode: mode, Render: iptables.Render})
+	if err != nil {
+		t.Fatal(err)
+	}
+	hcl, desired := reload(t, got.Declaration, s)
+	want := got.Desired
+	want.Chains = nil
+	sameDesired(t, hcl, want, desired)
+	desired.Chains = iptables.Render(desired)
+	plan := planner.Diff(desired, live)
+	if plan.Blocked() != got.Blocked {
+		t.Fatalf("blocked: %v, suggested as %v\n%s\n%+v", plan.Blocked(), got.Blocked, hcl, plan.Blocks)
+	}
+	for _, b := range plan.Blocks {
+		if b.Risk == planner.RiskMemory {
+			t.Fatalf("suggested more than the memory bears: %s\n%s", b.Why, hcl)
+		}
+	}
+	if plan.Impact != nil && plan.Impact.Lost > 0 && !got.Blocked {
+		t.Fatalf("loses %d connections in silence\n%s", plan.Impact.Lost, hcl)
+	}
+	if again, err := planner.Suggest(live, planner.SuggestOptions{Mode: mode, Render: iptables.Render}); err != nil || !reflect.DeepEqual(again, got) {
+		t.Fatalf("not the same twice: %v\n%s", err, cmp.Diff(string(schema.Write(got.Declaration)), string(schema.Write(again.Declaration))))
+	}
+	return got
+}
+
+// reload writes a declaration and loads it as plan would.
+func reload(t *testing.T, d planner.Declaration, s *snapshot.Snapshot) (string, planner.Desired) {
+	t.Helper()
+	hcl := schema.Write(d)
+	src := schema.Source{Name: "host.hcl", Content: hcl}
+	formatted, diags := schema.Format(src)
+	if diags.HasErrors() {
+		t.Fatalf("%v\n%s", diags.Err(), hcl)
+	}
+	if !bytes.Equal(formatted, hcl) {
+		t.Fatalf("not laid out:\n%s", cmp.Diff(string(hcl), string(formatted)))
+	}
+	for _, r := range string(hcl) {
+		if r != '\n' && r < ' ' || r == 0x7f || r == '\u202e' || r == '\u2028' {
+			t.Fatalf("%q in\n%s", r, hcl)
+		}
+	}
+	if _, diags := schema.Load([]schema.Source{src}, schema.Vars{}, nil); len(diags.List()) > 0 {
+		t.Fatalf("validate says %v\n%s", diags.List(), hcl)
+	}
+	config, diags := schema.Load([]schema.Source{src}, schema.Vars{}, &schema.Facts{Host: s.Host, Conntrack: s.Conntrack})
+	if len(diags.List()) > 0 {
+		t.Fatalf("%v\n%s", diags.List(), hcl)
+	}
+	desired, diags := config.For(s.Host.Name)
+	if len(diags.List()) > 0 || desired.Mode == planner.Unmanaged {
+		t.Fatalf("for %q: %v, mode %q\n%s", s.Host.Name, diags.List(), desired.Mode, hcl)
+	}
+	return string(hcl), desired
+}
+
+func sameDesired(t *testing.T, hcl string, want, got planner.Desired) {
+	t.Helper()
+	opts := []cmp.Option{cmpopts.IgnoreTypes(planner.Pos{}), cmpopts.EquateEmpty(), cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })}
+	if diff := cmp.Diff(want, got, opts...); diff != "" {
+		t.Fatalf("written and loaded again (-want +got):\n%s\n%s", diff, hcl)
+	}
+}
+
+var suggestModes = []planner.Mode{planner.Unmanaged, planner.Disabled, planner.Notrack, planner.Tuned}
+
+// TestSuggest: whatever the firewall and its connections, what is suggested is
+// valid, and its plan loses nothing.
+func TestSuggest(t *testing.T) {
+	lost, flows := 0, 0
+	for seed := range uint64(300) {
+		r := rand.New(rand.NewPCG(seed, 5))
+		s := randomHost(r)
+		mode := suggestModes[r.IntN(4)]
+		got := checkSuggestion(t, s, mode)
+		if mode != planner.Tuned && got.Blocked {
+			t.Errorf("seed %d: %q\n%s\n%s", seed, got.Remains, s.Rules[0].Text, s.Rules[1].Text)
+		}
+		// Without the accept blocks there is something to lose, or this shows nothing.
+		bare := got.Desired
+		bare.Accept = nil
+		bare.Chains = iptables.Render(bare)
+		live, _ := s.Live()
+		if p := planner.Diff(bare, live); p.Impact != nil && p.Impact.Lost > 0 {
+			lost++
+			flows += int(p.Impact.Lost)
+		}
+	}
+	t.Logf("%d of 300 hosts would have lost %d connections", lost, flows)
+	if lost < 100 {
+		t.Errorf("only %d hosts had anything to lose", lost)
+	}
+}
+
+func FuzzSuggest(f *testing.F) {
+	for seed := range uint64(8) {
+		f.Add(seed, uint8(seed), "-A INPUT -j ACCEPT", "host")
+	}
+	f.Add(uint64(1), uint8(1), "-A INPUT -m state --state NEW -m comment --comment \"x } y\" -j DROP", "a\"b")
+	f.Fuzz(func(t *testing.T, seed uint64, mode uint8, rule, name string) {
+		s := randomHost(rand.New(rand.NewPCG(seed, 5)))
+		if strings.ContainsAny(rule, "\n\r\x00") || strings.ContainsAny(name, "\x00\n/") || name == "" || len(rule) > 200 {
+			return
+		}
+		s.Host.Name = strings.ToValidUTF8(name, "?")
+		s.Rules[0].Text = strings.Replace(s.Rules[0].Text, "COMMIT", rule+"\nCOMMIT", 1)
+		live, err := s.Live()
+		if err != nil {
+			return
+		}
+		if _, err := planner.Suggest(live, planner.SuggestOptions{Mode: suggestModes[mode%4], Render: iptables.Render}); err != nil {
+			return
+		}
+		checkSuggestion(t, s, suggestModes[mode%4])
+	})
+}
