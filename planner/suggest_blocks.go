@@ -171,7 +171,9 @@ func (c *cover) entry(k serviceKey, f Family, n *needs) entry {
 	named := k.way == wayIn && !(k.data && k.rports != PortRange{}) // who comes in is who may come in
 	switch {
 	case !named && len(addresses) <= maxRemotes && !c.l.Connections.Anonymised:
-		e.t.Remote, e.kind = reduced(addresses), remoteNow
+		if e.t.Remote, e.kind = reduced(addresses), remoteNow; e.t.Remote == nil {
+			e.kind = remoteAny
+		}
 	default:
 		e.t.Remote = reduced(wide)
 		switch {
@@ -362,6 +364,8 @@ func (e *entry) name() string {
 func (e *entry) comment() string {
 	var b strings.Builder
 	switch {
+	case e.flows == 0 && e.sockets == 0:
+		b.WriteString("Stands for what a connection tracking helper lets in today; no such connection is open.")
 	case e.flows == 0:
 		fmt.Fprintf(&b, "Stands for %s with no connection open.", plural(e.sockets, "listening service", "listening services"))
 	default:
@@ -384,6 +388,8 @@ func (e *entry) comment() string {
 	switch {
 	case e.key.way == wayIn && e.key.initiator == LocalSide:
 		b.WriteString(" Today's rules let nobody open another one: this lets in what is open, and no first packet.")
+	case e.kind == remoteAny && e.key.way != wayIn:
+		b.WriteString(" Today's rules let it go anywhere.")
 	case e.kind == remoteAny:
 		b.WriteString(" Today's rules let anybody in here.")
 	case e.kind == remoteNet:

@@ -144,6 +144,7 @@ func (c *cover) learn(d Desired, l Live, plan Plan) bool {
 			news = c.flow(j, conn) || news
 		})
 		news = c.silent(j) || news
+		news = c.helped(j) || news
 		j.knock(func(s *Socket, visits []visited) { news = c.socket(j, s, visits) || news })
 	}
 	return news

@@ -110,10 +110,10 @@ func connect(t *testing.T, from *space, l net.Listener, src string) (a, b net.Co
 	return a, b
 }
 
-// ftp opens a control connection from client to server with a data connection,
+// ftpTalk opens a control connection from client to server with a data connection,
 // as a server and a client of FTP do: the kernel's helper reads the lines
 // (RFC 959), and takes the data connection for RELATED.
-func ftp(t *testing.T, client, server *space, clientAddr, serverAddr string, active bool) []*talk {
+func ftpTalk(t *testing.T, client, server *space, clientAddr, serverAddr string, active bool) []*talk {
 	t.Helper()
 	l, ok := ftpServers[serverAddr]
 	if !ok || l.t != t {
@@ -311,7 +311,7 @@ func crowd(t *testing.T, h *host, here, near, far *space) []*talk {
 		[]*talk{tunnel(t, near, here, nearAddr[v4], nearHost[v4], "47 in")},
 	)
 	for i := range 5 {
-		talks = append(talks, ftp(t, near, here, nearAddr[v4], nearHost[v4], i%2 == 1)...)
+		talks = append(talks, ftpTalk(t, near, here, nearAddr[v4], nearHost[v4], i%2 == 1)...)
 	}
 	for i := range 3 {
 		talks = append(talks, ping(t, near, nearHost[v4], uint16(100+i), "icmp in"), ping(t, here, farAddr[v4], uint16(200+i), "icmp out"),
