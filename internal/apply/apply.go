@@ -312,6 +312,9 @@ func (tx *transaction) back(ctx context.Context, cause error) (Result, error) {
 		}
 		tx.reports[i].State = Reverted
 	}
+	if len(left) == 0 {
+		left = tx.settle(ctx)
+	}
 	result := Result{ID: tx.j.ID, Outcome: journal.WasUndone, Steps: tx.reports}
 	if len(left) > 0 {
 		result.Outcome = journal.Undoing

@@ -524,7 +524,8 @@ func TestForeignChange(t *testing.T) {
 }
 
 // A transaction must not take the tables of a machine that started anew for
-// what it left behind.
+// what it left behind. But the module and its values come from files of which
+// the boot found half: they are put back.
 func TestReboot(t *testing.T) {
 	for _, name := range []string{"notrack", "tuned", "disabled"} {
 		w := worlds()[name]
@@ -540,18 +541,22 @@ func TestReboot(t *testing.T) {
 		env.Fault = nil
 		old := w.make()
 		// What boot makes: the kernel as new, the files as they were left.
-		f.tables, f.sysctls, f.modules, f.buckets = map[rulesKey]map[string]planner.TableModel{}, map[string]string{}, map[string]bool{}, 0
+		f.tables = map[rulesKey]map[string]planner.TableModel{}
+		f.sysctls, f.modules, f.buckets = map[string]string{}, map[string]bool{}, 0
 		f.load(v4, "filter", ":INPUT DROP", "-A INPUT -i boot -j ACCEPT")
 		booted := fmt.Sprint(f.tables[v4])
 		rewriteBootID(t, env)
-		if name == "disabled" {
-			f.modules["nf_conntrack"] = true // or else recovery loads it
+		if name != "disabled" { // which must load it
+			f.sysctls[maxKey], f.modules[nfConntrack], f.buckets = "8", true, 1
 		}
 		if _, err := Recover(t.Context(), env, nil); err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
 		if got, want := fmt.Sprint(f.files), fmt.Sprint(old.files); got != want {
 			t.Errorf("%s: files: got %s, want %s", name, got, want)
+		}
+		if got, want := fmt.Sprint(f.modules, f.sysctls, f.buckets), fmt.Sprint(old.modules, old.sysctls, old.buckets); got != want {
+			t.Errorf("%s: modules and values: got %s, want %s", name, got, want)
 		}
 		if got := fmt.Sprint(f.tables[v4]); got != booted {
 			t.Errorf("%s: recovery changed rules that the boot had made", name)

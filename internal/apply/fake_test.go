@@ -298,6 +298,8 @@ func (f fakeKernel) Load(_ context.Context, module string) error {
 	})
 }
 
+func (f fakeKernel) UnloadUnused(ctx context.Context) error { return f.Unload(ctx, nfConntrack) }
+
 func (f fakeKernel) Unload(_ context.Context, module string) error {
 	return f.change("unload "+module, func() error {
 		delete(f.modules, module)

@@ -69,6 +69,9 @@ type Kernel interface {
 	Loaded(module string) (bool, error)
 	Load(ctx context.Context, module string) error
 	Unload(ctx context.Context, module string) error
+	// UnloadUnused unloads nf_conntrack with what stands on it, as far as
+	// nothing uses it.
+	UnloadUnused(ctx context.Context) error
 }
 
 // undo is a step to take back.
@@ -113,7 +116,8 @@ func (h *Host) observe(ctx context.Context, s planner.Step) (journal.Before, err
 		missing, err := h.Files.Missing(s.File.Before.Path)
 		return journal.Before{Folders: missing}, err
 	case s.Module != nil && !s.Module.Load:
-		return h.observeModule()
+		before, err := h.observeModule()
+		return journal.Before{Module: before}, err
 	}
 	return journal.Before{}, nil
 }

@@ -38,6 +38,10 @@ func header(env Env, steps int, opts Options) (journal.Header, error) {
 	if err != nil {
 		return journal.Header{}, err
 	}
+	conntrack, err := env.Host.observeModule()
+	if err != nil {
+		return journal.Header{}, err
+	}
 	h := journal.Header{
 		Version: env.Version,
 		Time:    time.Now().UTC(),
@@ -48,6 +52,8 @@ func header(env Env, steps int, opts Options) (journal.Header, error) {
 		NetNS:   netNS(),
 		Summary: opts.Summary,
 		Steps:   steps,
+
+		Conntrack: conntrack,
 	}
 	if opts.ConfirmWithin > 0 {
 		h.ConfirmWithin = opts.ConfirmWithin

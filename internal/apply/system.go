@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -184,6 +185,33 @@ func (k systemKernel) Loaded(module string) (bool, error) {
 
 func (k systemKernel) Load(ctx context.Context, module string) error {
 	return kmod.Load(ctx, k.runner, k.root, module)
+}
+
+// settling is how long a module may stay in use by what has just gone: nft
+// frees rules a moment after they were deleted.
+const settling = time.Second
+
+func (k systemKernel) UnloadUnused(ctx context.Context) error {
+	for deadline := time.Now().Add(settling); ; time.Sleep(settling / 10) {
+		modules, err := kmod.ReadModules(k.root)
+		if err != nil {
+			return err
+		}
+		used := false
+		for _, m := range modules { // what was loaded last, and so stands on the others, first
+			if !planner.IsConntrackModule(m.Name) {
+				continue
+			}
+			if m.Refs > 0 {
+				used = true
+			} else if err := k.Unload(ctx, m.Name); err != nil {
+				return err
+			}
+		}
+		if !used || time.Now().After(deadline) {
+			return nil
+		}
+	}
 }
 
 func (k systemKernel) Unload(ctx context.Context, module string) error {

@@ -108,16 +108,20 @@ func (h *Host) undoHashsize(s *planner.HashsizeStep, rebooted bool) error {
 
 // observeModule remembers the values that go when a module of connection
 // tracking goes.
-func (h *Host) observeModule() (journal.Before, error) {
+func (h *Host) observeModule() (*journal.ModuleBefore, error) {
+	loaded, err := h.Kernel.Loaded(nfConntrack)
+	if err != nil {
+		return nil, err
+	}
 	size, err := h.Kernel.Hashsize()
 	if err != nil {
-		return journal.Before{}, err
+		return nil, err
 	}
 	values, err := h.Kernel.Sysctls()
 	if err != nil {
-		return journal.Before{}, err
+		return nil, err
 	}
-	return journal.Before{Module: &journal.ModuleBefore{Hashsize: size, Sysctls: values}}, nil
+	return &journal.ModuleBefore{Loaded: loaded, Hashsize: size, Sysctls: values}, nil
 }
 
 func (h *Host) undoModule(ctx context.Context, u undo) error {

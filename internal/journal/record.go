@@ -71,6 +71,11 @@ type Header struct {
 	// Deadline is when an unfinished transaction is taken back, in nanoseconds
 	// of CLOCK_BOOTTIME, until an armed record sets another.
 	Deadline int64 `json:"deadline,omitempty"`
+
+	// Conntrack is what the kernel held of connection tracking before the first
+	// step; nil in journals of older versions. No step says it where a rule
+	// loads the module, or where a boot finds half of the new files.
+	Conntrack *ModuleBefore `json:"conntrack,omitempty"`
 }
 
 // Who is the person behind a transaction, as far as the system knows.
@@ -105,6 +110,7 @@ type TableBefore struct {
 
 // ModuleBefore is what the kernel forgets with a module.
 type ModuleBefore struct {
+	Loaded   bool              `json:"loaded,omitempty"` // nf_conntrack; false where it is built in
 	Hashsize int64             `json:"hashsize,omitempty"`
 	Sysctls  map[string]string `json:"sysctls,omitempty"`
 }
