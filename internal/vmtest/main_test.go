@@ -2,6 +2,7 @@ package vmtest
 
 import (
 	"context"
+	"flag"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -29,7 +30,18 @@ func TestMain(m *testing.M) {
 			fmt.Fprintf(os.Stderr, "building ctplan: %v\n", err)
 			return 1
 		}
-		return m.Run()
+		status := m.Run()
+		if flag.Lookup("test.list").Value.String() != "" {
+			return status
+		}
+		all := flag.Lookup("test.run").Value.String() == "" && flag.Lookup("test.skip").Value.String() == ""
+		if text, ran, ok := tableText(); all || ran {
+			fmt.Print(text)
+			if all && !ok {
+				return max(status, 1)
+			}
+		}
+		return status
 	}())
 }
 
