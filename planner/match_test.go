@@ -3,6 +3,7 @@ package planner
 import (
 	"fmt"
 	"math/rand/v2"
+	"net/netip"
 	"strings"
 	"testing"
 )
@@ -150,5 +151,19 @@ func TestCoversKeepsUnknownMatches(t *testing.T) {
 	}
 	if !all.covers(limited) {
 		t.Error("a rule without matches does not cover a limited one")
+	}
+}
+
+// TestSetNomatch: of the members that hold an address the narrowest decides.
+func TestSetNomatch(t *testing.T) {
+	in := func(text string, out bool) IPSetEntry {
+		return IPSetEntry{Prefix: netip.MustParsePrefix(text), Nomatch: out}
+	}
+	facts := Facts{Sets: map[string]*IPSet{"nets": {Type: "hash:net", Prefixes: []IPSetEntry{in("10.1.0.0/16", true), in("10.0.0.0/8", false), in("10.1.2.0/24", false)}}}}
+	e := NewEvaluator(IPv4, []Ruleset{parseLines(t, IPv4, "*filter\n:INPUT ACCEPT\n-A INPUT -m set --match-set nets src -j DROP\nCOMMIT\n")}, facts)
+	for src, want := range map[string]Verdict{"10.2.0.1": Dropped, "10.1.9.9": Accepted, "10.1.2.9": Dropped, "11.0.0.1": Accepted} {
+		if got := e.Verdict(packet(HookInput, protoTCP, src, "192.0.2.1", 40000, 80, StateNew)); got.Verdict != want {
+			t.Errorf("%s is %s, want %s", src, got.Verdict, want)
+		}
 	}
 }

@@ -1,6 +1,10 @@
 package planner
 
-import "net/netip"
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+)
 
 // truth is what is known of a statement about a packet. The order makes "and"
 // the smaller of two.
@@ -413,8 +417,8 @@ func (m *tupleMatch) hit(p *Packet) bool {
 // compiledSet is an ipset made to be searched.
 type compiledSet struct {
 	port, addr bool
-	masks      []addr128
-	members    map[setKey]struct{}
+	masks      []addr128       // the narrowest first: it decides
+	members    map[setKey]bool // false: nomatch
 }
 
 type setKey struct {
@@ -427,7 +431,7 @@ func compileSet(set *IPSet, f Family) *compiledSet {
 	if set == nil {
 		return nil
 	}
-	c := &compiledSet{members: make(map[setKey]struct{}, len(set.Prefixes))}
+	c := &compiledSet{members: make(map[setKey]bool, len(set.Prefixes))}
 	switch set.Type {
 	case "hash:ip", "hash:net", "bitmap:ip":
 		c.addr = true
@@ -452,8 +456,9 @@ func compileSet(set *IPSet, f Family) *compiledSet {
 			seen[k.mask] = true
 			c.masks = append(c.masks, k.mask)
 		}
-		c.members[k] = struct{}{}
+		c.members[k] = !e.Nomatch
 	}
+	slices.SortFunc(c.masks, func(a, b addr128) int { return cmp.Or(cmp.Compare(b.hi, a.hi), cmp.Compare(b.lo, a.lo)) })
 	return c
 }
 
@@ -477,8 +482,8 @@ func (c *compiledSet) has(s *walk, dst, portDst bool) truth {
 		if c.addr {
 			k.addr = a.and(m)
 		}
-		if _, ok := c.members[k]; ok {
-			return yes
+		if in, ok := c.members[k]; ok {
+			return truthOf(in)
 		}
 	}
 	return no

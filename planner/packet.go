@@ -182,4 +182,5 @@ type IPSetEntry struct {
 	Prefix   netip.Prefix `json:"prefix"`
 	Protocol uint8        `json:"protocol,omitempty"`
 	Port     uint16       `json:"port,omitempty"`
+	Nomatch  bool         `json:"nomatch,omitempty"` // its addresses are not in the set, though a wider member holds them
 }

@@ -86,11 +86,29 @@ func TestRead(t *testing.T) {
 		check(netlink.IpsetCreate("pairs", "hash:ip,port", netlink.IpsetCreateOptions{}))
 		check(netlink.IpsetAdd("pairs", &netlink.IPSetEntry{IP: net.IP{192, 0, 2, 2}, Protocol: &proto, Port: &port}))
 		check(netlink.IpsetCreate("nets", "hash:net", netlink.IpsetCreateOptions{}))
-		want := map[string]*planner.IPSet{
-			"hosts": {Type: "hash:ip", Prefixes: []planner.IPSetEntry{{Prefix: netip.MustParsePrefix("192.0.2.1/32")}}},
-			"pairs": {Type: "hash:ip,port", Prefixes: []planner.IPSetEntry{{Prefix: netip.MustParsePrefix("192.0.2.2/32"), Protocol: proto, Port: port}}},
+		check(netlink.IpsetAdd("nets", &netlink.IPSetEntry{IP: net.IP{10, 0, 0, 0}, CIDR: 8}))
+		check(nstest.AddNomatch("nets", netip.MustParsePrefix("10.1.0.0/16")))
+		check(netlink.IpsetCreate("wide", "hash:net", netlink.IpsetCreateOptions{Family: unix.AF_INET6}))
+		for i := range 20_000 { // more than one message holds
+			a := netip.AddrFrom16([16]byte{0: 0x20, 4: byte(i >> 8), 5: byte(i)})
+			check(netlink.IpsetAdd("wide", &netlink.IPSetEntry{IP: a.AsSlice(), CIDR: 48}))
 		}
-		if c, notes := Read(Options{Sets: true}); !reflect.DeepEqual(c.Sets, want) || len(notes) > 0 {
+		check(netlink.IpsetCreate("pairs of nets", "hash:net,port", netlink.IpsetCreateOptions{}))
+		check(netlink.IpsetAdd("pairs of nets", &netlink.IPSetEntry{IP: net.IP{10, 0, 0, 0}, CIDR: 8, Protocol: &proto, Port: &port}))
+		check(netlink.IpsetCreate("others", "hash:net,iface", netlink.IpsetCreateOptions{}))
+		want := map[string]*planner.IPSet{
+			"hosts":         {Type: "hash:ip", Prefixes: []planner.IPSetEntry{{Prefix: netip.MustParsePrefix("192.0.2.1/32")}}},
+			"nets":          {Type: "hash:net", Prefixes: []planner.IPSetEntry{{Prefix: netip.MustParsePrefix("10.0.0.0/8")}, {Prefix: netip.MustParsePrefix("10.1.0.0/16"), Nomatch: true}}},
+			"pairs of nets": {Type: "hash:net,port", Prefixes: []planner.IPSetEntry{{Prefix: netip.MustParsePrefix("10.0.0.0/8"), Protocol: proto, Port: port}}},
+			"pairs":         {Type: "hash:ip,port", Prefixes: []planner.IPSetEntry{{Prefix: netip.MustParsePrefix("192.0.2.2/32"), Protocol: proto, Port: port}}},
+		}
+		c, notes = Read(Options{Sets: true})
+		if wide := c.Sets["wide"]; wide == nil || len(wide.Prefixes) != 20_000 || !slices.ContainsFunc(wide.Prefixes, func(e planner.IPSetEntry) bool { return e.Prefix == netip.MustParsePrefix("2000:0:4e1f::/48") }) {
+			t.Errorf("the wide set is not read: %d sets", len(c.Sets))
+		}
+		delete(c.Sets, "wide")
+		slices.SortFunc(c.Sets["nets"].Prefixes, func(a, b planner.IPSetEntry) int { return a.Prefix.Bits() - b.Prefix.Bits() })
+		if !reflect.DeepEqual(c.Sets, want) || len(notes) > 0 {
 			t.Errorf("sets %+v, notes %q", c.Sets, notes)
 		}
 		if c, _ := Read(Options{Tracked: true, Limit: 1, Expect: 9}); len(c.Flows) != 1 || c.Total != 9 {
@@ -145,5 +163,14 @@ func FuzzMessages(f *testing.F) {
 		parseTracked(b)
 		parseSocket(17, b)
 		parseSSH(string(b))
+		sets := listing{}
+		sets.parse(b)
+		for name, s := range sets.known() {
+			for _, e := range s.Prefixes {
+				if s.Type != "bitmap:port" && !e.Prefix.IsValid() {
+					t.Errorf("half a member of %q: %+v", name, e)
+				}
+			}
+		}
 	})
 }

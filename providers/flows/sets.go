@@ -1,64 +1,130 @@
 package flows
 
 import (
+	"encoding/binary"
 	"net/netip"
+	"strings"
 
-	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/ctplan/ctplan/planner"
 )
 
+// Attributes of ipset (linux/netfilter/ipset/ip_set.h).
+const (
+	msgListSets = unix.NFNL_SUBSYS_IPSET<<8 | 7
+
+	setProtocol, setName, setType, setData, setEntries = 1, 2, 3, 7, 8
+
+	setIP, setCIDR, setPort, setProto, setFlags = 1, 3, 4, 7, 8
+
+	// Of a set as a whole: how many bits of an address count, and the last of
+	// those that change nothing.
+	setNetmask, setLastPlain = 20, 26
+
+	setFlagNomatch = 1 << 2
+)
+
 // searchable are the types of ipsets whose members tell whether a packet is in
-// them. Sets of networks are not: a member may mean "not these" (nomatch),
-// which a listing here does not show.
-var searchable = map[string]bool{"hash:ip": true, "bitmap:ip": true, "hash:ip,port": true, "bitmap:port": true}
+// them.
+var searchable = map[string]bool{"hash:ip": true, "hash:net": true, "bitmap:ip": true, "hash:ip,port": true, "hash:net,port": true, "bitmap:port": true}
 
 // readSets reads the ipsets that can be searched.
 func readSets() (map[string]*planner.IPSet, error) {
-	list, err := netlink.IpsetListAll()
-	if err != nil {
+	sets := listing{}
+	request := []byte{unix.AF_UNSPEC, 0, 0, 0, 5, 0, setProtocol, 0, 6, 0, 0, 0} // struct nfgenmsg; version 6 of the protocol
+	if err := dump(unix.NETLINK_NETFILTER, msgListSets, request, func(msg []byte) bool { sets.parse(msg); return true }); err != nil {
 		return nil, err
 	}
-	sets := map[string]*planner.IPSet{}
-	for _, l := range list {
-		if searchable[l.TypeName] {
-			if set, ok := parseSet(l); ok {
-				sets[l.SetName] = set
-			}
-		}
-	}
-	return sets, nil
+	return sets.known(), nil
 }
 
-func parseSet(l netlink.IPSetResult) (*planner.IPSet, bool) {
-	set := &planner.IPSet{Type: l.TypeName}
-	for _, e := range l.Entries {
-		var m planner.IPSetEntry
-		if l.TypeName != "bitmap:port" {
-			a, ok := netip.AddrFromSlice(e.IP)
-			if !ok {
-				return nil, false
-			}
-			a = a.Unmap()
-			bits := int(e.CIDR)
-			if bits == 0 {
-				bits = a.BitLen()
-			}
-			if bits != a.BitLen() {
-				return nil, false // made with netmask: packets are cut down before they are looked up
-			}
-			m.Prefix = netip.PrefixFrom(a, bits)
+// listing collects sets, whose members may come in several messages.
+type listing map[string]*listedSet
+
+type listedSet struct {
+	planner.IPSet
+	netmask uint8
+	unclear bool // something about it is not known here
+}
+
+func (l listing) known() map[string]*planner.IPSet {
+	out := map[string]*planner.IPSet{}
+	for name, s := range l {
+		if searchable[s.Type] && !s.unclear {
+			out[name] = &s.IPSet
 		}
-		if e.Port != nil {
-			m.Port = *e.Port
-		}
-		if e.Protocol != nil {
-			m.Protocol = *e.Protocol
-		}
-		if l.TypeName != "hash:ip" && l.TypeName != "bitmap:ip" && e.Port == nil || l.TypeName == "hash:ip,port" && e.Protocol == nil {
-			return nil, false
-		}
-		set.Prefixes = append(set.Prefixes, m)
 	}
-	return set, true
+	return out
+}
+
+// parse reads one message behind its netlink header: a struct nfgenmsg and
+// attributes.
+func (l listing) parse(msg []byte) {
+	if len(msg) < 4 {
+		return
+	}
+	var s *listedSet
+	attributes(msg[4:], func(typ uint16, v []byte) {
+		switch {
+		case typ == setName:
+			name := strings.TrimRight(string(v), "\x00")
+			if s = l[name]; s == nil {
+				s = &listedSet{}
+				l[name] = s
+			}
+		case s == nil:
+		case typ == setType:
+			s.Type = strings.TrimRight(string(v), "\x00")
+		case typ == setData:
+			attributes(v, func(typ uint16, v []byte) {
+				if typ == setNetmask && len(v) == 1 {
+					s.netmask = v[0]
+				}
+				s.unclear = s.unclear || typ > setLastPlain
+			})
+		case typ == setEntries:
+			attributes(v, func(_ uint16, v []byte) { s.entry(v) })
+		}
+	})
+}
+
+// entry reads one member. Where the set has a netmask, packets are cut down to
+// it before they are looked up: a member is all that is cut down to it.
+func (s *listedSet) entry(b []byte) {
+	var e planner.IPSetEntry
+	var a netip.Addr
+	bits, port, proto := -1, false, false
+	attributes(b, func(typ uint16, v []byte) {
+		switch {
+		case typ == setIP:
+			attributes(v, func(_ uint16, v []byte) { a, _ = netip.AddrFromSlice(v) })
+		case typ == setCIDR && len(v) == 1:
+			bits = int(v[0])
+		case typ == setPort && len(v) == 2:
+			e.Port, port = binary.BigEndian.Uint16(v), true
+		case typ == setProto && len(v) == 1:
+			e.Protocol, proto = v[0], true
+		case typ == setFlags && len(v) == 4:
+			e.Nomatch = binary.BigEndian.Uint32(v)&setFlagNomatch != 0
+		}
+	})
+	if s.Type != "bitmap:port" {
+		if bits < 0 {
+			bits = a.BitLen()
+		}
+		if s.netmask != 0 {
+			bits = min(bits, int(s.netmask))
+		}
+		e.Prefix = netip.PrefixFrom(a, bits)
+	}
+	switch s.Type {
+	case "hash:ip", "hash:net", "bitmap:ip":
+		s.unclear = s.unclear || !e.Prefix.IsValid()
+	case "hash:ip,port", "hash:net,port":
+		s.unclear = s.unclear || !e.Prefix.IsValid() || !port || !proto
+	case "bitmap:port":
+		s.unclear = s.unclear || !port
+	}
+	s.Prefixes = append(s.Prefixes, e)
 }
