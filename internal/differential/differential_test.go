@@ -18,48 +18,47 @@ import (
 
 	"github.com/ctplan/ctplan/internal/nstest"
 	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/providers/flows"
 	"github.com/ctplan/ctplan/providers/iptables"
 )
 
 // Ipsets that the rules name; their IPv6 twins end in 6.
 var (
-	setNames = []string{"hosts", "nets", "services"}
-	setDirs  = map[string][]string{"hosts": {"src", "dst"}, "nets": {"src", "dst"}, "services": {"src,dst", "dst,dst", "src,src"}}
+	setNames = []string{"hosts", "nets", "services", "netservices"}
+	setDirs  = map[string][]string{"hosts": {"src", "dst"}, "nets": {"src", "dst"}, "services": {"src,dst", "dst,dst", "src,src"}, "netservices": {"src,dst", "dst,dst", "src,src"}}
 )
 
 const icmpv6 = 58
 
-// makeSets makes the ipsets and returns what the evaluator is told of them.
+// makeSets makes the ipsets and returns them as ctplan reads them.
 func makeSets(t testing.TB) map[string]*planner.IPSet {
-	sets := map[string]*planner.IPSet{}
 	for _, f := range planner.Families {
 		suffix, family := "", uint8(unix.AF_INET)
 		if f == planner.IPv6 {
 			suffix, family = "6", unix.AF_INET6
 		}
-		for name, typ := range map[string]string{"hosts": "hash:ip", "nets": "hash:net", "services": "hash:ip,port"} {
+		for name, typ := range map[string]string{"hosts": "hash:ip", "nets": "hash:net", "services": "hash:ip,port", "netservices": "hash:net,port"} {
 			check(t, netlink.IpsetCreate(name+suffix, typ, netlink.IpsetCreateOptions{Family: family}))
-			set := &planner.IPSet{Type: typ}
-			sets[name+suffix] = set
 			for i := range 2 {
 				a := near(f, i)
 				e := netlink.IPSetEntry{IP: a.AsSlice()}
-				m := planner.IPSetEntry{Prefix: netip.PrefixFrom(a, a.BitLen())}
-				if typ == "hash:net" {
+				if strings.Contains(typ, "net") {
 					e.CIDR = uint8(a.BitLen() - 1 - i)
-					m.Prefix = netip.PrefixFrom(a, int(e.CIDR)).Masked()
 				}
-				if typ == "hash:ip,port" {
+				if strings.Contains(typ, "port") {
 					proto, port := uint8(unix.IPPROTO_TCP), uint16(servicePorts[i])
 					e.Protocol, e.Port = &proto, &port
-					m.Protocol, m.Port = proto, port
 				}
 				check(t, netlink.IpsetAdd(name+suffix, &e))
-				set.Prefixes = append(set.Prefixes, m)
 			}
 		}
+		check(t, nstest.AddNomatch("nets"+suffix, netip.PrefixFrom(near(f, 1), near(f, 1).BitLen())))
 	}
-	return sets
+	c, notes := flows.Read(flows.Options{Sets: true})
+	if len(c.Sets) != 2*len(setNames) {
+		t.Fatalf("sets %v, notes %q", c.Sets, notes)
+	}
+	return c.Sets
 }
 
 // conn is a connection that tracking knows, with replies seen.
@@ -89,6 +88,7 @@ type probe struct {
 	proto    uint8
 	packets  []planner.Packet // one, or the two of a packet over lo
 	decision planner.Decision
+	unknown  bool // to the evaluator, if not to the test
 	local    bool // it shall arrive in the host
 	seen     bool
 }
@@ -100,13 +100,9 @@ func (l *lab) port() uint16 {
 	return 32000 + l.nextPort
 }
 
-// establish makes connections of both protocols through every hook.
-func (l *lab) establish() {
-	for key, v := range map[string]string{
-		"tcp_loose": "0", "tcp_be_liberal": "1", "udp_timeout": "30", "udp_timeout_stream": "3600", "tcp_timeout_syn_sent": "2", "tcp_timeout_syn_recv": "2", "tcp_timeout_close": "1", "icmp_timeout": "2", "icmpv6_timeout": "2", "generic_timeout": "2",
-	} {
-		write(l.t, "net/netfilter/nf_conntrack_"+key, v)
-	}
+// newLab knows which connections there shall be, and has no wire yet.
+func newLab(t testing.TB, r *rand.Rand) *lab {
+	l := &lab{t: t, r: r, conns: map[planner.Family][]conn{}}
 	for _, f := range planner.Families {
 		for i := range peers {
 			c, s, port := near(f, i), far(f, i), uint16(servicePorts[i])
@@ -114,8 +110,7 @@ func (l *lab) establish() {
 				t := planner.Tuple{Src: a, Dst: b, SrcPort: 31000 + uint16(i), DstPort: port}
 				l.conns[f] = append(l.conns[f], conn{f, proto, t, planner.Tuple{Src: b, Dst: a, SrcPort: t.DstPort, DstPort: t.SrcPort}, from, to, fromNear})
 			}
-			if i == 0 && f == planner.IPv4 {
-				l.listen(f, hostIn[f], port)
+			if i == 0 {
 				add(unix.IPPROTO_TCP, planner.HookInput, planner.HookOutput, c, hostIn[f], true)
 			}
 			add(unix.IPPROTO_TCP, planner.HookForward, planner.HookForward, c, s, true)
@@ -123,6 +118,19 @@ func (l *lab) establish() {
 			add(unix.IPPROTO_UDP, planner.HookInput, planner.HookOutput, s, hostOut[f], false)
 			add(unix.IPPROTO_UDP, planner.HookOutput, planner.HookInput, hostIn[f], c, true)
 		}
+	}
+	return l
+}
+
+// establish makes the connections.
+func (l *lab) establish() {
+	for key, v := range map[string]string{
+		"tcp_loose": "0", "tcp_be_liberal": "1", "udp_timeout": "30", "udp_timeout_stream": "3600", "tcp_timeout_syn_sent": "2", "tcp_timeout_syn_recv": "2", "tcp_timeout_close": "1", "icmp_timeout": "2", "icmpv6_timeout": "2", "generic_timeout": "2",
+	} {
+		write(l.t, "net/netfilter/nf_conntrack_"+key, v)
+	}
+	for _, f := range planner.Families {
+		l.listen(f, hostIn[f], uint16(servicePorts[0]))
 	}
 	for _, f := range planner.Families {
 		for _, c := range l.conns[f] {
@@ -132,7 +140,7 @@ func (l *lab) establish() {
 			}{{false, planner.TCPSyn}, {true, planner.TCPSyn | planner.TCPAck}, {false, planner.TCPAck}} {
 				if c.proto == unix.IPPROTO_TCP && c.from == planner.HookInput && step.reply {
 					// The host's own socket answers, and wants its number back.
-					seq := l.answered(c.reply.SrcPort)
+					seq := l.answered(c.reply.Src, c.reply.SrcPort)
 					o := c.orig
 					l.inject(true, f == planner.IPv6, tcpAt(o.Src, o.Dst, o.SrcPort, o.DstPort, planner.TCPAck, 1001, seq+1, nil))
 					break
@@ -371,17 +379,22 @@ func (l *lab) again(q *probe) bool {
 	return q.seen
 }
 
-// decide asks the evaluator; a packet over lo must pass twice.
-func (q *probe) decide(e *planner.Evaluator) {
+func (q *probe) decide(e *planner.Evaluator) { q.decision = q.by(e) }
+
+// by asks the evaluator; a packet over lo must pass twice.
+func (q *probe) by(e *planner.Evaluator) (d planner.Decision) {
+	open := false
 	for i := range q.packets {
-		q.decision = e.Verdict(&q.packets[i])
-		if q.decision.Verdict == planner.Dropped {
-			return
+		d = e.Verdict(&q.packets[i])
+		if d.Verdict == planner.Dropped {
+			return d
 		}
+		open = open || d.Verdict == planner.Unknown
 	}
-	if len(q.packets) == 2 && e.Verdict(&q.packets[0]).Verdict == planner.Unknown {
-		q.decision.Verdict = planner.Unknown
+	if open {
+		d.Verdict = planner.Unknown
 	}
+	return d
 }
 
 // TestAgainstKernel is the proof of the evaluator. CTPLAN_RULESETS says how
@@ -399,10 +412,12 @@ func TestAgainstKernel(t *testing.T) {
 			seed = n
 		}
 		r := rand.New(rand.NewPCG(seed, 5))
-		l := &lab{wire: newWire(t), t: t, r: r, conns: map[planner.Family][]conn{}}
+		l := newLab(t, r)
+		l.wire = newWire(t)
 		l.sets = makeSets(t)
 		var known, unknown, verdicts [2]int
-		var rules, lost int
+		var rules, lost, rated int
+		cover := coverage{}
 		for i, b := range []planner.Backend{planner.NFT, planner.Legacy} {
 			ns.Use(b)
 			// Tracking stays on while rulesets come and go.
@@ -417,33 +432,62 @@ func TestAgainstKernel(t *testing.T) {
 				f := planner.Families[n%2]
 				g := &generator{Rand: r, family: f, vague: 6}
 				text := g.ruleset()
-				set := l.load(f, text, n%8 == 0)
+				set := l.parse(b, f, text)
 				for i := range set.Tables {
 					rules += len(set.Tables[i].Rules)
 				}
-				facts := planner.Facts{Sets: l.sets, Addresses: []netip.Prefix{netip.PrefixFrom(hostIn[f], 24), netip.PrefixFrom(hostOut[f], 24)}}
-				if f == planner.IPv6 {
-					facts.Addresses = []netip.Prefix{netip.PrefixFrom(hostIn[f], 64), netip.PrefixFrom(hostOut[f], 64)}
+				cover.note(b, f, set)
+				e := l.evaluator(set)
+				// However a ruleset is written, it says the same; and for some of
+				// them as the kernel prints it.
+				same := []*planner.Evaluator{l.evaluator(l.parse(b, f, respell(r, set, true)))}
+				var exact *planner.Evaluator
+				if as := settled(text); as != text {
+					exact = l.evaluator(l.parse(b, f, as))
 				}
-				e := planner.NewEvaluator(f, []planner.Ruleset{set}, facts)
+				if n%8 == 0 {
+					text = respell(r, set, false)
+					l.load(f, text)
+					same = append(same, l.evaluator(l.parse(b, f, l.save(f))))
+				} else {
+					l.load(f, text)
+				}
 				probes := map[uint32]*probe{}
 				for range 30 {
 					q := l.probe(f)
 					q.decide(e)
+					for _, o := range same {
+						if got := q.by(o); got.Verdict != q.decision.Verdict || got.Untracked != q.decision.Untracked {
+							t.Errorf("%s %s, ruleset %d: %s by %q, and in other words %s by %q\n%+v\n%s", b, f, n, q.decision.Verdict, q.decision.Rule, got.Verdict, got.Rule, q.packets, text)
+						}
+					}
+					q.unknown = q.decision.Verdict == planner.Unknown
+					if exact != nil {
+						got := q.by(exact)
+						if !q.unknown && got.Verdict != planner.Unknown && got.Verdict != q.decision.Verdict {
+							t.Errorf("%s %s, ruleset %d: %s by %q, but as the rates are, %s by %q\n%+v\n%s", b, f, n, q.decision.Verdict, q.decision.Rule, got.Verdict, got.Rule, q.packets, text)
+						}
+						q.decision = got
+					}
 					probes[q.id] = q
 				}
 				l.collect(probes)
 				for _, q := range probes {
-					switch q.decision.Verdict {
-					case planner.Unknown:
+					if q.unknown {
 						unknown[i]++
+					} else {
+						known[i]++
+					}
+					switch {
+					case q.decision.Verdict == planner.Unknown:
 						continue
-					case planner.Accepted:
+					case q.unknown:
+						rated++
+					case q.decision.Verdict == planner.Accepted:
 						verdicts[0]++
-					case planner.Dropped:
+					default:
 						verdicts[1]++
 					}
-					known[i]++
 					if q.decision.Verdict == planner.Accepted && !q.seen && l.again(q) {
 						lost++ // on the wire, not by a rule
 					}
@@ -463,12 +507,15 @@ func TestAgainstKernel(t *testing.T) {
 				ns.Run(tool+other, "-t", "mangle", "-F")
 			}
 			for _, f := range planner.Families {
-				l.load(f, "*raw\n:PREROUTING ACCEPT\n:OUTPUT ACCEPT\nCOMMIT\n*mangle\n:PREROUTING ACCEPT\n:INPUT ACCEPT\n:FORWARD ACCEPT\n:OUTPUT ACCEPT\n:POSTROUTING ACCEPT\nCOMMIT\n*filter\n:INPUT ACCEPT\n:FORWARD ACCEPT\n:OUTPUT ACCEPT\nCOMMIT\n", false)
+				l.load(f, "*raw\n:PREROUTING ACCEPT\n:OUTPUT ACCEPT\nCOMMIT\n*mangle\n:PREROUTING ACCEPT\n:INPUT ACCEPT\n:FORWARD ACCEPT\n:OUTPUT ACCEPT\n:POSTROUTING ACCEPT\nCOMMIT\n*filter\n:INPUT ACCEPT\n:FORWARD ACCEPT\n:OUTPUT ACCEPT\nCOMMIT\n")
 			}
 		}
 		all := known[0] + known[1] + unknown[0] + unknown[1]
 		share := 100 * float64(unknown[0]+unknown[1]) / float64(all)
-		fmt.Printf("%d rulesets of %d rules, %d packets: %d accepted, %d dropped, %.2f %% unknown, %d sent twice\n", total, rules, all, verdicts[0], verdicts[1], share, lost)
+		fmt.Printf("%d rulesets of %d rules, %d packets: %d accepted, %d dropped, %.2f %% unknown (%d of them by rates that the test knows), %d sent twice\n", total, rules, all, verdicts[0], verdicts[1], share, rated, lost)
+		if missing := cover.missing(); total >= 2000 && len(missing) > 0 {
+			t.Errorf("not generated: %s", strings.Join(missing, "; "))
+		}
 		if lost > all/5000 {
 			t.Errorf("%d packets arrived at the second try only", lost)
 		}
@@ -481,27 +528,44 @@ func TestAgainstKernel(t *testing.T) {
 	})
 }
 
-// load makes the ruleset stand in the kernel and returns it, now and then as
-// iptables-save prints it.
-func (l *lab) load(f planner.Family, text string, save bool) planner.Ruleset {
-	tool := "iptables"
+func tool(f planner.Family) string {
 	if f == planner.IPv6 {
-		tool = "ip6tables"
+		return "ip6tables"
 	}
-	cmd := exec.Command(tool + "-restore")
+	return "iptables"
+}
+
+// load makes the ruleset stand in the kernel.
+func (l *lab) load(f planner.Family, text string) {
+	cmd := exec.Command(tool(f) + "-restore")
 	cmd.Stdin = strings.NewReader(text)
 	if out, err := cmd.CombinedOutput(); err != nil {
-		l.t.Fatalf("%s-restore: %v\n%s\n%s", tool, err, out, numbered(text))
+		l.t.Fatalf("%s-restore: %v\n%s\n%s", tool(f), err, out, numbered(text))
 	}
-	if save {
-		out, err := exec.Command(tool + "-save").Output()
-		check(l.t, err)
-		text = string(bytes.TrimSpace(out)) + "\n"
-	}
+}
+
+// save is what iptables-save prints.
+func (l *lab) save(f planner.Family) string {
+	out, err := exec.Command(tool(f) + "-save").Output()
+	check(l.t, err)
+	return string(bytes.TrimSpace(out)) + "\n"
+}
+
+func (l *lab) parse(b planner.Backend, f planner.Family, text string) planner.Ruleset {
+	l.t.Helper()
 	set, err := iptables.Parse(f, text)
 	check(l.t, err)
-	set.Backend, set.Primary = planner.NFT, true
+	set.Backend, set.Primary = b, true
 	return set
+}
+
+// evaluator knows the host under test.
+func (l *lab) evaluator(set planner.Ruleset) *planner.Evaluator {
+	bits := 24
+	if set.Family == planner.IPv6 {
+		bits = 64
+	}
+	return planner.NewEvaluator(set.Family, []planner.Ruleset{set}, planner.Facts{Sets: l.sets, Addresses: []netip.Prefix{netip.PrefixFrom(hostIn[set.Family], bits), netip.PrefixFrom(hostOut[set.Family], bits)}})
 }
 
 func numbered(text string) string {

@@ -14,7 +14,7 @@ import (
 type generator struct {
 	*rand.Rand
 	family planner.Family
-	vague  int // in how many of a thousand rules stands a match that nobody can know
+	vague  int // in how many of a thousand rules stands a match that nobody can know, and in how many a rate that the test knows
 }
 
 func pick[T any](g *generator, list ...T) T { return list[g.IntN(len(list))] }
@@ -197,6 +197,26 @@ func (g *generator) match(hook string) string {
 	}
 }
 
+// rated is a match on a rate of which the test knows how it ends, and the
+// evaluator does not: so many packets never come, so few always do.
+func (g *generator) rated() string { return pick(g, always[0], always[1], never) }
+
+var (
+	always = []string{"-m limit --limit 10000/sec --limit-burst 10000", "-m hashlimit --hashlimit-upto 10000/sec --hashlimit-burst 10000 --hashlimit-mode srcip --hashlimit-name many"}
+	never  = "-m hashlimit --hashlimit-above 10000/sec --hashlimit-burst 10000 --hashlimit-mode dstip --hashlimit-name few"
+)
+
+// settled is the ruleset as those matches turn out.
+func settled(text string) string {
+	var b strings.Builder
+	for line := range strings.Lines(text) {
+		if !strings.Contains(line, never) {
+			b.WriteString(strings.NewReplacer(always[0]+" ", "", always[1]+" ", "").Replace(line))
+		}
+	}
+	return b.String()
+}
+
 // unknowable is a match that depends on more than the packet.
 func (g *generator) unknowable() string {
 	return pick(g, "-m limit --limit 1/hour --limit-burst 3", "-m limit --limit 1000/sec", "-m statistic --mode random --probability 0.50000000000",
@@ -228,8 +248,11 @@ func (g *generator) matches(hook string) string {
 			parts = append([]string{m}, parts...)
 		}
 	}
-	if g.IntN(1000) < g.vague {
+	switch n := g.IntN(1000); {
+	case n < g.vague:
 		parts = append(parts, g.unknowable())
+	case n < 2*g.vague:
+		parts = append(parts, g.rated())
 	}
 	return strings.Join(parts, " ")
 }

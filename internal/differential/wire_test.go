@@ -244,9 +244,9 @@ func (w *wire) seen(peer, local func(id uint32, proto uint8, src netip.Addr)) {
 	}
 }
 
-// answered returns the sequence number of the SYN-ACK that comes from a port
-// of the host.
-func (w *wire) answered(port uint16) uint32 {
+// answered returns the sequence number of the SYN-ACK that comes from an
+// address and port of the host.
+func (w *wire) answered(host netip.Addr, port uint16) uint32 {
 	for range 100 {
 		for _, fd := range w.captures {
 			for {
@@ -254,11 +254,14 @@ func (w *wire) answered(port uint16) uint32 {
 				if err != nil {
 					break
 				}
-				l4 := w.buf[20:n]
-				if w.buf[0]>>4 == 6 {
-					l4 = w.buf[40:n]
+				if n < 40 {
+					continue
 				}
-				if len(l4) >= 20 && binary.BigEndian.Uint16(l4) == port && l4[13] == 0x12 {
+				l4, from := w.buf[20:n], netip.AddrFrom4([4]byte(w.buf[12:16]))
+				if w.buf[0]>>4 == 6 {
+					l4, from = w.buf[40:n], netip.AddrFrom16([16]byte(w.buf[8:24]))
+				}
+				if from == host && len(l4) >= 20 && binary.BigEndian.Uint16(l4) == port && l4[13] == 0x12 {
 					return binary.BigEndian.Uint32(l4[4:])
 				}
 			}
