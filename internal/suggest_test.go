@@ -255,3 +255,27 @@ func FuzzSuggest(f *testing.F) {
 		checkSuggestion(t, s, suggestModes[mode%4])
 	})
 }
+
+// TestSuggestAnonymised: from a snapshot that hides addresses comes a
+// suggestion that shows none of them, and loses as little.
+func TestSuggestAnonymised(t *testing.T) {
+	for seed := range uint64(100) {
+		s := randomHost(rand.New(rand.NewPCG(seed, 6)))
+		s.Connections.Anonymised = false
+		for _, mode := range []planner.Mode{planner.Disabled, planner.Notrack} {
+			hidden := *s
+			hidden.Anonymise(nil)
+			got := checkSuggestion(t, &hidden, mode)
+			text := string(schema.Write(got.Declaration)) + strings.Join(got.Remains, "\n")
+			if strings.Contains(text, "8.8.8.8") || strings.Contains(text, "198.51.100.9") {
+				t.Fatalf("seed %d shows an address that nothing names:\n%s", seed, text)
+			}
+			if !strings.Contains(text, "stand-ins") {
+				t.Fatalf("seed %d does not say that addresses are stand-ins:\n%s", seed, text)
+			}
+			if got.Blocked {
+				t.Errorf("seed %d: %q", seed, got.Remains)
+			}
+		}
+	}
+}

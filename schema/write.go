@@ -23,7 +23,12 @@ const commentWidth = 100
 // could end a line, or hide in one, is taken out.
 func Write(d planner.Declaration) []byte {
 	f := hclwrite.NewEmptyFile()
-	comment(f.Body(), d.Notes[planner.NoteHead])
+	head := d.Notes[planner.NoteHead]
+	glob, plain := hostGlob(d.Host)
+	if d.Host != "" && !plain {
+		head = append(slices.Clip(head), "The name of the host cannot be written as a pattern: hosts is left out, so that this is for every host.")
+	}
+	comment(f.Body(), head)
 	want := d.Desired
 	b := f.Body().AppendNewBlock("conntrack", []string{want.Block}).Body()
 	set := func(name string, value cty.Value) {
@@ -33,7 +38,7 @@ func Write(d planner.Declaration) []byte {
 		}
 		b.SetAttributeValue(name, value)
 	}
-	if glob, ok := hostGlob(d.Host); ok {
+	if plain {
 		set("hosts", list([]string{glob}))
 	}
 	set("mode", cty.StringVal(string(want.Mode)))

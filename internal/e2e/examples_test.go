@@ -93,12 +93,30 @@ func TestExamples(t *testing.T) {
 					t.Errorf("a plan right after apply says:\n%s", again.stdout)
 				}
 				h.ctplan(exitOK, "drift", path)
+				h.imports()
 				for _, hand := range role.hands {
 					t.Run(strings.ReplaceAll(hand.does, " ", "-"), func(t *testing.T) { h.tamper(t, hand, path) })
 				}
 			})
 		}
 	}
+}
+
+// imports shows that what import writes is valid, and leaves nothing to plan:
+// the host is as example, mode and rules alike, declares it.
+func (h *host) imports() {
+	h.t.Helper()
+	const copied = "/run/test/imported.hcl"
+	got := h.ctplan(exitOK, "import")
+	h.write(copied, got.stdout)
+	h.ctplan(exitOK, "snapshot", "-o", "now.json")
+	same(h.t, "import differs from import --snapshot", got.stdout, h.ctplan(exitOK, "import", "--snapshot", "now.json").stdout)
+	h.ctplan(exitOK, "fmt", "--check", copied)
+	h.ctplan(exitOK, "validate", copied)
+	if again := h.ctplan(exitOK, "plan", "--detailed-exitcode", copied); !strings.Contains(again.stdout, "no changes") {
+		h.t.Errorf("a plan for what was imported says:\n%s\n%s", again.stdout, got.stdout)
+	}
+	h.ctplan(exitOK, "drift", copied)
 }
 
 func (h *host) tamper(t *testing.T, hand hand, path string) {
