@@ -17,6 +17,7 @@ import (
 func newSuggest(e *env) *cobra.Command {
 	var mode, from string
 	var watch time.Duration
+	modes := []string{string(planner.Disabled), string(planner.Notrack), string(planner.Tuned)}
 	cmd := &cobra.Command{
 		Use:   "suggest",
 		Short: "Propose a configuration that loses no connection",
@@ -40,7 +41,7 @@ proposal back, or the host cannot do without connection tracking.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			o := planner.SuggestOptions{Mode: planner.Mode(mode), Render: iptables.Render}
 			if mode != "" {
-				if err := oneOf("mode", mode, string(planner.Disabled), string(planner.Notrack), string(planner.Tuned)); err != nil {
+				if err := oneOf("mode", mode, modes...); err != nil {
 					return err
 				}
 			}
@@ -64,6 +65,9 @@ proposal back, or the host cannot do without connection tracking.`,
 	}
 	cmd.Flags().StringVar(&mode, "mode", "", "disabled, notrack or tuned; without it whichever fits")
 	cmd.Flags().StringVar(&from, "snapshot", "", "suggest for the host of this snapshot `FILE`; - is standard input")
+	if err := cmd.RegisterFlagCompletionFunc("mode", cobra.FixedCompletions(modes, cobra.ShellCompDirectiveNoFileComp)); err != nil {
+		panic(err) // the flag stands above
+	}
 	cmd.Flags().DurationVar(&watch, "watch", 0, "read the connections again and again for this `DURATION`")
 	return cmd
 }
