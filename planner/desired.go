@@ -127,6 +127,7 @@ type Files struct {
 // Default paths, where the HCL sets no others.
 const (
 	DefaultSysctlFile      = "/etc/sysctl.conf"
+	DropInSysctlFile       = "/etc/sysctl.d/99-netfilter.conf" // where boot does not read the former
 	DefaultModprobeFile    = "/etc/modprobe.d/netfilter.conf"
 	DefaultModulesLoadFile = "/etc/modules-load.d/netfilter.conf"
 )

@@ -157,14 +157,14 @@ func (f *foresight) applied() []assignment {
 		switch {
 		case isGlob(a.key):
 			for _, k := range keys {
-				if !explicit[k] && !f.excluded(k) && keyMatches(a.key, k) {
+				if !explicit[k] && f.exists(k) && !f.excluded(k) && keyMatches(a.key, k) {
 					g := a
 					g.key = k
 					out = append(out, g)
 				}
 			}
 			continue
-		case !isConntrackKey(a.key):
+		case !isConntrackKey(a.key) || !f.exists(a.key):
 			continue
 		}
 		if f.boot.Init == InitSystemd {
@@ -180,6 +180,13 @@ func (f *foresight) applied() []assignment {
 		out = append(out, a)
 	}
 	return out
+}
+
+// exists reports whether the kernel has a key, as far as that can be told: the
+// keys that depend on how it was built are there while the module is loaded.
+func (f *foresight) exists(key string) bool {
+	_, there := f.l.Sysctls[key]
+	return there || !f.l.Conntrack.Loaded || !strings.Contains(key, "_timeout")
 }
 
 // excluded reports whether a line "-key" keeps a key out of globs.

@@ -65,6 +65,12 @@ func (p *planning) liftBlock() {
 	target := orDefault(p.d.Files.Modprobe, DefaultModprobeFile)
 	for _, f := range p.l.ModprobeFiles {
 		for _, e := range f.Entries {
+			if p.d.Mode == Tuned && e.Command == "blacklist" && e.Module == "nf_conntrack" && editable(f.File, target) {
+				w := p.first.edit(f.File, "file.")
+				w.replace(e.Span, "")
+				w.because("this line keeps modules-load.d from loading nf_conntrack at boot", p.d.ModeSource)
+				continue
+			}
 			if !isBlock(e) {
 				continue
 			}

@@ -38,7 +38,8 @@ type Plan struct {
 	Changes  []Change // in the order in which they are applied
 	Blocks   []Block
 	Warnings []Warning
-	Impact   *Impact // on the connections that were open; nil where none were read or no rule changes
+	Impact   *Impact       // on the connections that were open; nil where none were read or no rule changes
+	Forecast *BootForecast // what the host boots into; nil where nobody has looked: see Foreseen
 }
 
 // Blocked reports whether a safety check holds the plan back.

@@ -166,10 +166,25 @@ func orDefault(s, def string) string {
 	return s
 }
 
+// SysctlTarget is the file that sysctls are written to: what the HCL names, or
+// /etc/sysctl.conf. systemd reads that by a link alone (systemd-sysctl(8)),
+// which newer distributions no longer have: there it is a file of sysctl.d.
+func SysctlTarget(d Desired, l Live) string {
+	if d.Files.Sysctl != "" || l.Boot == nil || l.Boot.Init != InitSystemd {
+		return orDefault(d.Files.Sysctl, DefaultSysctlFile)
+	}
+	for _, f := range l.SysctlFiles {
+		if f.Path == DefaultSysctlFile && f.As != "" {
+			return DefaultSysctlFile
+		}
+	}
+	return DropInSysctlFile
+}
+
 // persistSysctl sets a key in the sysctl file: in place wherever it stands
 // there, under any of its names, or on a new line.
 func (p *planning) persistSysctl(keys []string, value int64, source Pos) {
-	target := orDefault(p.d.Files.Sysctl, DefaultSysctlFile)
+	target := SysctlTarget(p.d, p.l)
 	at := slices.IndexFunc(p.l.SysctlFiles, func(f SysctlFile) bool { return f.Path == target })
 	file := SysctlFile{File: File{Path: target}}
 	if at >= 0 {
@@ -191,16 +206,6 @@ func (p *planning) persistSysctl(keys []string, value int64, source Pos) {
 	if !found {
 		w.appendLine(keys[0] + " = " + want)
 		w.because("boot sets "+keys[0]+" from this file", source)
-	}
-	if at < 0 {
-		return
-	}
-	for _, later := range p.l.SysctlFiles[at+1:] {
-		for _, e := range later.Entries {
-			if e.Value != want && slices.ContainsFunc(keys, func(k string) bool { return keyMatches(e.Key, k) }) {
-				p.warn("file."+target, fmt.Sprintf("%s:%d sets %s = %s after %s has been read, and wins at boot: take that line away", later.Path, e.Line, e.Key, e.Value, target), source)
-			}
-		}
 	}
 }
 
@@ -229,13 +234,7 @@ func (p *planning) persistHashsize() {
 				continue
 			}
 			for _, a := range e.Args {
-				if !strings.HasPrefix(a.Text, "hashsize=") {
-					continue
-				}
-				if !editable(f.File, target) {
-					if a.Text != want {
-						p.warn("file."+f.Path, fmt.Sprintf("%s:%d sets %s too; a file of the same name in /etc/modprobe.d masks it", f.Path, e.Line, a.Text), p.d.Hashsize.Source)
-					}
+				if !strings.HasPrefix(a.Text, "hashsize=") || !editable(f.File, target) {
 					continue
 				}
 				found = true
@@ -283,6 +282,9 @@ func editable(f File, target string) bool {
 // that, systemd-sysctl finds no key to set.
 func (p *planning) persistModule() {
 	for _, f := range p.l.ModulesLoad {
+		if !bootReads(p.l.Boot, f.File, f.As, "modules-load.d") {
+			continue
+		}
 		for _, e := range f.Entries {
 			if e.Module == "nf_conntrack" {
 				return
@@ -304,7 +306,7 @@ func (p *planning) persistModule() {
 // forgetSizes takes the keys out of the sysctl files: without the module they
 // fail at boot.
 func (p *planning) forgetSizes() {
-	target := orDefault(p.d.Files.Sysctl, DefaultSysctlFile)
+	target := SysctlTarget(p.d, p.l)
 	for _, f := range p.l.SysctlFiles {
 		for _, e := range f.Entries {
 			if !isConntrackKey(e.Key) {

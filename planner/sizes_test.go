@@ -2,7 +2,6 @@ package planner
 
 import (
 	"fmt"
-	"slices"
 	"strings"
 	"testing"
 )
@@ -160,25 +159,6 @@ blocked read_only_sysctl sysctl.net.netfilter.nf_conntrack_max: net.netfilter.nf
 				t.Errorf("got\n%swant\n%s", got, tt.want)
 			}
 		})
-	}
-}
-
-func TestLaterSysctlFileIsReported(t *testing.T) {
-	l := testHost(Ruleset{Family: IPv4, Backend: NFT, Primary: true})
-	l.SysctlFiles = []SysctlFile{
-		sysctlFile("/etc/sysctl.d/10-early.conf", "net.netfilter.nf_conntrack_max = 1\n"),
-		sysctlFile("/etc/sysctl.conf", "net.netfilter.nf_conntrack_max = 1000\n"),
-		sysctlFile("/usr/lib/sysctl.d/zz.conf", "# agent\nnet.nf_conntrack_max = 3\n"),
-		sysctlFile("/run/sysctl.d/zzz.conf", "net.netfilter.* = 4\n"),
-	}
-	var found []string
-	for _, w := range Diff(tuned(1000, 512), l).Warnings {
-		if strings.Contains(w.Text, "wins at boot") {
-			found = append(found, w.Text[:strings.Index(w.Text, " ")])
-		}
-	}
-	if want := []string{"/usr/lib/sysctl.d/zz.conf:2", "/run/sysctl.d/zzz.conf:1"}; !slices.Equal(found, want) {
-		t.Errorf("got %q, want %q", found, want)
 	}
 }
 

@@ -108,7 +108,9 @@ func (a *applier) run(ctx context.Context, args []string) error {
 		}
 	}
 	// What is open now counts, not what was when a saved plan was made.
-	a.judge(p)
+	if err := a.judge(p); err != nil {
+		return err
+	}
 	if err := a.showPlans([]*planned{p}, view.Apply, formatFlags{format: "text", full: a.flags.full}); err != nil {
 		return err
 	}

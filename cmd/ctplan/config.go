@@ -91,20 +91,26 @@ func diff(desired planner.Desired, digest string, s *snapshot.Snapshot) (*planne
 	if err != nil {
 		return nil, err
 	}
-	return &planned{desired, digest, s, live, planner.Diff(desired, live)}, nil
+	plan, err := snapshot.Plan(desired, live)
+	if err != nil {
+		return nil, err
+	}
+	return &planned{desired, digest, s, live, plan}, nil
 }
 
 // judge plans once more with the connections that are open on this host now,
 // if the plan can cut any of them off.
-func (e *env) judge(p *planned) {
+func (e *env) judge(p *planned) error {
 	if !planner.NeedsConnections(p.plan) {
-		return
+		return nil
 	}
 	s := *p.snapshot
 	s.ReadConnections(e.root, e.getenv("SSH_CONNECTION"), 0)
 	p.snapshot = &s
 	p.live.Connections, p.live.Notes = s.Connections, s.Notes
-	p.plan = planner.Diff(p.desired, p.live)
+	var err error
+	p.plan, err = snapshot.Plan(p.desired, p.live)
+	return err
 }
 
 // needRoot explains why reading a host takes root.

@@ -91,7 +91,9 @@ there is something to change.`,
 				if err != nil {
 					return err
 				}
-				e.judge(p)
+				if err := e.judge(p); err != nil {
+					return err
+				}
 				all = append(all, p)
 			}
 			for _, name := range snapshots {

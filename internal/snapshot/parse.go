@@ -34,17 +34,11 @@ func parseSaved(family planner.Family, f planner.File) (planner.Ruleset, error) 
 func parseFile(f File, l *planner.Live) error {
 	switch f.Kind {
 	case KindSysctl:
-		p := sysctl.Parse(f.File)
-		p.As = f.As
-		l.SysctlFiles = append(l.SysctlFiles, p)
+		l.SysctlFiles = append(l.SysctlFiles, parseSysctl(f.File, f.As))
 	case KindModprobe:
-		p := kmod.ParseModprobe(f.File)
-		p.As = f.As
-		l.ModprobeFiles = append(l.ModprobeFiles, p)
+		l.ModprobeFiles = append(l.ModprobeFiles, parseModprobe(f.File, f.As))
 	case KindModulesLoad:
-		p := kmod.ParseModulesLoad(f.File)
-		p.As = f.As
-		l.ModulesLoad = append(l.ModulesLoad, p)
+		l.ModulesLoad = append(l.ModulesLoad, parseModulesLoad(f.File, f.As))
 	case KindInitScript:
 		l.InitScripts = append(l.InitScripts, initscript.Parse(f.File))
 	case KindInitConfig:
@@ -61,4 +55,22 @@ func parseFile(f File, l *planner.Live) error {
 		l.SavedRules = append(l.SavedRules, set)
 	}
 	return nil
+}
+
+func parseSysctl(f planner.File, as string) planner.SysctlFile {
+	p := sysctl.Parse(f)
+	p.As = as
+	return p
+}
+
+func parseModprobe(f planner.File, as string) planner.ModprobeFile {
+	p := kmod.ParseModprobe(f)
+	p.As = as
+	return p
+}
+
+func parseModulesLoad(f planner.File, as string) planner.ModulesLoadFile {
+	p := kmod.ParseModulesLoad(f)
+	p.As = as
+	return p
 }

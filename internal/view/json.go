@@ -94,15 +94,16 @@ type fleetObject struct {
 }
 
 type planJSON struct {
-	Host     hostJSON        `json:"host"`
-	Mode     string          `json:"mode"` // "unmanaged" where no block matches
-	Block    string          `json:"block,omitempty"`
-	Source   *planner.Pos    `json:"source,omitempty"`
-	Changes  []changeJSON    `json:"changes"`
-	Blocks   []blockJSON     `json:"blocks"`
-	Warnings []warningJSON   `json:"warnings"`
-	Impact   *planner.Impact `json:"impact,omitempty"`
-	Summary  summaryJSON     `json:"summary"`
+	Host     hostJSON              `json:"host"`
+	Mode     string                `json:"mode"` // "unmanaged" where no block matches
+	Block    string                `json:"block,omitempty"`
+	Source   *planner.Pos          `json:"source,omitempty"`
+	Changes  []changeJSON          `json:"changes"`
+	Blocks   []blockJSON           `json:"blocks"`
+	Warnings []warningJSON         `json:"warnings"`
+	Impact   *planner.Impact       `json:"impact,omitempty"`
+	Forecast *planner.BootForecast `json:"forecast,omitempty"`
+	Summary  summaryJSON           `json:"summary"`
 }
 
 // hostJSON leaves out the machine ID, which machine-id(5) asks to keep private.
@@ -214,6 +215,7 @@ func newPlanJSON(p planner.Plan, v Verb) planJSON {
 		Blocks:   []blockJSON{},
 		Warnings: []warningJSON{},
 		Impact:   p.Impact,
+		Forecast: p.Forecast,
 		Summary: summaryJSON{
 			Text: Summary(p, v), Blocked: p.Blocked(), Empty: p.Empty(),
 			Create: t.Create, Update: t.Update, Delete: t.Delete, Run: t.Run,

@@ -86,6 +86,7 @@ func (m *markdownWriter) plan(p planner.Plan) {
 		m.para("")
 	}
 	m.impact(p)
+	m.forecast(p)
 	for _, w := range p.Warnings {
 		s := "> ⚠️ "
 		if w.Address != "" {

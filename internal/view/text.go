@@ -44,6 +44,7 @@ func Text(w io.Writer, p planner.Plan, o Options) error {
 		}
 	}
 	t.impact(p)
+	t.forecast(p)
 	t.warnings(p)
 	t.summary(p)
 	_, err := io.WriteString(w, t.b.String())

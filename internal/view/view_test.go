@@ -170,7 +170,37 @@ func tunedPlan() planner.Plan {
 			Module: "nf_conntrack", Load: true,
 		},
 	}
+	p.Forecast = forecast()
 	return p
+}
+
+func forecast() *planner.BootForecast {
+	none := planner.BootRules{Family: planner.IPv6, State: planner.RulesNone, Source: "no saved rules file"}
+	const block = "/etc/modprobe.d/ctplan-block.conf:1 keeps nf_conntrack from loading"
+	return &planner.BootForecast{
+		Now: planner.Forecast{
+			Module: planner.BootModule{State: planner.ModuleUnloaded, Source: block}, Sysctls: []planner.BootValue{},
+			Rules: []planner.BootRules{{Family: planner.IPv4, File: "/etc/iptables/rules.v4", State: planner.RulesFail, Source: "/etc/iptables/rules.v4:5 needs nf_conntrack: " + block}, none},
+		},
+		After: planner.Forecast{
+			Module:   planner.BootModule{State: planner.ModuleLoaded, Source: "/etc/modules-load.d/netfilter.conf:1"},
+			Max:      &planner.BootValue{Known: true, Value: 524288, Source: "/etc/sysctl.conf:4"},
+			Hashsize: &planner.BootValue{Known: true, Value: 131072, Source: "/etc/modprobe.d/netfilter.conf:1"},
+			Sysctls:  []planner.BootValue{{Key: "net.netfilter.nf_conntrack_udp_timeout", Source: "/etc/sysctl.d/x.conf:1 sets net.netfilter.nf_conntrack_udp_timeout, which the kernel may refuse"}},
+			Rules:    []planner.BootRules{{Family: planner.IPv4, File: "/etc/iptables/rules.v4", State: planner.RulesRestored, Rules: 5, Source: "netfilter-persistent"}, none},
+		},
+	}
+}
+
+func hostileForecast(s string) *planner.BootForecast {
+	f := func(n int64) planner.Forecast {
+		v := planner.BootValue{Key: s, Known: n == 1, Value: n, Source: s}
+		return planner.Forecast{
+			Module: planner.BootModule{State: planner.ModuleState(s), Source: s}, Max: &v, Hashsize: &v, Sysctls: []planner.BootValue{v},
+			Rules: []planner.BootRules{{Family: planner.Family(s), File: s, State: planner.RulesRestored, Rules: int(n), Source: s}},
+		}
+	}
+	return &planner.BootForecast{Now: f(1), After: f(2)}
 }
 
 func blockedPlan() planner.Plan {
@@ -238,6 +268,7 @@ func hostilePlan(s string) planner.Plan {
 	p.Warnings = []planner.Warning{{Address: s, Text: s, Source: pos}}
 	g := planner.FlowGroup{Result: planner.FlowLost, Operator: true, Service: s, Family: planner.Family(s), Count: 9, Before: s, After: s, Stage: s, Examples: []string{s, s}}
 	p.Impact = &planner.Impact{Lost: 9, Groups: []planner.FlowGroup{g}, Services: []planner.FlowGroup{g}, Exposed: []planner.Exposure{{Family: planner.Family(s), Rule: s, Before: s, What: s, Source: pos}}}
+	p.Forecast = hostileForecast(s)
 	return p
 }
 

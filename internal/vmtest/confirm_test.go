@@ -57,9 +57,9 @@ func TestRebootWaiting(t *testing.T) {
 				h.declare(mode[0], mode[1:]...)
 				h.Run("sync; ctplan apply --auto-approve --confirm-within 1h host.hcl")
 				if n == 0 {
-					h.Reboot()
+					h.VM.Reboot()
 				} else {
-					h.PowerCut()
+					h.VM.PowerCut()
 				}
 				if failed := h.BootFailed(); failed != "" {
 					h.Fail("%s: a step of the boot failed: %s\n%s", mode[0], failed, h.BootLog())

@@ -15,12 +15,12 @@ func TestFirst(t *testing.T) {
 			t.Parallel()
 			h := newHost(t, vmlab.Kernel61, b)
 			h.declare("disabled")
-			h.Reboot() // without a look since
+			h.VM.Reboot() // without a look since
 			h.Run("ctplan apply --auto-approve host.hcl")
 			h.settled()
 
 			h.Run("rm /etc/iptables/rules.v?")
-			h.Reboot() // not even rules
+			h.VM.Reboot() // not even rules
 			h.declare("notrack", removing...)
 			h.Run("ctplan plan --out change.ctplan host.hcl && ctplan apply change.ctplan")
 			h.Exits(0, "ctplan plan --detailed-exitcode host.hcl")
