@@ -43,15 +43,16 @@ since its rules were loaded. Needs no configuration and changes nothing.`,
 
 // statusReport is what status prints: see docs/json.md.
 type statusReport struct {
-	FormatVersion int           `json:"format_version"`
-	Host          string        `json:"host"`
-	Kernel        string        `json:"kernel"`
-	Conntrack     string        `json:"conntrack"` // absent, module or builtin
-	Loaded        bool          `json:"loaded"`
-	Entries       int64         `json:"entries"`
-	Max           int64         `json:"max"`
-	Buckets       int64         `json:"buckets"`
-	Chains        []chainStatus `json:"chains"`
+	FormatVersion int              `json:"format_version"`
+	Host          string           `json:"host"`
+	Kernel        string           `json:"kernel"`
+	Conntrack     string           `json:"conntrack"` // absent, module or builtin
+	Loaded        bool             `json:"loaded"`
+	Entries       int64            `json:"entries"`
+	Max           int64            `json:"max"`
+	Buckets       int64            `json:"buckets"`
+	Chains        []chainStatus    `json:"chains"`
+	Forecast      planner.Forecast `json:"forecast"`
 }
 
 type chainStatus struct {
@@ -77,7 +78,7 @@ func (e *env) readStatus(ctx context.Context) (*statusReport, error) {
 		Host:          live.Host.Name, Kernel: live.Host.Kernel,
 		Conntrack: string(live.Conntrack.Kind), Loaded: live.Conntrack.Loaded,
 		Entries: live.Conntrack.Count, Max: live.Conntrack.Max, Buckets: live.Conntrack.Hashsize,
-		Chains: []chainStatus{},
+		Chains: []chainStatus{}, Forecast: planner.Foresee(live),
 	}
 	for _, rs := range live.Rulesets {
 		if !rs.Primary {
@@ -120,6 +121,7 @@ func (r *statusReport) text() string {
 		fmt.Fprintf(&b, "connection tracking: %s, %s\n", kind, fill(r.Entries, r.Max))
 		fmt.Fprintf(&b, "hash table: %d buckets\n", r.Buckets)
 	}
+	fmt.Fprintf(&b, "the next boot: %s\n", view.Boot(r.Forecast))
 	if len(r.Chains) == 0 {
 		b.WriteString("ctplan has no rules here\n")
 		return b.String()

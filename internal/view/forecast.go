@@ -2,6 +2,7 @@ package view
 
 import (
 	"fmt"
+	"strings"
 	"unicode/utf8"
 
 	"github.com/ctplan/ctplan/planner"
@@ -60,6 +61,23 @@ func outcomes(f planner.Forecast) []outcome {
 		out = append(out, outcome{name, value, r.Source})
 	}
 	return out
+}
+
+// Boot is what a boot comes to, in one line without what it comes from. It is
+// safe to print on a terminal.
+func Boot(f planner.Forecast) string {
+	var parts []string
+	for i, o := range outcomes(f) {
+		switch {
+		case i == 0:
+			parts = append(parts, "nf_conntrack "+o.value)
+		case o.name == "max" || o.name == "hash size":
+			parts = append(parts, o.name+" "+o.value)
+		case strings.HasPrefix(o.name, "/"):
+			parts = append(parts, o.value+" of "+o.name)
+		}
+	}
+	return Clean(strings.Join(parts, ", "))
 }
 
 // bootRows are the facts of a boot that the plan changes, in the order of
