@@ -40,19 +40,14 @@ var (
 func Read(root string) planner.Boot {
 	b := planner.Boot{Services: []string{}}
 	enabled := map[string]bool{}
-	links := runlevelLinks(root)
 	comm, _ := os.ReadFile(filepath.Join(root, "/proc/1/comm"))
 	switch {
 	case exists(root, "/run/systemd/system"): // sd_booted(3)
 		b.Init = planner.InitSystemd
 		units(root, enabled)
-	case strings.TrimSpace(string(comm)) == "init" && links != nil:
+		links(root, enabled) // systemd-sysv-generator(8)
+	case strings.TrimSpace(string(comm)) == "init" && links(root, enabled):
 		b.Init = planner.InitSysv
-	}
-	if b.Init != "" {
-		for _, l := range links {
-			enabled[l] = true
-		}
 	}
 	for _, s := range services {
 		if enabled[s] && !(b.Init == planner.InitSystemd && masked(root, s)) {
@@ -91,24 +86,22 @@ func masked(root, service string) bool {
 	return err == nil && target == "/dev/null"
 }
 
-// runlevelLinks are the names of scripts that a runlevel starts; nil where
-// there are no runlevels.
-func runlevelLinks(root string) []string {
-	var names []string
+// links collects the scripts that a runlevel starts. It reports whether there
+// are runlevels.
+func links(root string, into map[string]bool) bool {
+	found := false
 	for _, above := range []string{"/etc/rc", "/etc/rc.d/rc"} {
 		for _, level := range runlevels {
 			folder := above + level + ".d"
-			if names == nil && exists(root, folder) {
-				names = []string{}
-			}
+			found = found || exists(root, folder)
 			for _, e := range list(root, folder) { // "S08iptables"
 				if len(e) > 3 && e[0] == 'S' && strings.Trim(e[1:3], "0123456789") == "" {
-					names = append(names, e[3:])
+					into[e[3:]] = true
 				}
 			}
 		}
 	}
-	return names
+	return found
 }
 
 func exists(root, name string) bool {
