@@ -69,6 +69,7 @@ func Diff(d Desired, l Live) Plan {
 	case Disabled:
 		p.forgetSizes()
 		p.initScripts(false)
+		p.loaders()
 		p.blockLoad()
 		unload = p.unloadModules()
 	}

@@ -14,6 +14,8 @@ type Boot struct {
 	// Services are the enabled ones that make rules at boot, by their names
 	// without a suffix, in the order of those: "netfilter-persistent", "docker".
 	Services []string `json:"services"`
+	// Running are those of them, enabled or not, that run now.
+	Running []string `json:"running,omitempty"`
 	// Cmdline are the words of the kernel's command line that are about modules.
 	Cmdline []string `json:"cmdline,omitempty"`
 }

@@ -39,8 +39,60 @@ func (p *planning) holders() map[string]bool {
 			p.blockHolders("netns."+n.label(), "in "+name+": ", legacyHolders(&n.Rulesets[i], enter), stay)
 		}
 	}
+	p.untraced(stay)
 	return stay
 }
+
+// untraced blocks the plan where a module has references that are of rules,
+// and nothing that was read explains any of them: unloading it would fail.
+func (p *planning) untraced(stay map[string]bool) {
+	known := map[string]bool{}
+	byNFT := false
+	for _, t := range p.l.NFT {
+		for _, i := range t.Items {
+			for _, m := range i.modules() {
+				known[m] = true
+			}
+		}
+	}
+	for i := range p.l.Rulesets {
+		r := &p.l.Rulesets[i]
+		for j := range r.Tables {
+			for k := range r.Tables[j].Rules {
+				for _, m := range r.Tables[j].Rules[k].modules(r.Tables[j].Name) {
+					known[m] = true
+					byNFT = byNFT || r.Backend == NFT
+				}
+			}
+		}
+	}
+	for _, m := range p.l.Modules {
+		name := anyBackend(m.Name)
+		_, elsewhere := stay[name]
+		if !ruleModules[name] || m.Refs <= int64(len(m.By)) || known[name] || elsewhere || slices.Contains(m.By, "[permanent]") {
+			continue
+		}
+		if byNFT && strings.HasPrefix(name, "nft_") {
+			continue // newer iptables-nft writes some of its rules with these
+		}
+		if p.block(Block{
+			Risk: RiskModuleHeld, Address: "module." + m.Name, Where: fmt.Sprintf("%s has %s", m.Name, plural(int(m.Refs)-len(m.By), "reference that is no module", "references that are no modules")),
+			Why:    "rules need it that ctplan cannot find, so unloading it would fail: they are in a network namespace that nothing lists, because only an open file or a mount in another mount namespace keeps it",
+			Remedy: `end the program or the container that keeps that namespace, or allow_risk = ["module_held"] to leave the module loaded`, Override: true, Source: p.d.ModeSource,
+		}) {
+			stay[name] = true
+		}
+	}
+}
+
+// ruleModules are those whose only users besides modules are rules.
+var ruleModules = func() map[string]bool {
+	list := map[string]bool{}
+	for _, m := range nftModules {
+		list[m] = m != "nft_chain_nat" && m != "nf_flow_table"
+	}
+	return list
+}()
 
 func (p *planning) blockHolders(address, where string, list []holder, stay map[string]bool) {
 	accepted := p.d.Allows(RiskModuleHeld)

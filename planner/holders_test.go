@@ -14,7 +14,7 @@ func moduleHost(above ...string) Live {
 	l.Conntrack = Conntrack{Kind: ConntrackModule, Loaded: true, InitialNetns: true}
 	l.Modules = []Module{{Name: "nf_conntrack", By: above}}
 	for _, m := range above {
-		l.Modules = append(l.Modules, Module{Name: m, Refs: 1})
+		l.Modules = append(l.Modules, Module{Name: m})
 	}
 	return l
 }
@@ -141,5 +141,41 @@ func TestNFTCommands(t *testing.T) {
 		if c := item.deletion(NFTTable{Family: "ip", Name: name}, ""); c != nil {
 			t.Errorf("table %q: %q", name, c)
 		}
+	}
+}
+
+// TestUntraced: references that no rule explains block the plan, and no others.
+func TestUntraced(t *testing.T) {
+	state := parseLines(t, IPv4, "*filter\n:INPUT ACCEPT\n-A INPUT -m state --state NEW -j DROP\nCOMMIT\n")
+	for name, test := range map[string]struct {
+		change func(*Live)
+		want   []string // modules in blocks
+	}{
+		"unknown":                  {func(l *Live) {}, []string{"nft_ct", "xt_conntrack"}},
+		"a rule here":              {func(l *Live) { l.Rulesets = []Ruleset{state} }, nil}, // it explains nft_ct too, for newer iptables
+		"a rule elsewhere":         {func(l *Live) { l.Namespaces = []Namespace{{Inode: 3, PID: 4, Rulesets: []Ruleset{state}}} }, []string{"nft_ct"}},
+		"a native rule":            {func(l *Live) { l.NFT = []NFTTable{rules(1)} }, []string{"xt_conntrack"}},
+		"modules alone":            {func(l *Live) { l.Modules[1].By, l.Modules[2].Refs = []string{"other"}, 0 }, nil},
+		"a module that is no leaf": {func(l *Live) { l.Modules = []Module{{Name: "nf_conntrack", Refs: 5}} }, nil},
+	} {
+		l := moduleHost("nft_ct", "xt_conntrack")
+		l.Modules[1].Refs, l.Modules[2].Refs = 1, 1
+		test.change(&l)
+		d := disabling()
+		d.StatefulRules = RemoveStateful
+		var got []string
+		for _, b := range Diff(d, l).Blocks {
+			if m, ok := strings.CutPrefix(b.Address, "module."); ok && strings.Contains(b.Where, "no module") {
+				got = append(got, m)
+			}
+		}
+		if !slices.Equal(got, test.want) {
+			t.Errorf("%s: %q, want %q", name, got, test.want)
+		}
+	}
+	l := moduleHost("nft_ct", "xt_conntrack")
+	l.Modules[1].Refs = 1
+	if got := unloads(Diff(disabling(RiskModuleHeld), l)); !slices.Equal(got, []string{"xt_conntrack"}) {
+		t.Errorf("accepted: unloads %q", got)
 	}
 }

@@ -18,6 +18,9 @@ type Live struct {
 	ModulesLoad   []ModulesLoadFile // in the order of their names
 	InitScripts   []InitScript
 	InitConfigs   []InitConfig
+	Scripts       []BootScript      // of boot, the init scripts among them
+	Initramfs     []ModulesLoadFile // what the initramfs loads
+	NFTFiles      []NFTFile         // rules files of nft, with what they include
 
 	Boot *Boot // what starts at boot; nil where it was not read
 

@@ -167,7 +167,7 @@ func TestDisabledModulesAndFiles(t *testing.T) {
 	l := testHost(Ruleset{Family: IPv4, Backend: NFT, Primary: true})
 	l.Conntrack = Conntrack{Kind: ConntrackModule, Loaded: true}
 	l.Modules = []Module{
-		{Name: "xt_state", Refs: 0}, {Name: "xt_conntrack", Refs: 1},
+		{Name: "xt_state", Refs: 0}, {Name: "xt_conntrack"},
 		{Name: "nf_nat", Refs: 1, By: []string{"xt_MASQUERADE"}}, {Name: "xt_MASQUERADE"},
 		{Name: "nf_conntrack", Refs: 3, By: []string{"xt_conntrack", "nf_nat", "xt_MASQUERADE"}},
 		{Name: "nf_defrag_ipv4", Refs: 1, By: []string{"nf_conntrack"}},

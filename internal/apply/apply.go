@@ -13,9 +13,10 @@
 // that where this cannot be done, the error says in which state the host is
 // and which commands finish it.
 //
-// Two things cannot be put back and are not: packet counters, and a table of
-// the legacy backend that did not exist before, which stays in place empty,
-// because the kernel removes such tables only with their module.
+// Three things cannot be put back and are not: packet counters; a table of the
+// legacy backend that did not exist before, which stays in place empty, because
+// the kernel removes such tables only with their module; and the empty nat
+// chains of iptables-nft, which go before their module is unloaded.
 package apply
 
 import (

@@ -148,7 +148,7 @@ func (s *Snapshot) Check() error {
 	return nil
 }
 
-var kinds = []Kind{KindSysctl, KindModprobe, KindModulesLoad, KindInitScript, KindInitConfig, KindRulesV4, KindRulesV6}
+var kinds = []Kind{KindSysctl, KindModprobe, KindModulesLoad, KindInitScript, KindInitConfig, KindRulesV4, KindRulesV6, KindScript, KindInitramfs, KindNFTables}
 
 // plainName holds for what the kernel calls modules and sysctls.
 func plainName(s string) bool {

@@ -7,6 +7,7 @@ import (
 	"github.com/ctplan/ctplan/providers/initscript"
 	"github.com/ctplan/ctplan/providers/iptables"
 	"github.com/ctplan/ctplan/providers/kmod"
+	"github.com/ctplan/ctplan/providers/nft"
 	"github.com/ctplan/ctplan/providers/sysctl"
 )
 
@@ -41,6 +42,13 @@ func parseFile(f File, l *planner.Live) error {
 		l.ModulesLoad = append(l.ModulesLoad, parseModulesLoad(f.File, f.As))
 	case KindInitScript:
 		l.InitScripts = append(l.InitScripts, initscript.Parse(f.File))
+		l.Scripts = append(l.Scripts, kmod.ParseScript(f.File))
+	case KindScript:
+		l.Scripts = append(l.Scripts, kmod.ParseScript(f.File))
+	case KindInitramfs:
+		l.Initramfs = append(l.Initramfs, kmod.ParseModulesLoad(f.File))
+	case KindNFTables:
+		l.NFTFiles = append(l.NFTFiles, nft.ParseConf(f.File))
 	case KindInitConfig:
 		l.InitConfigs = append(l.InitConfigs, initscript.ParseConfig(f.File))
 	case KindRulesV4, KindRulesV6:

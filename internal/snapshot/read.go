@@ -16,6 +16,7 @@ import (
 	"github.com/ctplan/ctplan/providers/initscript"
 	"github.com/ctplan/ctplan/providers/iptables"
 	"github.com/ctplan/ctplan/providers/kmod"
+	"github.com/ctplan/ctplan/providers/nft"
 	"github.com/ctplan/ctplan/providers/sysctl"
 )
 
@@ -155,6 +156,11 @@ func (r *Reader) readFiles(files planner.Files, initScripts []string) error {
 	groups = append(groups, collect(KindInitScript, plain(scripts...), err))
 	configs, err := initscript.ConfigPaths(r.root)
 	groups = append(groups, collect(KindInitConfig, plain(configs...), err))
+	onBoot, err := kmod.ScriptPaths(r.root)
+	groups = append(groups, collect(KindScript, plain(onBoot...), err))
+	groups = append(groups, collect(KindInitramfs, plain(kmod.InitramfsPaths(r.root)...), nil))
+	native, err := nft.ConfPaths(r.root)
+	groups = append(groups, collect(KindNFTables, plain(native...), err))
 	for _, saved := range iptables.SavedPaths(r.root, files) {
 		groups = append(groups, collect(savedKind(saved.Family), plain(saved.Path), nil))
 	}
@@ -170,7 +176,7 @@ func (r *Reader) readFiles(files planner.Files, initScripts []string) error {
 		r.s.Notes = append(r.s.Notes, note(g.err, "what stands there is not taken into account")...)
 		for _, c := range g.files {
 			f, err := hostfile.Read(r.root, c.Path)
-			dropIn := g.kind == KindSysctl || g.kind == KindModprobe || g.kind == KindModulesLoad
+			dropIn := slices.Contains([]Kind{KindSysctl, KindModprobe, KindModulesLoad, KindScript, KindInitramfs, KindNFTables}, g.kind)
 			if err != nil && dropIn && !slices.Contains(ours, c.Path) {
 				r.s.Notes = append(r.s.Notes, note(err, "what it sets is not taken into account")...)
 				continue

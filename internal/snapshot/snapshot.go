@@ -53,6 +53,9 @@ const (
 	KindInitConfig  Kind = "init_config"  // iptables-config or ip6tables-config
 	KindRulesV4     Kind = "rules_v4"     // a saved rules file
 	KindRulesV6     Kind = "rules_v6"
+	KindScript      Kind = "script"    // a script of boot that may load modules
+	KindInitramfs   Kind = "initramfs" // a list of modules for the initramfs
+	KindNFTables    Kind = "nftables"  // a rules file of nft
 )
 
 // File is a file with what it is for. Files of one kind stand in the order in

@@ -49,6 +49,9 @@ func sample() *Snapshot {
 			{KindInitScript, planner.File{Path: "/etc/init.d/iptables", Exists: true, Content: "#!/bin/bash\nNF_MODULES_COMMON=(x_tables nf_nat nf_conntrack) # common\n", Mode: 0o755, Target: "/etc/rc.d/init.d/iptables"}, ""},
 			{KindInitConfig, planner.File{Path: "/etc/sysconfig/iptables-config", Exists: true, Content: "IPTABLES_MODULES=\"nf_conntrack_ftp\"\n", Mode: 0o600}, ""},
 			{KindRulesV4, planner.File{Path: "/etc/sysconfig/iptables", Exists: true, Content: "*filter\n:INPUT ACCEPT [0:0]\n-A INPUT -j ACCEPT\nCOMMIT\n", Mode: 0o600, Xattrs: map[string]string{"security.selinux": "c3lzdGVt"}}, ""},
+			{KindScript, planner.File{Path: "/etc/rc.local", Exists: true, Content: "modprobe nf_conntrack\n"}, ""},
+			{KindInitramfs, planner.File{Path: "/etc/initramfs-tools/modules", Exists: true, Content: "nf_conntrack\n"}, ""},
+			{KindNFTables, planner.File{Path: "/etc/nftables.conf", Exists: true, Content: "ct state new\n"}, ""},
 		},
 		Boot:  &planner.Boot{Init: planner.InitSysv, Services: []string{"iptables"}, Cmdline: []string{"nf_conntrack.hashsize=1024"}},
 		Notes: []string{"ip6tables is not installed: IPv6 rules were not read"},
@@ -170,6 +173,14 @@ func TestLive(t *testing.T) {
 		t.Errorf("init scripts %+v", l.InitScripts)
 	case len(l.InitConfigs) != 1 || l.InitConfigs[0].Modules == nil:
 		t.Errorf("init configs %+v", l.InitConfigs)
+	case len(l.Scripts) != 2 || len(l.Scripts[1].Loads) != 1:
+		t.Errorf("scripts %+v", l.Scripts)
+	case len(l.Initramfs) != 1 || len(l.Initramfs[0].Entries) != 1:
+		t.Errorf("initramfs %+v", l.Initramfs)
+	case len(l.NFTFiles) != 1 || len(l.NFTFiles[0].Lines) != 1:
+		t.Errorf("rules files of nft %+v", l.NFTFiles)
+	case len(l.NFT) != 1 || len(l.Namespaces) != 1 || len(l.Namespaces[0].NFT) != 1 || len(l.Namespaces[0].Rulesets[0].Tables) != 1:
+		t.Errorf("nftables %+v, namespaces %+v", l.NFT, l.Namespaces)
 	case len(l.SavedRules) != 1 || l.SavedRules[0].Family != planner.IPv4 || l.SavedRules[0].File == nil:
 		t.Errorf("saved rules %+v", l.SavedRules)
 	}
@@ -346,7 +357,7 @@ func TestForAndMissing(t *testing.T) {
 			t.Errorf("%s is still there", f.File.Path)
 		}
 	}
-	if s.For(planner.Files{}, nil) != s || len(s.Files) != 6 {
+	if s.For(planner.Files{}, nil) != s || len(s.Files) != 9 {
 		t.Error("For changed the snapshot")
 	}
 }

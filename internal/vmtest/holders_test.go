@@ -101,3 +101,40 @@ func TestHoldersAccepted(t *testing.T) {
 	h.Expect("lsmod | grep -o '^nft_ct\\|^nf_conntrack \\|^xt_conntrack' | sort | tr -d ' '", "nf_conntrack\nnft_ct")
 	h.Run("nft list table inet fw | grep -q 'ct state new'")
 }
+
+// TestLoaders has connection tracking loaded again by everything that a host
+// may have for it: what can be planned away is, the rest is named by file and
+// line, and after the reboot none of it has loaded anything.
+func TestLoaders(t *testing.T) {
+	h := newHost(t, vmlab.Kernel61, planner.NFT)
+	h.Write("/etc/modprobe.d/aaa.conf", "install nf_conntrack /sbin/modprobe --ignore-install nf_conntrack && /sbin/sysctl -q net.netfilter.nf_conntrack_max=9000\n"+
+		"softdep dummy pre: nf_conntrack\n")
+	h.Write("/etc/modules-load.d/ct.conf", "nf_conntrack\nnf_nat\n")
+	h.Write("/etc/modules", "nf_conntrack\n")
+	h.Write("/etc/rc.local", "#!/bin/sh\nmodprobe nf_conntrack\ninsmod $(find /lib/modules -name nf_conntrack.ko)\n")
+	h.Write("/etc/nftables.conf", "table inet saved {\n\tchain in {\n\t\ttype filter hook input priority 20;\n\t\tct state new accept\n\t}\n}\n")
+	h.Run("mkdir -p /etc/rc2.d && ln -sf ../init.d/nftables /etc/rc2.d/S20nftables")
+	h.Write("/etc/init.d/nftables", "#!/bin/sh\n[ \"$1\" = start ] && exec nft -f /etc/nftables.conf\n")
+	h.Run("chmod 755 /etc/init.d/nftables /etc/rc.local")
+	h.declare("disabled")
+	blocks := h.blocks()
+	h.names(blocks, "/etc/rc.local:3: insmod", "/etc/nftables.conf:4: ct state new accept")
+	if len(blocks) != 2 {
+		h.Fail("%d blocks: %+v", len(blocks), blocks)
+	}
+	h.Run("sed -i /insmod/d /etc/rc.local; sed -i 's/ct state new //' /etc/nftables.conf")
+	plan := strings.Join(strings.Fields(h.Run("ctplan plan host.hcl")), " ")
+	for _, want := range []string{"/etc/rc.local:2: modprobe nf_conntrack", "/etc/modprobe.d/aaa.conf:2: a load of dummy asks for nf_conntrack", "~ file./etc/modprobe.d/aaa.conf"} {
+		if !strings.Contains(plan, want) {
+			h.Fail("the plan does not say %q:\n%s", want, plan)
+		}
+	}
+	h.apply()
+	h.unloaded()
+	h.Reboot()
+	h.settled()
+	h.unloaded()
+	h.Run("nft list table inet saved") // the boot did load it
+	h.Run("modprobe dummy; lsmod | grep -q ^dummy; sh /etc/rc.local; service nftables start || sh /etc/init.d/nftables start")
+	h.unloaded()
+}

@@ -1,12 +1,13 @@
-// Package boot knows what a host starts at boot: by systemd, or by the links
-// of runlevels.
+// Package boot knows what a host starts at boot, by systemd or by the links of
+// runlevels, and what of it runs.
 //
-// It owns the folders of enabled units, /etc/rc?.d, and the words of the
-// kernel's command line that are about modules. It reads names and links
+// It owns the folders of enabled units, /etc/rc?.d, the control groups and PID
+// files of services, and the words of the kernel's command line that are about
+// modules. It reads names and links
 // alone, never what a unit or a script does, and starts and enables nothing.
 //
-// It promises to name a service only where boot starts it, and only one that
-// makes rules for packets.
+// It promises to name a service only where boot starts it or it runs, and only
+// one that the planner knows to need connection tracking.
 package boot
 
 import (
@@ -14,18 +15,11 @@ import (
 	"path"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/ctplan/ctplan/planner"
 )
-
-// services are those that make rules at boot: the first ones restore saved
-// rules, the others make their own.
-var services = []string{
-	"netfilter-persistent", "iptables-persistent", "iptables", "ip6tables",
-	"containerd", "docker", "ferm", "firewalld", "k3s", "kubelet", "libvirtd", "lxc-net", "lxd", "nftables", "rke2-server",
-	"shorewall", "shorewall6", "tailscaled", "ufw", "virtnetworkd",
-}
 
 var (
 	unitFolders = []string{"/etc/systemd/system", "/run/systemd/system", "/usr/local/lib/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system"}
@@ -49,12 +43,16 @@ func Read(root string) planner.Boot {
 	case strings.TrimSpace(string(comm)) == "init" && links(root, enabled):
 		b.Init = planner.InitSysv
 	}
-	for _, s := range services {
+	for _, s := range planner.Services() {
+		if runs(root, s) {
+			b.Running = append(b.Running, s)
+		}
 		if enabled[s] && !(b.Init == planner.InitSystemd && masked(root, s)) {
 			b.Services = append(b.Services, s)
 		}
 	}
 	slices.Sort(b.Services)
+	slices.Sort(b.Running)
 	cmdline, _ := os.ReadFile(filepath.Join(root, "/proc/cmdline"))
 	for w := range strings.FieldsSeq(string(cmdline)) {
 		w = strings.ToValidUTF8(w, "\uFFFD")
@@ -84,6 +82,26 @@ func units(root string, into map[string]bool) {
 func masked(root, service string) bool {
 	target, err := os.Readlink(filepath.Join(root, "/etc/systemd/system", service+".service"))
 	return err == nil && target == "/dev/null"
+}
+
+// runs reports whether a service runs: it has a control group of systemd's, or
+// a PID file that names a process.
+func runs(root, service string) bool {
+	for _, above := range []string{"/sys/fs/cgroup/system.slice/", "/sys/fs/cgroup/systemd/system.slice/"} {
+		if exists(root, above+service+".service") {
+			return true
+		}
+	}
+	for _, file := range []string{"/run/" + service + ".pid", "/run/" + service + "/" + service + ".pid"} {
+		text, err := os.ReadFile(filepath.Join(root, file))
+		if err != nil {
+			continue
+		}
+		if pid, err := strconv.Atoi(strings.TrimSpace(string(text))); err == nil && exists(root, "/proc/"+strconv.Itoa(pid)) {
+			return true
+		}
+	}
+	return false
 }
 
 // links collects the scripts that a runlevel starts. It reports whether there

@@ -32,6 +32,10 @@ func TestRead(t *testing.T) {
 		{"runlevels of Red Hat", map[string]string{
 			"/proc/1/comm": "init\n", "/etc/rc.d/rc3.d/S08iptables": "", "/etc/rc.d/rc3.d/S08ip6tables": "",
 		}, planner.Boot{Init: "sysv", Services: []string{"ip6tables", "iptables"}}},
+		{"running", map[string]string{
+			"/sys/fs/cgroup/system.slice/docker.service/cgroup.procs": "", "/run/k3s.pid": "77\n", "/proc/77/stat": "",
+			"/run/ufw.pid": "78\n", "/run/csf/csf.pid": "../..\n",
+		}, planner.Boot{Services: []string{}, Running: []string{"docker", "k3s"}}},
 		{"command line", map[string]string{"/proc/cmdline": "quiet root=/dev/vda nf_conntrack.hashsize=4096 module_blacklist=nf_nat\n"},
 			planner.Boot{Services: []string{}, Cmdline: []string{"nf_conntrack.hashsize=4096", "module_blacklist=nf_nat"}}},
 	} {
