@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 )
 
 // keyring verifies the archive (package debian-archive-keyring).
@@ -27,12 +28,14 @@ type bundle struct {
 	// that the named one depends on, as a kernel's metapackage does.
 	packages []string
 	closure  bool // with everything that they depend on
+	// required adds the packages that every Debian has (Debian policy 2.5, 3.8).
+	required bool
 }
 
 var (
-	qemuBundle = bundle{"qemu", "bookworm", []string{"qemu-system-x86"}, true}
+	qemuBundle = bundle{"qemu", "bookworm", []string{"qemu-system-x86"}, true, false}
 	userBundle = bundle{"userland", "bookworm",
-		[]string{"busybox-static", "bash", "kmod", "iptables", "nftables", "procps", "conntrack"}, true}
+		[]string{"busybox-static", "bash", "kmod", "iptables", "nftables", "procps", "conntrack"}, true, false}
 )
 
 // pin is what was fetched for a bundle: file names with their SHA-256. It
@@ -52,19 +55,45 @@ func (p pin) digest() string {
 	return hex.EncodeToString(sum[:6])
 }
 
-// unpacked returns the folder that the bundle's packages are unpacked in. It
-// fetches what is not in the cache, and checks the digest of what is.
-func (c cache) unpacked(ctx context.Context, b bundle) (string, error) {
-	fail := func(err error) (string, error) {
-		return "", fmt.Errorf("getting Debian packages (%s, for %s): %w", b.suite, b.name, err)
-	}
-	folder := c.path("packages", b.name)
-	p, err := readPin(folder)
+// packages returns the folder with the bundle's packages. It fetches what is
+// not in the cache, and checks the digest of what is.
+func (c cache) packages(ctx context.Context, b bundle) (folder string, p pin, err error) {
+	folder = c.path("packages", b.name)
+	p, err = readPin(folder)
 	if errors.Is(err, fs.ErrNotExist) {
-		p, err = c.fetch(ctx, b, folder)
+		p, err = c.fetchPatiently(ctx, b, folder)
 	}
 	if err != nil {
-		return fail(err)
+		err = fmt.Errorf("getting Debian packages (%s, for %s) into %s: %w", b.suite, b.name, folder, err)
+	}
+	return folder, p, err
+}
+
+// fetchPatiently tries again where a mirror is just being updated or the
+// network stutters, beyond apt's own retries.
+func (c cache) fetchPatiently(ctx context.Context, b bundle, folder string) (pin, error) {
+	const tries = 3
+	for try := 1; ; try++ {
+		p, err := c.fetch(ctx, b, folder)
+		if err == nil {
+			return p, nil
+		}
+		if try == tries {
+			return p, fmt.Errorf("after %d tries: %w", tries, err)
+		}
+		select {
+		case <-ctx.Done():
+			return p, err
+		case <-time.After(time.Duration(try) * 5 * time.Second):
+		}
+	}
+}
+
+// unpacked returns the folder that the bundle's packages are unpacked in.
+func (c cache) unpacked(ctx context.Context, b bundle) (string, error) {
+	folder, p, err := c.packages(ctx, b)
+	if err != nil {
+		return "", err
 	}
 	tree := c.path("trees", b.name+"-"+p.digest())
 	err = c.make(tree, func(tmp string) error {
@@ -79,7 +108,7 @@ func (c cache) unpacked(ctx context.Context, b bundle) (string, error) {
 		return nil
 	})
 	if err != nil {
-		return fail(err)
+		return "", fmt.Errorf("unpacking %s: %w", folder, err)
 	}
 	return tree, nil
 }
@@ -143,6 +172,13 @@ func (c cache) fetch(ctx context.Context, b bundle, folder string) (pin, error) 
 		}
 		names = append(names, name)
 	}
+	if b.required {
+		available, err := apt("", "apt-cache", "dumpavail").output()
+		if err != nil {
+			return p, err
+		}
+		names = append(names, required(available)...)
+	}
 	get := []string{"apt-get", "-q", "download"}
 	if b.closure {
 		get = []string{"apt-get", "-q", "-y", "--download-only", "-o", "Dir::Cache::archives=" + folder, "install"}
@@ -167,6 +203,20 @@ func (c cache) fetch(ctx context.Context, b bundle, folder string) (pin, error) 
 		return p, err
 	}
 	return p, os.WriteFile(filepath.Join(folder, "pin.json"), append(text, '\n'), 0o644)
+}
+
+// required are the packages without which there is no Debian, by their
+// paragraphs in deb822's form.
+func required(available string) []string {
+	var names []string
+	for paragraph := range strings.SplitSeq(available, "\n\n") {
+		if name, ok := strings.CutPrefix(paragraph, "Package: "); ok &&
+			(strings.Contains(paragraph, "\nPriority: required\n") || strings.Contains(paragraph, "\nEssential: yes\n")) {
+			name, _, _ = strings.Cut(name, "\n")
+			names = append(names, name)
+		}
+	}
+	return names
 }
 
 // aptConfig writes a configuration of apt that has everything of its own: one

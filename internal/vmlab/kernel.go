@@ -27,7 +27,7 @@ func Kernels() []Kernel { return []Kernel{Kernel510, Kernel61, Kernel612} }
 var suites = map[Kernel]string{Kernel510: "bullseye", Kernel61: "bookworm", Kernel612: "trixie"}
 
 func (k Kernel) bundle() bundle {
-	return bundle{"linux-" + string(k), suites[k], []string{"linux-image-cloud-amd64:depends"}, false}
+	return bundle{"linux-" + string(k), suites[k], []string{"linux-image-cloud-amd64:depends"}, false, false}
 }
 
 // release finds the one kernel in an unpacked package.

@@ -98,6 +98,8 @@ func sources(trees ...string) string {
 	return hex.EncodeToString(h.Sum(nil)[:6])
 }
 
+const machineID = "0123456789abcdef0123456789abcdef\n"
+
 // layout changes whenever fill does.
 const layout = 2
 
@@ -158,7 +160,7 @@ func (r *rootfs) fill(ctx context.Context) {
 	r.link("/run/vmlab/ctplan", "usr/local/sbin/ctplan")
 	for name, text := range map[string]string{
 		"etc/hostname": "vm\n", "etc/passwd": "root:x:0:0:root:/root:/bin/bash\n", "etc/group": "root:x:0:\n",
-		"etc/machine-id":  "0123456789abcdef0123456789abcdef\n",
+		"etc/machine-id":  machineID,
 		"etc/sysctl.conf": "# Local settings.\nnet.ipv4.ip_forward = 0\n",
 	} {
 		r.check(os.WriteFile(filepath.Join(r.dir, name), []byte(text), 0o644))

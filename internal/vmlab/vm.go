@@ -15,12 +15,13 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ctplan/ctplan/internal/testhost"
 	"github.com/ctplan/ctplan/internal/vmlab/wire"
 	"github.com/ctplan/ctplan/planner"
 )
 
 const (
-	bootTime = 120 * time.Second // a machine may take to answer, on a busy host
+	bootTime = 240 * time.Second // a machine may take to answer, on a busy host
 	runTime  = 120 * time.Second // a script may take
 	slotTime = 20 * time.Minute  // to wait for other machines to end
 )
@@ -34,6 +35,11 @@ func Memory(mib int) Option { return func(m *machine) { m.memory = mib } }
 // Cmdline adds to the kernel's command line.
 func Cmdline(words string) Option { return func(m *machine) { m.cmdline += " " + words } }
 
+// Systemd gives the machine a root of its own: a minimal Debian 12 as
+// debootstrap makes it, with systemd, netfilter-persistent and their own order
+// of boot. Making it takes root.
+func Systemd() Option { return func(m *machine) { m.systemd = true } }
+
 // VM is a running machine, as one test sees it.
 type VM struct {
 	t testing.TB
@@ -46,6 +52,7 @@ type machine struct {
 	kernel  Kernel
 	memory  int
 	cmdline string
+	systemd bool
 	dir     string // disk, initramfs, console
 
 	vmlinuz string
@@ -65,6 +72,9 @@ func (l *Lab) Boot(t testing.TB, k Kernel, options ...Option) *VM {
 	m := &machine{lab: l, kernel: k, memory: 512, dir: t.TempDir()}
 	for _, o := range options {
 		o(m)
+	}
+	if m.systemd && os.Geteuid() != 0 {
+		testhost.Lacks(t, "needs root, as debootstrap does")
 	}
 	vm := &VM{t, m}
 	prepare, cancel := context.WithTimeout(context.Background(), prepareTime)
@@ -102,7 +112,11 @@ func (m *machine) prepare(ctx context.Context) error {
 		return err
 	}
 	m.vmlinuz = filepath.Join(tree, "boot/vmlinuz-"+m.release)
-	base, err := m.lab.cache.image(ctx, m.lab.user, tree, m.release)
+	image := m.lab.cache.image
+	if m.systemd {
+		image = m.lab.cache.systemdImage
+	}
+	base, err := image(ctx, m.lab.user, tree, m.release)
 	if err != nil {
 		return err
 	}

@@ -76,9 +76,16 @@ func do(request wire.Request) wire.Reply {
 	return reply
 }
 
-// reboot does what a shutdown does to the disk: writes all of it, and lets
-// nobody write any more.
+// reboot has systemd shut the machine down where it runs. Elsewhere it does
+// what a shutdown does to the disk: writes all of it, and lets nobody write any
+// more.
 func reboot() error {
+	if _, err := os.Stat("/run/systemd/system"); err == nil {
+		if out, err := exec.Command("systemctl", "reboot").CombinedOutput(); err != nil {
+			return fmt.Errorf("systemctl reboot: %w: %s", err, out)
+		}
+		select {} // until it ends this process
+	}
 	syscall.Sync()
 	if err := os.WriteFile("/proc/sysrq-trigger", []byte("u"), 0); err != nil {
 		return err
