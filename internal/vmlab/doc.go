@@ -14,11 +14,14 @@
 // nothing else: QEMU, the kernels and the programs inside the machines are
 // Debian packages, fetched by apt with state of its own, verified by Debian's
 // keyring, and unpacked there. It installs nothing, changes nothing on the
-// machine that runs the tests and needs neither root nor KVM.
+// machine that runs the tests and needs neither root nor KVM. Making the root
+// that Systemd asks for takes root: debootstrap runs in namespaces of its own,
+// without a network.
 //
 // A machine has one ext4 disk as its root, so everything written survives a
 // reboot. It boots in the order in which Debian does: modules-load.d,
-// sysctl --system, then the services in /etc/rc2.d; see the guest folder. Commands go
+// sysctl --system, then the services in /etc/rc2.d; see the guest folder. With
+// Systemd it is a Debian that has systemd do all this. Commands go
 // through an agent on a virtio-serial port; the console is kept for the log.
 //
 // It promises that at most two machines run at once, over all test processes
