@@ -79,14 +79,14 @@ func systemdRules(h *host) {
 	h.mode("notrack")
 	h.apply()
 	h.untracked()
-	h.boot()
+	h.Reboot()
 	h.settled()
 	h.untracked()
 
 	h.mode("disabled")
 	h.apply()
 	h.unloaded()
-	h.boot()
+	h.Reboot()
 	h.settled()
 	h.unloaded()
 	h.Expect("systemctl is-active netfilter-persistent", "active")
@@ -131,7 +131,7 @@ func systemdPowerCut(h *host) {
 // boot reboots, and expects every unit of the boot to be well.
 func (h *host) boot() {
 	h.t.Helper()
-	h.Reboot()
+	h.VM.Reboot()
 	if failed := h.BootFailed(); failed != "" {
 		h.Fail("a step of the boot failed: %s\n%s", failed, h.BootLog())
 	}
