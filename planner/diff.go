@@ -36,16 +36,42 @@ type untracked struct {
 // block the load, unload. Nothing that lets traffic through goes before what
 // replaces it has come.
 func Diff(d Desired, l Live) Plan {
-	p := &planning{d: d, l: l, saved: map[*Ruleset][]*tableWork{}, plan: Plan{Host: l.Host, Mode: d.Mode, Block: d.Block, Source: d.Source}}
+	p := newPlanning(d, l)
+	if p.draft() {
+		p.impact()
+		p.symmetry()
+		p.nativeChains()
+	}
+	return p.plan
+}
+
+// Draft is Diff without what every rule must be judged for: the impact on
+// connections, and what the rules do to one side only. The changes are the
+// same. It is for who wants to know whether there are any.
+func Draft(d Desired, l Live) Plan {
+	p := newPlanning(d, l)
+	if p.draft() {
+		p.nativeChains()
+	}
+	return p.plan
+}
+
+func newPlanning(d Desired, l Live) *planning {
+	return &planning{d: d, l: l, saved: map[*Ruleset][]*tableWork{}, plan: Plan{Host: l.Host, Mode: d.Mode, Block: d.Block, Source: d.Source}}
+}
+
+// draft plans the changes. It reports whether there is something to judge.
+func (p *planning) draft() bool {
+	d, l := p.d, p.l
 	for _, n := range l.Notes {
 		p.warn("", n, Pos{})
 	}
 	if d.Mode == Unmanaged {
 		p.unmanaged()
-		return p.plan
+		return false
 	}
 	if !p.possible() {
-		return p.plan
+		return false
 	}
 	for _, c := range d.Chains {
 		if c.Table == "raw" {
@@ -83,10 +109,7 @@ func Diff(d Desired, l Live) Plan {
 	p.add(p.files.changes()...)
 	p.add(p.last.changes()...)
 	p.add(unload...)
-	p.impact()
-	p.symmetry()
-	p.nativeChains()
-	return p.plan
+	return true
 }
 
 func (p *planning) add(changes ...Change) { p.plan.Changes = append(p.plan.Changes, changes...) }

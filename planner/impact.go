@@ -59,8 +59,8 @@ type Exposure struct {
 
 const maxExamples = 5
 
-// NeedsConnections reports whether the plan can cut somebody off, so that it
-// is to be made once more with Live.Connections.
+// NeedsConnections reports whether the plan can cut somebody off, so that
+// Diff is to be given Live.Connections.
 func NeedsConnections(p Plan) bool {
 	return slices.ContainsFunc(p.Changes, func(c Change) bool { _, ok := c.(*RulesChange); return ok })
 }

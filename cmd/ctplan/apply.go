@@ -227,7 +227,7 @@ func (a *applier) readBack(ctx context.Context, p *planned) error {
 	if err != nil {
 		return err
 	}
-	after, err := diff(p.desired, p.digest, now)
+	after, err := draft(p.desired, p.digest, now)
 	if err != nil {
 		return err
 	}

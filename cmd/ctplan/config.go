@@ -87,27 +87,35 @@ type planned struct {
 
 // diff makes the plan.
 func diff(desired planner.Desired, digest string, s *snapshot.Snapshot) (*planned, error) {
+	return planBy(snapshot.Plan, desired, digest, s)
+}
+
+// draft makes the plan without judging it.
+func draft(desired planner.Desired, digest string, s *snapshot.Snapshot) (*planned, error) {
+	return planBy(snapshot.Draft, desired, digest, s)
+}
+
+func planBy(plan func(planner.Desired, planner.Live) (planner.Plan, error), desired planner.Desired, digest string, s *snapshot.Snapshot) (*planned, error) {
 	live, err := s.For(desired.Files, desired.InitScripts).Live()
 	if err != nil {
 		return nil, err
 	}
-	plan, err := snapshot.Plan(desired, live)
+	made, err := plan(desired, live)
 	if err != nil {
 		return nil, err
 	}
-	return &planned{desired, digest, s, live, plan}, nil
+	return &planned{desired, digest, s, live, made}, nil
 }
 
-// judge plans once more with the connections that are open on this host now,
-// if the plan can cut any of them off.
+// judge judges a plan, by the connections that are open on this host now if it
+// can cut any of them off.
 func (e *env) judge(p *planned) error {
-	if !planner.NeedsConnections(p.plan) {
-		return nil
+	if planner.NeedsConnections(p.plan) {
+		s := *p.snapshot
+		s.ReadConnections(e.root, e.getenv("SSH_CONNECTION"), 0)
+		p.snapshot = &s
+		p.live.Connections, p.live.Notes = s.Connections, s.Notes
 	}
-	s := *p.snapshot
-	s.ReadConnections(e.root, e.getenv("SSH_CONNECTION"), 0)
-	p.snapshot = &s
-	p.live.Connections, p.live.Notes = s.Connections, s.Notes
 	var err error
 	p.plan, err = snapshot.Plan(p.desired, p.live)
 	return err
@@ -122,8 +130,8 @@ func (e *env) needRoot(doing string) error {
 		"run it with sudo, or plan off the host: sudo ctplan snapshot -o FILE there, ctplan plan --snapshot FILE here")
 }
 
-// planHost plans for the host that ctplan runs on. The rules are being read
-// while the HCL is evaluated.
+// planHost drafts a plan for the host that ctplan runs on. The rules are being
+// read while the HCL is evaluated.
 func (c *config) planHost(reader *snapshot.Reader) (*planned, error) {
 	desired, digest, err := c.evaluate(&schema.Facts{Host: reader.Host(), Conntrack: reader.Conntrack()})
 	if err != nil {
@@ -133,7 +141,7 @@ func (c *config) planHost(reader *snapshot.Reader) (*planned, error) {
 	if err != nil {
 		return nil, err
 	}
-	return diff(desired, digest, s)
+	return draft(desired, digest, s)
 }
 
 // planSnapshot plans for the host that a snapshot was taken of.

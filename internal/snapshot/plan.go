@@ -15,7 +15,15 @@ import (
 // writes, read by the parsers that read the host, so that an edit and its
 // forecast cannot disagree.
 func Plan(d planner.Desired, l planner.Live) (planner.Plan, error) {
-	p := planner.Diff(d, l)
+	return foreseen(d, l, planner.Diff(d, l))
+}
+
+// Draft is Plan without judging what becomes of connections: see planner.Draft.
+func Draft(d planner.Desired, l planner.Live) (planner.Plan, error) {
+	return foreseen(d, l, planner.Draft(d, l))
+}
+
+func foreseen(d planner.Desired, l planner.Live, p planner.Plan) (planner.Plan, error) {
 	after, err := afterPlan(d, l, p)
 	if err != nil {
 		return planner.Plan{}, err
