@@ -32,6 +32,15 @@ const (
 	GoingBack Mode = "rollback"
 )
 
+// Reload is how new sizes get into the running kernel.
+type Reload string
+
+// The ways. Empty means ReloadLive.
+const (
+	ReloadLive    Reload = "live"            // set while it runs; nothing is interrupted
+	ReloadRestart Reload = "restart-service" // by a restart of the packet filter's service, which reloads the module
+)
+
 // Pos is the place in the HCL that asked for something. The zero Pos means
 // that nothing in the HCL did.
 type Pos struct {
@@ -128,6 +137,7 @@ type Files struct {
 const (
 	DefaultSysctlFile      = "/etc/sysctl.conf"
 	DropInSysctlFile       = "/etc/sysctl.d/99-netfilter.conf" // where boot does not read the former
+	SysctlFolder           = "/etc/sysctl.d"
 	DefaultModprobeFile    = "/etc/modprobe.d/netfilter.conf"
 	DefaultModulesLoadFile = "/etc/modules-load.d/netfilter.conf"
 )
@@ -146,14 +156,16 @@ const (
 	RiskSavedRules     Risk = "saved_rules"      // a saved rules file that cannot be read
 	RiskNoConntrack    Risk = "no_conntrack"     // the kernel has no connection tracking to tune
 	RiskUnshownRules   Risk = "unshown_rules"    // a table to change that iptables cannot show
+	RiskNoService      Risk = "no_service"       // there is no service to restart
 	RiskLostFlows      Risk = "lost_flows"       // connections that are open now would be cut off
 	RiskLostServices   Risk = "lost_services"    // a listening service could no longer be reached
 	RiskOneSided       Risk = "one_sided"        // connections of which one way is tracked and the other is not would break
 	RiskRelated        Risk = "related"          // what tracking lets in with other connections would be kept out
+	RiskUnsavedRules   Risk = "unsaved_rules"    // rules that a restart of the service would lose, or bring in
 )
 
 // Risks lists every risk that allow_risk accepts.
-var Risks = []Risk{RiskNAT, RiskStatefulRules, RiskReadOnlySysctl, RiskInitScript, RiskModuleHeld, RiskMemory, RiskSavedRules, RiskLostFlows, RiskLostServices, RiskOneSided, RiskRelated}
+var Risks = []Risk{RiskNAT, RiskStatefulRules, RiskReadOnlySysctl, RiskInitScript, RiskModuleHeld, RiskMemory, RiskSavedRules, RiskLostFlows, RiskLostServices, RiskOneSided, RiskRelated, RiskUnsavedRules}
 
 // Desired is what the HCL declares for one host.
 type Desired struct {
@@ -164,8 +176,10 @@ type Desired struct {
 	Max           *Setting       `json:"max,omitempty"`      // tuned: entries, 1 to 2147483647; always set
 	Hashsize      *Setting       `json:"hashsize,omitempty"` // tuned: buckets; schema fills in Max / 4 where absent
 	Timeouts      []Timeout      `json:"timeouts,omitempty"` // tuned: sorted by name
-	Notrack       []Traffic      `json:"notrack,omitempty"`  // notrack: in order of the HCL
-	Accept        []Traffic      `json:"accept,omitempty"`   // notrack and disabled: in order of the HCL
+	Reload        Reload         `json:"reload,omitempty"`   // tuned
+	ReloadSource  Pos            `json:"reload_source,omitzero"`
+	Notrack       []Traffic      `json:"notrack,omitempty"` // notrack: in order of the HCL
+	Accept        []Traffic      `json:"accept,omitempty"`  // notrack and disabled: in order of the HCL
 	StatefulRules StatefulPolicy `json:"stateful_rules"`
 	AllowRisk     []Risk         `json:"allow_risk,omitempty"`
 	Families      []Family       `json:"families"`

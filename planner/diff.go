@@ -33,7 +33,8 @@ type untracked struct {
 //
 // The order: lift a block on loading the module, load it, size the table,
 // rules (accepts, then NOTRACK, then what goes), rules files and other files,
-// block the load, unload. Nothing that lets traffic through goes before what
+// block the load, unload. Where sizes come by a restart of the service, that
+// and sizing follow the files. Nothing that lets traffic through goes before what
 // replaces it has come.
 func Diff(d Desired, l Live) Plan {
 	p := newPlanning(d, l)
@@ -81,12 +82,16 @@ func (p *planning) draft() bool {
 		}
 	}
 
-	var load, size, unload []Change
+	var load, size, restart, unload []Change
 	switch d.Mode {
 	case Tuned:
 		p.liftBlock()
 		load = p.loadModule()
 		size = p.sizeTable(len(load) > 0)
+		if len(load) == 0 && len(size) > 0 && p.d.Reload == ReloadRestart {
+			restart = append(p.restart(), append(size, p.setAgain(size)...)...)
+			size = nil
+		}
 		p.persistSizes()
 		p.initScripts(true)
 	case Notrack:
@@ -107,6 +112,7 @@ func (p *planning) draft() bool {
 	p.add(size...)
 	p.add(p.rules...)
 	p.add(p.files.changes()...)
+	p.add(restart...)
 	p.add(p.last.changes()...)
 	p.add(unload...)
 	return true

@@ -243,10 +243,7 @@ func (f *foresight) reload(v values) {
 		if c.SysctlLoad == nil {
 			continue
 		}
-		conf, folder := f.scriptSysctls(service)
-		lines := f.assignments(func(s *SysctlFile) bool {
-			return conf && s.Path == DefaultSysctlFile || folder && (strings.HasPrefix(s.Path, "/etc/sysctl.d/") || strings.HasPrefix(s.As, "/etc/sysctl.d/"))
-		})
+		lines := f.scriptLines(service)
 		for _, w := range c.SysctlLoad.Words {
 			for _, a := range lines {
 				if strings.Contains(a.text, w.Text) && isConntrackKey(a.key) {
@@ -257,22 +254,26 @@ func (f *foresight) reload(v values) {
 	}
 }
 
-// scriptSysctls says which files an init script looks for sysctls in.
-func (f *foresight) scriptSysctls(service string) (conf, folder bool) {
+// scriptLines are the lines of sysctl files that a service's init script looks
+// through, in its order.
+func (f *foresight) scriptLines(service string) []assignment {
+	var out []assignment
 	for _, s := range f.l.InitScripts {
-		name := strings.TrimSuffix(path.Base(s.Path), ".init")
-		if name != service {
+		if strings.TrimSuffix(path.Base(s.Path), ".init") != service {
 			continue
 		}
-		for l := range strings.Lines(s.Content) {
-			if l = strings.TrimSpace(l); strings.HasPrefix(l, "#") {
-				continue
-			}
-			conf = conf || strings.Contains(l, DefaultSysctlFile)
-			folder = folder || strings.Contains(l, "/etc/sysctl.d")
+		for _, from := range s.SysctlFrom {
+			out = append(out, f.assignments(func(file *SysctlFile) bool { return file.standsIn(from) })...)
 		}
+		break
 	}
-	return conf, folder
+	return out
+}
+
+// standsIn reports whether a place that an init script looks for sysctls in,
+// /etc/sysctl.conf or the folder /etc/sysctl.d, leads to the file.
+func (s *SysctlFile) standsIn(place string) bool {
+	return s.Path == place || strings.HasPrefix(s.Path, place+"/") || strings.HasPrefix(s.As, place+"/")
 }
 
 func isGlob(s string) bool { return strings.ContainsAny(s, "*?[") }

@@ -303,7 +303,7 @@ func TestForesee(t *testing.T) {
 			l.Boot.Services = []string{"iptables"}
 			l.SysctlFiles = []SysctlFile{sysctlConf}
 			l.SavedRules = []Ruleset{savedFile(t, "/etc/sysconfig/iptables", stateRules)}
-			l.InitScripts = []InitScript{{File: File{Path: "/etc/init.d/iptables", Content: "# /etc/sysctl.d\ngrep -h $i /etc/sysctl.conf | sysctl -p -\n"}}}
+			l.InitScripts = []InitScript{{File: File{Path: "/etc/init.d/iptables"}, SysctlFrom: []string{"/etc/sysctl.conf"}}}
 			l.InitConfigs = []InitConfig{{File: File{Path: "/etc/sysconfig/iptables-config"}, SysctlLoad: &WordList{Words: []Word{{Text: ".nf_conntrack"}}}}}
 		}, `
 			loaded: /etc/sysconfig/iptables:8 needs it
@@ -314,7 +314,7 @@ func TestForesee(t *testing.T) {
 			l.Boot.Services = []string{"iptables"}
 			l.SysctlFiles = []SysctlFile{sysctlFile("/etc/sysctl.conf", maxLine)}
 			l.SavedRules = []Ruleset{savedFile(t, "/etc/sysconfig/iptables", stateRules)}
-			l.InitScripts = []InitScript{{File: File{Path: "/etc/init.d/iptables", Content: "grep -h $i /etc/sysctl.d/* | sysctl -p -\n"}}}
+			l.InitScripts = []InitScript{{File: File{Path: "/etc/init.d/iptables"}, SysctlFrom: []string{"/etc/sysctl.d"}}}
 			l.InitConfigs = []InitConfig{{File: File{Path: "/etc/sysconfig/iptables-config"}, SysctlLoad: &WordList{Words: []Word{{Text: ".nf_conntrack"}}}}}
 		}, `
 			loaded: /etc/sysconfig/iptables:8 needs it

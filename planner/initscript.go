@@ -58,6 +58,7 @@ func (p *planning) initScripts(whole bool) {
 			continue
 		}
 		w := p.files.edit(c.File, "file.")
+		p.keepLoaded(w, &c, whole)
 		switch {
 		case !whole && c.Modules != nil:
 			dropWords(w, c.Modules, IsConntrackModule)
@@ -70,6 +71,73 @@ func (p *planning) initScripts(whole bool) {
 			w.because("a restart resets nf_conntrack_max unless the script sets it again", p.d.ModeSource)
 		}
 	}
+}
+
+// checkReload says where a restart of a service would not bring what a sysctl
+// file sets: an init script that unloads the module sets again only what it
+// finds itself, in an order of its own.
+func (p *planning) checkReload(target *SysctlFile, keys []string, want string, source Pos) {
+	for i := range p.l.InitScripts {
+		s := &p.l.InitScripts[i]
+		switch {
+		case s.SysctlFrom == nil && s.Unloads:
+			p.warn("file."+target.Path, fmt.Sprintf("a restart by %s that unloads nf_conntrack resets it: the script has no IPTABLES_SYSCTL_LOAD_LIST, so nothing sets %s again; run sysctl -p %s after it", s.Path, keys[0], target.Path), source)
+			continue
+		case s.SysctlFrom == nil:
+			continue
+		case !slices.ContainsFunc(s.SysctlFrom, target.standsIn):
+			p.warn("file."+target.Path, fmt.Sprintf("a restart by %s sets %s again from %s alone, and not from this file: name a file there in files.sysctl", s.Path, keys[0], strings.Join(s.SysctlFrom, " and ")), source)
+			continue
+		}
+		var after []SysctlFile // what it reads behind the last mention of the target
+		for _, place := range s.SysctlFrom {
+			for _, f := range p.l.SysctlFiles {
+				if f.Path == target.Path && f.standsIn(place) {
+					after = nil
+				} else if f.standsIn(place) {
+					after = append(after, f)
+				}
+			}
+		}
+		for _, f := range after {
+			for _, e := range f.Entries {
+				if e.Value != want && slices.Contains(keys, e.Key) {
+					p.warn("file."+target.Path, fmt.Sprintf("%s:%d sets %s = %s, which %s reads after %s, and wins at a restart: take that line away", f.Path, e.Line, e.Key, e.Value, s.Path, target.Path), source)
+				}
+			}
+		}
+	}
+}
+
+// keepLoaded has the service load nf_conntrack behind rules none of which
+// does: its stop unloads the module, and without it the table is gone and
+// every sysctl of it fails.
+func (p *planning) keepLoaded(w *fileWork, c *InitConfig, whole bool) {
+	tracking := func(w Word) bool { return IsConntrackModule(w.Text) }
+	if !whole || p.rulesTrack() || c.Modules != nil && slices.ContainsFunc(c.Modules.Words, tracking) {
+		return
+	}
+	if c.Modules == nil {
+		w.appendLine(c.ModulesName + `="nf_conntrack"`)
+	} else {
+		addWords(w, c.Modules, []string{"nf_conntrack"})
+	}
+	w.because("a stop of the service unloads nf_conntrack, and no rule loads it again", p.d.ModeSource)
+}
+
+// rulesTrack reports whether a saved rule, or a live one, needs connection
+// tracking, and so loads it.
+func (p *planning) rulesTrack() bool {
+	for _, rulesets := range [][]Ruleset{p.l.SavedRules, p.l.Rulesets} {
+		for i := range rulesets {
+			for j := range rulesets[i].Tables {
+				if firstNeedy(&rulesets[i].Tables[j]) != nil {
+					return true
+				}
+			}
+		}
+	}
+	return false
 }
 
 // dropWords takes words out of a list with the blanks that set them off.

@@ -61,6 +61,9 @@ type Conntrack struct {
 	Max          int64         `json:"max"`                   // entries
 	Drops        int64         `json:"drops,omitempty"`       // since boot: packets dropped for want of room
 	EarlyDrops   int64         `json:"early_drops,omitempty"` // since boot: connections thrown out for new ones
+	// HashsizeFixed is whether the hash table cannot be resized while the
+	// module is loaded: its parameter is read-only, as before kernel 2.6.21.
+	HashsizeFixed bool `json:"hashsize_fixed,omitempty"`
 }
 
 // Module is a line of /proc/modules.
@@ -209,6 +212,16 @@ type InitScript struct {
 	// Refusal says why the array cannot be edited safely, with its line.
 	Refusal     string
 	RefusalLine int
+
+	// FlushesFirst is whether stop flushes the rules before it sets policies
+	// to ACCEPT: in between, a policy of DROP drops everything.
+	FlushesFirst bool
+	// Unloads is whether the script unloads modules.
+	Unloads bool
+	// SysctlFrom is where start looks for the lines that
+	// IPTABLES_SYSCTL_LOAD_LIST names: /etc/sysctl.conf, /etc/sysctl.d, or
+	// both, in order; nil where the script has no such list.
+	SysctlFrom []string
 }
 
 // InitConfig is iptables-config or ip6tables-config.

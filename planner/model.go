@@ -34,6 +34,21 @@ func (t TableModel) Rules(chain string) []string { return slices.Clone(t.m.rules
 // Lines prints the table as iptables-save does, without counters.
 func (t TableModel) Lines() []string { return t.m.lines() }
 
+// TableLines is a table as iptables-save prints it, without counters.
+type TableLines struct {
+	Name  string   `json:"name"`
+	Lines []string `json:"lines"` // ":CHAIN POLICY", then "-A CHAIN …"
+}
+
+// Lines prints all tables of a ruleset.
+func (r *Ruleset) Lines() []TableLines {
+	var out []TableLines
+	for _, name := range tablesOf(r) {
+		out = append(out, TableLines{name, r.Model(name).Lines()})
+	}
+	return out
+}
+
 // Canonical is Lines in a form that two tables share exactly when they treat
 // every packet alike rule by rule: chains in order of their names, and empty
 // built-in chains with the policy ACCEPT left out, since a table without them

@@ -72,7 +72,8 @@ type Warning struct {
 }
 
 // Change is one thing that apply does to one object. It is one of
-// *RulesChange, *FileChange, *SysctlChange, *HashsizeChange, *ModuleChange.
+// *RulesChange, *FileChange, *SysctlChange, *HashsizeChange, *ModuleChange,
+// *ServiceChange.
 type Change interface {
 	Meta() Meta
 	sealed()
@@ -129,14 +130,23 @@ type ModuleChange struct {
 	Load   bool // false: unload
 }
 
+// ServiceChange restarts the packet filter's service, which takes the rules
+// away, unloads nf_conntrack where it can, and brings the saved rules back.
+type ServiceChange struct {
+	M    Meta
+	Step ServiceStep
+}
+
 func (c *RulesChange) Meta() Meta    { return c.M }
 func (c *FileChange) Meta() Meta     { return c.M }
 func (c *SysctlChange) Meta() Meta   { return c.M }
 func (c *HashsizeChange) Meta() Meta { return c.M }
 func (c *ModuleChange) Meta() Meta   { return c.M }
+func (c *ServiceChange) Meta() Meta  { return c.M }
 
 func (*RulesChange) sealed()    {}
 func (*FileChange) sealed()     {}
 func (*SysctlChange) sealed()   {}
 func (*HashsizeChange) sealed() {}
 func (*ModuleChange) sealed()   {}
+func (*ServiceChange) sealed()  {}

@@ -106,6 +106,18 @@ func (p *planning) hashsizeChange(loading bool) Change {
 		})
 		return nil
 	}
+	if p.l.Conntrack.HashsizeFixed && p.d.Reload != ReloadRestart {
+		p.block(Block{
+			Risk:     RiskReadOnlySysctl,
+			Address:  address,
+			Where:    fmt.Sprintf("/sys/module/nf_conntrack/parameters/hashsize = %d", have),
+			Why:      "this kernel sizes the hash table when the module is loaded, and cannot resize it afterwards",
+			Remedy:   fmt.Sprintf(`declare reload = %q to have the service reload the module, or allow_risk = ["read_only_sysctl"] to set the files now and have the size at the next boot`, ReloadRestart),
+			Override: true,
+			Source:   p.d.Hashsize.Source,
+		})
+		return nil
+	}
 	reason := fmt.Sprintf("hashsize is declared as %d buckets", p.d.Hashsize.Value)
 	if want != p.d.Hashsize.Value {
 		reason += fmt.Sprintf(", which the kernel rounds up to %d", want)
@@ -207,6 +219,7 @@ func (p *planning) persistSysctl(keys []string, value int64, source Pos) {
 		w.appendLine(keys[0] + " = " + want)
 		w.because("boot sets "+keys[0]+" from this file", source)
 	}
+	p.checkReload(&file, keys, want, source)
 }
 
 // keyMatches reports whether a key of sysctl.d, which may be a glob, names k.

@@ -18,6 +18,12 @@ func brief(p Plan) string {
 			fmt.Fprintf(&b, " %d -> %d", c.Before, c.After)
 		case *FileChange:
 			fmt.Fprintf(&b, " %q", c.After.Content)
+		case *ServiceChange:
+			var commands []string
+			for _, words := range c.Step.Commands {
+				commands = append(commands, strings.Join(words, " "))
+			}
+			b.WriteString(" " + strings.Join(commands, ", "))
 		}
 		b.WriteString("\n")
 		if len(c.Meta().Reasons) == 0 || len(c.Meta().Sources) == 0 {

@@ -52,7 +52,7 @@ type Section struct {
 }
 
 // Step is one thing that apply does and can take back as a whole. Exactly one
-// of Rules, File, Sysctl, Hashsize and Module is set.
+// of Rules, File, Sysctl, Hashsize, Module and Service is set.
 type Step struct {
 	Addresses []string `json:"addresses"` // the changes that it carries out
 
@@ -61,6 +61,7 @@ type Step struct {
 	Sysctl   *SysctlStep   `json:"sysctl,omitempty"`
 	Hashsize *HashsizeStep `json:"hashsize,omitempty"`
 	Module   *ModuleStep   `json:"module,omitempty"`
+	Service  *ServiceStep  `json:"service,omitempty"`
 }
 
 // RulesStep changes one family's rules through one backend, section by section.
@@ -95,6 +96,21 @@ type ModuleStep struct {
 	Load   bool   `json:"load"`
 }
 
+// ServiceStep restarts the packet filter's service. It is its own inverse:
+// what it brings is what the files say.
+type ServiceStep struct {
+	Commands [][]string    `json:"commands"` // in order; each a program with its arguments
+	Rules    []ServedRules `json:"rules"`    // what it takes away and brings back
+	// KeepsRules is whether the rules must be the same afterwards.
+	KeepsRules bool `json:"keeps_rules"`
+}
+
+// ServedRules are the rules of one family that a service has brought.
+type ServedRules struct {
+	Family  Family  `json:"family"`
+	Backend Backend `json:"backend"`
+}
+
 // Inverse returns the step that takes s back. Sections run in reverse, and
 // the operations within them too.
 func (s Step) Inverse() Step {
@@ -118,6 +134,8 @@ func (s Step) Inverse() Step {
 		inv.Hashsize = &HashsizeStep{Before: s.Hashsize.After, After: s.Hashsize.Before}
 	case s.Module != nil:
 		inv.Module = &ModuleStep{Module: s.Module.Module, Load: !s.Module.Load}
+	case s.Service != nil:
+		inv.Service = s.Service
 	}
 	return inv
 }
@@ -151,6 +169,8 @@ func Steps(p Plan) []Step {
 			steps = append(steps, Step{Addresses: addr, Hashsize: &HashsizeStep{Before: c.Before, After: c.After}})
 		case *ModuleChange:
 			steps = append(steps, Step{Addresses: addr, Module: &ModuleStep{Module: c.Module, Load: c.Load}})
+		case *ServiceChange:
+			steps = append(steps, Step{Addresses: addr, Service: &c.Step})
 		}
 	}
 	return steps

@@ -106,6 +106,9 @@ var bad = []struct {
 	{name: "host pattern", hcl: tuned("max = 1\n  hosts = [\"[a-\"]")},
 	{name: "hosts a string", hcl: tuned("max = 1\n  hosts = \"gw\"")},
 	{name: "risk", hcl: tuned("max = 1\n  allow_risk = [\"natt\"]")},
+	{name: "reload", hcl: tuned("max = 1\n  reload = \"restart-sevice\"")},
+	{name: "reload in another mode", hcl: "conntrack \"gw\" {\n  mode   = \"disabled\"\n  reload = \"live\"\n}\n"},
+	{name: "reload misspelt", hcl: tuned("max = 1\n  relaod = \"live\"")},
 	{name: "stateful_rules", hcl: tuned("max = 1\n  stateful_rules = \"keep\"")},
 	{name: "two blocks for every host", hcl: tuned("max = 1") + strings.Replace(tuned("max = 1"), "gw", "gw2", 1)},
 

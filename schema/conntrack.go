@@ -16,7 +16,7 @@ import (
 
 var conntrackSchema = &hcl.BodySchema{
 	Attributes: []hcl.AttributeSchema{
-		{Name: "hosts"}, {Name: "mode", Required: true}, {Name: "max"}, {Name: "hashsize"}, {Name: "timeouts"},
+		{Name: "hosts"}, {Name: "mode", Required: true}, {Name: "max"}, {Name: "hashsize"}, {Name: "timeouts"}, {Name: "reload"},
 		{Name: "stateful_rules"}, {Name: "init_scripts"}, {Name: "allow_risk"}, {Name: "families"},
 	},
 	Blocks: []hcl.BlockHeaderSchema{
@@ -84,7 +84,7 @@ func (d *decoder) checkMode(want *planner.Desired, content *hcl.BodyContent, hea
 	if want.Mode == planner.Notrack && count["notrack"] == 0 {
 		d.errorf(header, "Missing notrack block", "Mode %q needs at least one notrack block that says which traffic is not tracked.", want.Mode)
 	}
-	for _, name := range []string{"max", "hashsize", "timeouts"} {
+	for _, name := range []string{"max", "hashsize", "timeouts", "reload"} {
 		if attr := content.Attributes[name]; attr != nil && want.Mode != planner.Tuned {
 			d.errorf(attr.NameRange, "Attribute in the wrong mode", "%s belongs to mode %q; this block is in mode %q.", name, planner.Tuned, want.Mode)
 		}
@@ -175,6 +175,10 @@ func (d *decoder) tuning(want *planner.Desired, content *hcl.BodyContent, header
 		want.Hashsize = &planner.Setting{Value: max(1, want.Max.Value/4), Source: want.Max.Source}
 	}
 	want.Timeouts = d.timeouts(attrs["timeouts"])
+	if e, ok := d.value(attrs["reload"]); ok {
+		want.Reload, _ = choice(d, e, "reload", []planner.Reload{planner.ReloadLive, planner.ReloadRestart})
+		want.ReloadSource = position(attrs["reload"].NameRange)
+	}
 }
 
 func isZero(val cty.Value) bool {

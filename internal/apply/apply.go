@@ -359,6 +359,8 @@ func layer(s planner.Step) string {
 		return string(s.Rules.Family) + string(s.Rules.Backend)
 	case s.File != nil:
 		return s.File.Before.Path
+	case s.Service != nil:
+		return "service"
 	default:
 		return "modules"
 	}

@@ -40,7 +40,7 @@ func newFake() *fake {
 
 // host is the fake behind the interfaces.
 func (f *fake) host() *Host {
-	return &Host{Rules: fakeRules{f}, Files: fakeFiles{f}, Kernel: fakeKernel{f}}
+	return &Host{Rules: fakeRules{f}, Files: fakeFiles{f}, Kernel: fakeKernel{f}, Command: f.command}
 }
 
 // String prints everything that the host holds; equal strings are equal hosts.
@@ -166,6 +166,42 @@ func refuse(m planner.TableModel, op planner.RuleOp) error {
 		}
 	}
 	return nil
+}
+
+func (f fakeRules) Replace(_ context.Context, family planner.Family, b planner.Backend, tables []planner.TableLines) error {
+	return f.change("replace", func() error {
+		for _, t := range tables {
+			f.load(rulesKey{family, b}, t.Name, t.Lines...)
+		}
+		return nil
+	})
+}
+
+// command is the service of IPv4: a restart takes the rules away and unloads
+// nf_conntrack, then brings the rules that /etc/rules.v4 says, which load it
+// with what modprobe.d says.
+func (f *fake) command(_ context.Context, words []string) error {
+	if words[0] != "/etc/init.d/iptables" || words[1] != "restart" {
+		return fmt.Errorf("%q is no service", words)
+	}
+	err := f.change("stop", func() error {
+		f.load(v4, "filter", ":INPUT ACCEPT")
+		delete(f.modules, "nf_conntrack")
+		f.sysctls, f.buckets = map[string]string{}, 0
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	return f.change("start", func() error {
+		f.load(v4, "filter", strings.Split(f.files["/etc/rules.v4"].Content, "\n")...)
+		f.modules["nf_conntrack"] = true
+		f.sysctls[maxKey], f.buckets = "65536", 65536
+		if f.files["/etc/modprobe.d/netfilter.conf"].Exists {
+			f.sysctls[maxKey], f.buckets = "1048576", 131072
+		}
+		return nil
+	})
 }
 
 func (f fakeRules) Tables(family planner.Family, b planner.Backend) (map[string][]string, error) {

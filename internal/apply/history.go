@@ -124,13 +124,15 @@ func object(s planner.Step) string {
 		return "hashsize"
 	case s.Module != nil:
 		return "module " + s.Module.Module
+	case s.Service != nil:
+		return "service"
 	}
 	return ""
 }
 
-// rank orders groups: files, modules that come back, rules and values that
-// need them, modules that go. The hash table grows before max and shrinks
-// after it.
+// rank orders groups: files, modules that come back, rules that need them, a
+// service that brings what the files say by then, values, modules that go. The
+// hash table grows before max and shrinks after it.
 func rank(group []journal.Step) int {
 	first, last := group[0], group[len(group)-1]
 	switch {
@@ -140,14 +142,16 @@ func rank(group []journal.Step) int {
 		return 1
 	case first.Rules != nil:
 		return 2
-	case first.Hashsize != nil && first.Hashsize.Before >= last.Hashsize.After:
+	case first.Service != nil:
 		return 3
-	case first.Sysctl != nil:
+	case first.Hashsize != nil && first.Hashsize.Before >= last.Hashsize.After:
 		return 4
-	case first.Hashsize != nil:
+	case first.Sysctl != nil:
 		return 5
+	case first.Hashsize != nil:
+		return 6
 	}
-	return 6
+	return 7
 }
 
 // wayBack is a plan in the making.
@@ -240,6 +244,10 @@ func (b *wayBack) add(group []journal.Step) error {
 		if want {
 			b.values(first)
 		}
+	case first.Service != nil && len(b.plan.Changes) > 0:
+		meta.Action = planner.Run
+		meta.Disrupts = "there are no rules for a moment, and the connections that are open are forgotten if the module is reloaded"
+		b.take(&planner.ServiceChange{M: meta, Step: *last.Service}, planner.Step{Service: last.Service})
 	}
 	return nil
 }

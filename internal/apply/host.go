@@ -16,6 +16,8 @@ type Host struct {
 	Rules  Rules
 	Files  Files
 	Kernel Kernel
+	// Command runs a program to its end, such as the restart of a service.
+	Command func(ctx context.Context, words []string) error
 
 	// Hold, when set, makes every command that is started from then on keep f
 	// open, until Hold(nil). So a journal shows whether a command of a process
@@ -35,6 +37,8 @@ type Rules interface {
 	// Commit carries the sections out, in order. Each happens whole or not at
 	// all; those before a failure stay.
 	Commit(ctx context.Context, f planner.Family, b planner.Backend, sections []planner.Section) error
+	// Replace makes tables of a family what they were: what stands in them goes.
+	Replace(ctx context.Context, f planner.Family, b planner.Backend, tables []planner.TableLines) error
 	// Tables lists the built-in chains of the tables that exist, whether or not
 	// they hold anything; nil where Trim has nothing to do.
 	Tables(f planner.Family, b planner.Backend) (map[string][]string, error)
@@ -118,6 +122,8 @@ func (h *Host) observe(ctx context.Context, s planner.Step) (journal.Before, err
 	case s.Module != nil && !s.Module.Load:
 		before, err := h.observeModule()
 		return journal.Before{Module: before}, err
+	case s.Service != nil:
+		return h.observeService(ctx, s.Service)
 	}
 	return journal.Before{}, nil
 }
@@ -133,11 +139,13 @@ func (h *Host) do(ctx context.Context, s planner.Step) error {
 	case s.Sysctl != nil:
 		return h.Kernel.SetSysctl(s.Sysctl.Key, s.Sysctl.After)
 	case s.Hashsize != nil:
-		return h.Kernel.SetHashsize(s.Hashsize.After)
+		return h.setHashsize(s.Hashsize.After)
 	case s.Module != nil && s.Module.Load:
 		return h.Kernel.Load(ctx, s.Module.Module)
 	case s.Module != nil:
 		return h.Kernel.Unload(ctx, s.Module.Module)
+	case s.Service != nil:
+		return h.restart(ctx, s.Service)
 	}
 	return errNoStep
 }
@@ -157,6 +165,8 @@ func (h *Host) undo(ctx context.Context, u undo) error {
 		return h.undoHashsize(s.Hashsize, u.Rebooted)
 	case s.Module != nil:
 		return h.undoModule(ctx, u)
+	case s.Service != nil:
+		return h.undoService(ctx, u)
 	}
 	return errNoStep
 }

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/ctplan/ctplan/internal/journal"
 	"github.com/ctplan/ctplan/planner"
 	"github.com/ctplan/ctplan/providers/iptables"
 )
@@ -59,18 +60,34 @@ func (h *Host) manual(ctx context.Context, u undo, dir string, index int) []stri
 	case s.Module != nil && s.Module.Load:
 		return []string{"rmmod " + quote(s.Module.Module)}
 	case s.Module != nil:
-		commands := []string{"modprobe " + quote(s.Module.Module)}
-		if b := u.Before.Module; b != nil {
-			if b.Hashsize > 0 {
-				commands = append(commands, fmt.Sprintf("echo %d > /sys/module/nf_conntrack/parameters/hashsize", b.Hashsize))
+		return append([]string{"modprobe " + quote(s.Module.Module)}, values(u.Before.Module)...)
+	case s.Service != nil:
+		var commands []string
+		for _, words := range s.Service.Commands {
+			var line []string
+			for _, w := range words {
+				line = append(line, quote(w))
 			}
-			for _, key := range slices.Sorted(maps.Keys(b.Sysctls)) {
-				commands = append(commands, "sysctl -e -w "+quote(key+"="+b.Sysctls[key]))
-			}
+			commands = append(commands, strings.Join(line, " "))
 		}
-		return commands
+		return append(commands, values(u.Before.Module)...)
 	}
 	return nil
+}
+
+// values are the commands that set what a module had.
+func values(b *journal.ModuleBefore) []string {
+	if b == nil {
+		return nil
+	}
+	var commands []string
+	if b.Hashsize > 0 {
+		commands = append(commands, fmt.Sprintf("echo %d > /sys/module/nf_conntrack/parameters/hashsize", b.Hashsize))
+	}
+	for _, key := range slices.Sorted(maps.Keys(b.Sysctls)) {
+		commands = append(commands, "sysctl -e -w "+quote(key+"="+b.Sysctls[key]))
+	}
+	return commands
 }
 
 // keep writes what a command needs.

@@ -32,7 +32,11 @@ func NewHost(root string) *Host {
 		Rules:  systemRules{iptables.Tools{Runner: r}, r},
 		Files:  systemFiles{root},
 		Kernel: systemKernel{root, r},
-		Hold:   r.hold,
+		Command: func(ctx context.Context, words []string) error {
+			_, err := r.Run(ctx, run.Cmd{Path: words[0], Args: words[1:]})
+			return err
+		},
+		Hold: r.hold,
 	}
 }
 

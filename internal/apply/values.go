@@ -106,6 +106,15 @@ func (h *Host) undoHashsize(s *planner.HashsizeStep, rebooted bool) error {
 	return nil
 }
 
+// setHashsize resizes the hash table unless it has that size: a service that
+// was restarted may have brought it.
+func (h *Host) setHashsize(buckets int64) error {
+	if now, err := h.Kernel.Hashsize(); err == nil && now == buckets {
+		return nil
+	}
+	return h.Kernel.SetHashsize(buckets)
+}
+
 // observeModule remembers the values that go when a module of connection
 // tracking goes.
 func (h *Host) observeModule() (*journal.ModuleBefore, error) {

@@ -96,6 +96,14 @@ type Before struct {
 	Tables  []TableBefore `json:"tables,omitempty"`  // rules: each table that the step touches
 	Folders []string      `json:"folders,omitempty"` // files: the folders that were not there, deepest first
 	Module  *ModuleBefore `json:"module,omitempty"`  // unloading: what goes with the module
+	Rules   []RulesBefore `json:"rules,omitempty"`   // a service: what its restart takes away
+}
+
+// RulesBefore are all rules of one family before a step.
+type RulesBefore struct {
+	Family  planner.Family       `json:"family"`
+	Backend planner.Backend      `json:"backend"`
+	Tables  []planner.TableLines `json:"tables"`
 }
 
 // TableBefore is a table of iptables before a step.

@@ -19,6 +19,9 @@ func checkDesired(d planner.Desired) error {
 	if p := d.StatefulRules; p != "" && p != planner.RefuseStateful && p != planner.RemoveStateful {
 		return fmt.Errorf("stateful_rules %q", p)
 	}
+	if r := d.Reload; r != "" && r != planner.ReloadLive && r != planner.ReloadRestart {
+		return fmt.Errorf("reload %q", r)
+	}
 	if d.Mode == planner.Tuned && d.Max == nil {
 		return errors.New("mode tuned without max")
 	}

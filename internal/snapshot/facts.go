@@ -44,6 +44,7 @@ func (s *Snapshot) Facts() []Fact {
 	add("conntrack.hashsize", fmt.Sprint(c.Hashsize))
 	add("conntrack.initial_netns", fmt.Sprint(c.InitialNetns))
 	add("conntrack.max", fmt.Sprint(c.Max))
+	add("conntrack.hashsize_fixed", fmt.Sprint(c.HashsizeFixed))
 
 	tracks := conntrackModules(s.Modules)
 	for _, m := range s.Modules {

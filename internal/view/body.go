@@ -152,6 +152,9 @@ func effect(c planner.Change) string {
 		}
 		return "(" + Clean(string(c.Backend)) + ")"
 	case *planner.SysctlChange:
+		if c.Before == c.After {
+			return value(c.After) + ", set again"
+		}
 		return value(c.Before) + " -> " + value(c.After)
 	case *planner.HashsizeChange:
 		return fmt.Sprintf("%d -> %d buckets", c.Before, c.After)
@@ -162,6 +165,12 @@ func effect(c planner.Change) string {
 		return "unload"
 	case *planner.FileChange:
 		return fileEffect(c)
+	case *planner.ServiceChange:
+		var commands []string
+		for _, words := range c.Step.Commands {
+			commands = append(commands, Clean(strings.Join(words, " ")))
+		}
+		return strings.Join(commands, ", ")
 	}
 	return ""
 }

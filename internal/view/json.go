@@ -141,7 +141,7 @@ type warningJSON struct {
 	Commands []string `json:"commands,omitempty"`
 }
 
-// changeJSON has exactly one of its last five members, the one that Kind names.
+// changeJSON has exactly one of its last six members, the one that Kind names.
 type changeJSON struct {
 	Address  string        `json:"address"`
 	Action   string        `json:"action"`
@@ -155,6 +155,7 @@ type changeJSON struct {
 	Sysctl   *sysctlJSON   `json:"sysctl,omitempty"`
 	Hashsize *hashsizeJSON `json:"hashsize,omitempty"`
 	Module   *moduleJSON   `json:"module,omitempty"`
+	Service  *serviceJSON  `json:"service,omitempty"`
 }
 
 type rulesJSON struct {
@@ -202,6 +203,12 @@ type hashsizeJSON struct {
 type moduleJSON struct {
 	Module string `json:"module"`
 	Load   bool   `json:"load"`
+}
+
+type serviceJSON struct {
+	Commands   [][]string `json:"commands"`
+	Families   []string   `json:"families"`
+	KeepsRules bool       `json:"keeps_rules"`
 }
 
 func newPlanJSON(p planner.Plan, v Verb) planJSON {
@@ -275,6 +282,13 @@ func newChangeJSON(c planner.Change) changeJSON {
 	case *planner.ModuleChange:
 		j.Kind = "module"
 		j.Module = &moduleJSON{c.Module, c.Load}
+	case *planner.ServiceChange:
+		j.Kind = "service"
+		s := &serviceJSON{Commands: list(c.Step.Commands), Families: []string{}, KeepsRules: c.Step.KeepsRules}
+		for _, r := range c.Step.Rules {
+			s.Families = append(s.Families, string(r.Family))
+		}
+		j.Service = s
 	}
 	return j
 }

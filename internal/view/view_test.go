@@ -169,6 +169,25 @@ func tunedPlan() planner.Plan {
 			},
 			Module: "nf_conntrack", Load: true,
 		},
+		&planner.ServiceChange{
+			M: planner.Meta{
+				Address: "service.iptables", Action: planner.Run,
+				Reasons: []string{"a restart loads nf_conntrack anew"}, Sources: []planner.Pos{at(19)},
+				Disrupts: "there are no rules for a moment",
+			},
+			Step: planner.ServiceStep{
+				Commands:   [][]string{{"/etc/init.d/ip6tables", "stop"}, {"/etc/init.d/iptables", "restart"}, {"/etc/init.d/ip6tables", "start"}},
+				Rules:      []planner.ServedRules{{Family: planner.IPv4, Backend: planner.NFT}, {Family: planner.IPv6, Backend: planner.NFT}},
+				KeepsRules: true,
+			},
+		},
+		&planner.SysctlChange{
+			M: planner.Meta{
+				Address: "sysctl.net.netfilter.nf_conntrack_udp_timeout", Action: planner.Update,
+				Reasons: []string{"a reload of nf_conntrack resets it"}, Sources: []planner.Pos{at(17)},
+			},
+			Key: "net.netfilter.nf_conntrack_udp_timeout", Before: "30", After: "30",
+		},
 	}
 	p.Forecast = forecast()
 	return p
@@ -264,6 +283,7 @@ func hostilePlan(s string) planner.Plan {
 		&planner.FileChange{M: m, Before: planner.File{Path: s, Exists: true, Content: "old\n" + s, Target: s}, After: planner.File{Path: s, Exists: true, Content: s + "\n\t" + s, Target: s}},
 		&planner.SysctlChange{M: m, Key: s, Before: s, After: s},
 		&planner.ModuleChange{M: m, Module: s},
+		&planner.ServiceChange{M: m, Step: planner.ServiceStep{Commands: [][]string{{s, s}}, Rules: []planner.ServedRules{{Family: planner.Family(s)}}}},
 	}
 	p.Warnings = []planner.Warning{{Address: s, Text: s, Source: pos}}
 	g := planner.FlowGroup{Result: planner.FlowLost, Operator: true, Service: s, Family: planner.Family(s), Count: 9, Before: s, After: s, Stage: s, Examples: []string{s, s}}
@@ -387,11 +407,11 @@ func TestSummary(t *testing.T) {
 		{emptyPlan(), Drift, "no drift: web-1 is as examples/host.hcl:12 declares"},
 		{emptyPlan(), Applied, "nothing to do: web-1 is as examples/host.hcl:12 declares"},
 		{unmanagedPlan(), Plan, "no changes: no conntrack block matches db-7"},
-		{tunedPlan(), "", "plan: 1 to create, 3 to update, 1 to delete, 1 to run"},
-		{tunedPlan(), Applied, "applied: 1 created, 3 updated, 1 deleted, 1 run"},
+		{tunedPlan(), "", "plan: 1 to create, 4 to update, 1 to delete, 2 to run"},
+		{tunedPlan(), Applied, "applied: 1 created, 4 updated, 1 deleted, 2 run"},
 		{driftPlan(), Drift, "drift: 1 object differs from what examples/host.hcl:12 declares"},
-		{blockedPlan(), Plan, "blocked: 3 reasons, 6 changes held back"},
-		{blockedPlan(), Drift, "drift: 6 objects differ; apply is blocked: 3 reasons"},
+		{blockedPlan(), Plan, "blocked: 3 reasons, 8 changes held back"},
+		{blockedPlan(), Drift, "drift: 8 objects differ; apply is blocked: 3 reasons"},
 	}
 	for _, tt := range tests {
 		if got := Summary(tt.plan, tt.verb); got != tt.want {

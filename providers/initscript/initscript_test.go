@@ -10,6 +10,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/ctplan/ctplan/internal/inittest"
 	"github.com/ctplan/ctplan/planner"
 	"github.com/ctplan/ctplan/providers/initscript"
 )
@@ -44,41 +45,99 @@ func inBash(t testing.TB, assignment, name string) []string {
 	return got[:len(got)-1]
 }
 
-func TestParseReleases(t *testing.T) {
+// TestParseShapes reads what releases write: scripts that machines really run.
+func TestParseShapes(t *testing.T) {
+	whole := []string{"x_tables", "nf_nat", "nf_conntrack"}
 	for _, c := range []struct {
-		file string
-		want []string
-		line int
+		shape inittest.Shape
+		array []string
+		flush bool
 	}{
-		{"el5.init", nil, 0},
-		{"el6.init", []string{"x_tables", "nf_nat", "nf_conntrack"}, 10},
-		{"el7.init", []string{"x_tables", "nf_nat", "nf_conntrack"}, 4},
-		{"el8.init", nil, 0},
+		{inittest.EL5, nil, true},
+		{inittest.EL6, whole, false},
+		{inittest.Early, whole, true},
+		{inittest.EL7, whole, false},
+		{inittest.EL8, nil, false},
 	} {
-		t.Run(c.file, func(t *testing.T) {
-			name := filepath.Join("testdata", c.file)
-			if out, err := exec.Command("/bin/bash", "-n", name).CombinedOutput(); err != nil {
-				t.Fatalf("the fixture is not valid bash: %s", out)
+		for _, family := range planner.Families {
+			script := c.shape.Script(family)
+			check := exec.Command("/bin/bash", "-n")
+			check.Stdin = strings.NewReader(script)
+			if out, err := check.CombinedOutput(); err != nil {
+				t.Fatalf("%s is not valid bash: %s", c.shape.Name, out)
 			}
-			b, err := os.ReadFile(name)
-			if err != nil {
-				t.Fatal(err)
-			}
-			s := parse(string(b))
+			s := parse(script)
 			if s.Refusal != "" {
-				t.Fatalf("refused, line %d: %s", s.RefusalLine, s.Refusal)
+				t.Fatalf("%s: refused, line %d: %s", c.shape.Name, s.RefusalLine, s.Refusal)
 			}
-			if diff := cmp.Diff(c.want, words(s.Array)); diff != "" {
-				t.Error(diff)
+			if diff := cmp.Diff(c.array, words(s.Array)); diff != "" {
+				t.Error(c.shape.Name, diff)
 			}
 			if s.Array != nil {
 				checkSpans(t, s.Content, s.Array)
-				if s.Array.Line != c.line {
-					t.Errorf("line %d, want %d", s.Array.Line, c.line)
+				if line := 1 + strings.Count(script[:strings.Index(script, "NF_MODULES_COMMON=")], "\n"); s.Array.Line != line {
+					t.Errorf("%s: line %d, want %d", c.shape.Name, s.Array.Line, line)
 				}
 			}
-		})
+			if s.FlushesFirst != c.flush || s.Unloads != (c.shape.Unload != "") {
+				t.Errorf("%s: flushes first %v, unloads %v", c.shape.Name, s.FlushesFirst, s.Unloads)
+			}
+			if diff := cmp.Diff(c.shape.Sysctl, s.SysctlFrom); diff != "" {
+				t.Error(c.shape.Name, diff)
+			}
+		}
 	}
+}
+
+func TestFlushesFirst(t *testing.T) {
+	for script, want := range map[string]bool{
+		"stop() { iptables -F; iptables -P INPUT ACCEPT; }":                                           true,
+		"stop() { iptables -P INPUT ACCEPT; iptables --flush; }":                                      false,
+		"a() { $IPTABLES -t $t -F; }\nb() { $IPTABLES -P INPUT $1; }\nstop() { b ACCEPT; a; }":        false,
+		"function stop { if x; then a; fi; b; }\na() { \"$IPT\" -F; }\nb() { $IPT -P INPUT ACCEPT; }": true,
+		"stop() { stop; iptables -F; }":                                                               true,
+		"stop() { grep -F x y; fgrep -P z; ip6tables --policy INPUT ACCEPT; }":                        false,
+		"start() { iptables -F; }\nstop() { iptables -P INPUT ACCEPT; iptables -F; }":                 false,
+		"stop() { inner() { iptables -F; }; iptables -P INPUT ACCEPT; }":                              false,
+		"iptables -F":            false,
+		"stop() { iptables -F; ": false,
+	} {
+		if s := parse(script); s.FlushesFirst != want {
+			t.Errorf("%q: %v, want %v", script, s.FlushesFirst, want)
+		}
+	}
+}
+
+// FuzzBehaviour holds that any script can be read, and that what is only said
+// in a comment changes nothing.
+func FuzzBehaviour(f *testing.F) {
+	for _, s := range inittest.Shapes() {
+		f.Add(s.Script(planner.IPv4))
+	}
+	f.Add("stop() { a; }; a() { b; }; b() { a; iptables -F; }")
+	f.Add("stop() { $(iptables -F) <(rmmod x) ${a:-$(modprobe -r y)}; }")
+	f.Add("TABLES_SYSCTL_LOAD_LIST=/etc/sysctl.conf/x; cat /etc/sysctl.d")
+	f.Fuzz(func(t *testing.T, script string) {
+		s := parse(script)
+		for _, place := range s.SysctlFrom {
+			if !strings.Contains(script, place) {
+				t.Errorf("%q looks in %s", script, place)
+			}
+		}
+		if s.FlushesFirst && !strings.Contains(script, "stop") || s.Unloads && !strings.Contains(script, "mod") {
+			t.Errorf("%q flushes first %v, unloads %v", script, s.FlushesFirst, s.Unloads)
+		}
+		if !strings.HasSuffix(script, "\n") {
+			return
+		}
+		again := parse(script + "# iptables -F; rmmod x; /etc/sysctl.conf\n")
+		if again.FlushesFirst != s.FlushesFirst || again.Unloads != s.Unloads || !slices.Equal(again.SysctlFrom, s.SysctlFrom) {
+			// An open here-document takes the comment for its text.
+			if !strings.Contains(script, "<<") {
+				t.Errorf("a comment changes what %q does", script)
+			}
+		}
+	})
 }
 
 func checkSpans(t testing.TB, content string, list *planner.WordList) {

@@ -12,13 +12,14 @@ import (
 
 const arrayName = "NF_MODULES_COMMON"
 
-// Parse finds the array of an init script. A script that never names it has
+// Parse finds the array of an init script, and what its stop and start do. A script that never names it has
 // none, which is no refusal: the scripts of EL5 and of late EL7 and EL8 are so.
 func Parse(f planner.File) planner.InitScript {
 	s := planner.InitScript{File: f}
 	v := variable{name: arrayName, array: true}
 	list, r := v.find(f.Content)
 	s.Array, s.Refusal, s.RefusalLine = list, r.why, r.line
+	behaviour(&s)
 	return s
 }
 

@@ -2,7 +2,7 @@
 // and their configuration.
 //
 // It owns where they stand and how they are read: the array NF_MODULES_COMMON
-// of the scripts, and the lists IPTABLES_MODULES and
+// of the scripts, in which order they flush, and the lists IPTABLES_MODULES and
 // IPTABLES_SYSCTL_LOAD_LIST (IP6TABLES_… for IPv6) of iptables-config. It
 // runs no script, and never edits one: the planner splices the spans that
 // Parse and ParseConfig return.

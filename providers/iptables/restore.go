@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -31,19 +32,54 @@ func (t Tools) Commit(ctx context.Context, f planner.Family, b planner.Backend, 
 	return t.restore(ctx, f, b, sections, false)
 }
 
+// Replace makes tables what they were when iptables-save printed them: what
+// stands in them goes. Each happens whole or not at all. Counters start anew.
+// Errors are those of Commit.
+func (t Tools) Replace(ctx context.Context, f planner.Family, b planner.Backend, tables []planner.TableLines) error {
+	var script strings.Builder
+	for _, table := range tables {
+		script.WriteString("*" + table.Name + "\n")
+		for _, l := range append([]string{table.Name}, table.Lines...) {
+			if strings.ContainsAny(l, "\n\x00") {
+				return fmt.Errorf("restoring table %q: a line of it has a line break", table.Name)
+			}
+		}
+		for _, l := range table.Lines {
+			if strings.HasPrefix(l, ":") {
+				l += " [0:0]"
+			} else if !strings.HasPrefix(l, "-A ") {
+				return fmt.Errorf("restoring table %q: %q is neither a chain nor a rule", table.Name, l)
+			}
+			script.WriteString(l + "\n")
+		}
+		script.WriteString("COMMIT\n")
+	}
+	return t.load(ctx, f, b, script.String())
+}
+
 func (t Tools) restore(ctx context.Context, f planner.Family, b planner.Backend, sections []planner.Section, test bool) error {
 	script, err := Script(sections)
-	if err != nil || script == "" {
+	if err != nil {
 		return err
+	}
+	args := []string{"--noflush"}
+	if test {
+		args = append(args, "--test")
+	}
+	return t.load(ctx, f, b, script, args...)
+}
+
+// load gives a script to iptables-restore.
+func (t Tools) load(ctx context.Context, f planner.Family, b planner.Backend, script string, args ...string) error {
+	if script == "" {
+		return nil
 	}
 	name, err := t.restoreCommand(ctx, f, b)
 	if err != nil {
 		return explain(f, err)
 	}
-	args := []string{"--noflush", "-w", strconv.Itoa(max(1, int(t.wait().Seconds())))}
-	if test {
-		args = append(args, "--test")
-	}
+	test := slices.Contains(args, "--test")
+	args = append(args, "-w", strconv.Itoa(max(1, int(t.wait().Seconds()))))
 	_, err = t.runner().Run(ctx, run.Cmd{Path: name, Args: args, Stdin: script})
 	var failed *run.Error
 	if !errors.As(err, &failed) {

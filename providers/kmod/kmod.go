@@ -64,6 +64,9 @@ func ReadConntrack(root string) (planner.Conntrack, error) {
 	if err != nil {
 		c.Hashsize = number("/proc/sys/net/netfilter/nf_conntrack_buckets")
 	}
+	if info, err := os.Stat(filepath.Join(root, hashsizeFile)); err == nil {
+		c.HashsizeFixed = info.Mode()&0o222 == 0
+	}
 	return c, errors.Join(errs...)
 }
 
