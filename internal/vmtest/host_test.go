@@ -76,7 +76,7 @@ func (h *host) change() {
 // files is what the files that ctplan may change hold, and their metadata.
 func (h *host) files() string {
 	h.t.Helper()
-	return h.Run("cd /etc && find sysctl.conf sysctl.d modprobe.d modules-load.d iptables -type f | sort | while read -r f; do stat -c '%n %a %u:%g' $f; cat $f; done")
+	return h.Run("cd /etc && find sysctl.conf sysctl.d modprobe.d modules-load.d iptables $(ls -d sysconfig rc.d /usr/libexec 2>/dev/null) -type f | sort | while read -r f; do stat -c '%n %a %u:%g' $f; cat $f; done")
 }
 
 // settled holds the machine to its declaration, and its boot to having gone
