@@ -325,7 +325,9 @@ func joinPorts(entries []entry) []entry {
 		e := &out[i]
 		if e.key.way != wayIn && len(e.t.RemotePorts) > maxPortEntries {
 			kept := slices.DeleteFunc(slices.Clone(e.t.RemotePorts), func(r PortRange) bool { return r.From >= unprivileged.From })
-			e.t.RemotePorts = mergePorts(append(kept, unprivileged))
+			if e.t.RemotePorts = mergePorts(append(kept, unprivileged)); len(kept) >= maxPortEntries && e.key.initiator == LocalSide {
+				e.t.RemotePorts = nil // whoever calls so many ports calls any
+			}
 		}
 		e.t.Name = e.name()
 	}
@@ -399,7 +401,7 @@ func (e *entry) comment() string {
 	case e.kind == remoteNow:
 		b.WriteString(" The addresses are those of now; leave remote out for any.")
 	case e.kind == remoteMany:
-		fmt.Fprintf(&b, " To %s, too many to name; today's rules let it go anywhere.", plural(e.users, "address", "addresses"))
+		b.WriteString(" To too many addresses to name them; today's rules let it go anywhere.")
 	case e.kind == remoteSummed:
 		fmt.Fprintf(&b, " %s, held in as few networks as will do: check them.", plural(e.users, "address", "addresses"))
 	}

@@ -82,6 +82,10 @@ func (c *cover) width(j *judge, at *oriented) (local, remote netip.Prefix) {
 	default:
 		local, remote = src, dst
 	}
+	if k.initiator == LocalSide && k.way != wayForward && !opens(q) {
+		k.iface = "" // no first packet comes in, wherever
+		return anyOf(j.family), remote
+	}
 	k.iface = c.narrow(k, at, src, func(in, out string) bool {
 		other := q
 		other.in, other.out = in, out
