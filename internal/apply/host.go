@@ -91,9 +91,14 @@ type undo struct {
 // errNoStep says that a step holds nothing to do.
 var errNoStep = errors.New("a step without anything to do")
 
-// test asks the kernel whether it would take the rules of all steps.
+// test asks the kernel whether it would take the rules of the steps, as far as
+// it can know: rules that come after a module is loaded may need that module,
+// and loading may still be blocked. Those are tested by their commit alone.
 func (h *Host) test(ctx context.Context, steps []planner.Step) error {
 	for _, s := range steps {
+		if s.Module != nil && s.Module.Load {
+			return nil
+		}
 		if s.Rules == nil {
 			continue
 		}
