@@ -81,7 +81,7 @@ func worlds() map[string]world {
 			section("filter",
 				planner.RuleOp{Kind: planner.DeleteRule, Chain: "INPUT", Pos: 3, Rule: "-m state --state ESTABLISHED -j ACCEPT"},
 				planner.RuleOp{Kind: planner.DeleteRule, Chain: "INPUT", Pos: 4, Rule: "-m state --state ESTABLISHED -j ACCEPT"})),
-		file(text("/etc/rules.v4", "old\n"), text("/etc/rules.v4", "new\n")),
+		file(text("/etc/rules.v4", "Gr\xf6\xdfe\n"), text("/etc/rules.v4", "new\n")),
 		file(planner.File{Path: "/etc/iptables/a/rules.v6"}, text("/etc/iptables/a/rules.v6", "new\n")),
 	}
 	notrackHost := func() *fake {
@@ -92,7 +92,7 @@ func worlds() map[string]world {
 			"-A INPUT -s 10.0.0.1/32 -j mine",
 			"-A INPUT -m state --state ESTABLISHED -j ACCEPT",
 			"-A mine -j DROP")
-		f.files["/etc/rules.v4"] = text("/etc/rules.v4", "old\n")
+		f.files["/etc/rules.v4"] = text("/etc/rules.v4", "Gr\xf6\xdfe\n")
 		return f
 	}
 	tuned := []planner.Step{
@@ -544,7 +544,7 @@ func TestForeignChange(t *testing.T) {
 		}
 		return nil
 	}
-	steps := []planner.Step{file(text("/etc/rules.v4", "old\n"), text("/etc/rules.v4", "new\n"))}
+	steps := []planner.Step{file(text("/etc/rules.v4", "Gr\xf6\xdfe\n"), text("/etc/rules.v4", "new\n"))}
 	survive(func() { Run(t.Context(), env, steps, Options{}) })
 	env.Fault = nil
 	f.files["/etc/rules.v4"] = text("/etc/rules.v4", "mine\n")

@@ -2,7 +2,6 @@ package journal
 
 import (
 	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -132,7 +131,7 @@ func (j *Journal) Append(r Record, sync bool) error {
 	if len(r.Reason) > maxReason {
 		r.Reason = r.Reason[:maxReason] + "…"
 	}
-	line, err := json.Marshal(r)
+	line, err := marshal(r)
 	if err != nil {
 		return fmt.Errorf("writing the journal: %w", err)
 	}
@@ -178,7 +177,7 @@ func Parse(data []byte) (Transaction, int64) {
 			break
 		}
 		var r Record
-		if err := json.Unmarshal(line, &r); err != nil {
+		if err := unmarshal(line, &r); err != nil {
 			// Power loss can leave a last line of the right length without
 			// its content; nothing was done after it.
 			if len(rest) == 0 && n > 1 {

@@ -278,3 +278,35 @@ func TestFullDisk(t *testing.T) {
 		t.Errorf("%+v, %v", tx.Outcome, err)
 	}
 }
+
+// TestBytes: a record holds any bytes, those that are not UTF-8 and those that
+// stand for them.
+func TestBytes(t *testing.T) {
+	s, j := begin(t)
+	for i, text := range []string{"Gr\xf6\xdfe\n", "\xff\xfe\x00", "é \ufffd \U0010ff80 \U0010ffff", "\xed\xa0\x80", strings.Repeat("\xc3", 3) + "\xa4"} {
+		write(t, j, Record{Kind: Intent, Index: i, Before: &Before{Rules: []RulesBefore{{Tables: []planner.TableLines{{Name: text, Lines: []string{text}}}}}, Module: &ModuleBefore{Sysctls: map[string]string{text: text}}},
+			Step: &planner.Step{File: &planner.FileStep{Before: planner.File{Content: text}}}})
+		tx, err := s.Load(1)
+		if err != nil || tx.Err != nil {
+			t.Fatal(err, tx.Err)
+		}
+		got := tx.Steps[i]
+		if got.File.Before.Content != text || got.Before.Module.Sysctls[text] != text || got.Before.Rules[0].Tables[0].Name != text || got.Before.Rules[0].Tables[0].Lines[0] != text {
+			t.Errorf("%q is read back as %+v", text, got)
+		}
+	}
+}
+
+func FuzzText(f *testing.F) {
+	f.Add("a\xffb\U0010ff80")
+	f.Fuzz(func(t *testing.T, s string) {
+		line, err := marshal(Record{Reason: s})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var r Record
+		if err := unmarshal(line, &r); err != nil || r.Reason != s {
+			t.Errorf("%q becomes %q: %v", s, r.Reason, err)
+		}
+	})
+}
