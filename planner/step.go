@@ -69,6 +69,16 @@ type RulesStep struct {
 	Family   Family    `json:"family"`
 	Backend  Backend   `json:"backend"`
 	Sections []Section `json:"sections"`
+	// Trim are tables as they were before anything was changed: what else of
+	// them is left, and treats no packet, goes at the end.
+	Trim []TrimTable `json:"trim,omitempty"`
+}
+
+// TrimTable is a table by the built-in chains that it had; none where there was
+// no table.
+type TrimTable struct {
+	Name   string   `json:"name"`
+	Chains []string `json:"chains,omitempty"`
 }
 
 // FileStep replaces a file that stands as Before by After.

@@ -57,6 +57,7 @@ type Env struct {
 // Options is what a caller wants of one transaction.
 type Options struct {
 	Summary string // of the plan, one line: for the history
+	Back    bool   // it takes other transactions back
 
 	// ConfirmWithin makes the new state stay only if Confirm is called within
 	// that time. 0: it stays.
@@ -65,6 +66,9 @@ type Options struct {
 	// Check is called under the lock, before anything is changed. Its error
 	// refuses the transaction and is returned as it is.
 	Check func(context.Context) error
+	// Prepare is called under the lock when everything is tested, right before
+	// the first step. It changes nothing that would have to be taken back.
+	Prepare func(context.Context)
 	// Verify is called under the lock after the last step, to read back what
 	// is there. Its error fails the transaction.
 	Verify func(context.Context) error
@@ -183,6 +187,9 @@ func Run(ctx context.Context, env Env, steps []planner.Step, opts Options) (Resu
 
 	tx := &transaction{env: env, opts: opts, j: j, header: h}
 	defer env.Host.hold(j.File())()
+	if opts.Prepare != nil {
+		opts.Prepare(ctx)
+	}
 	deadline, err := tx.forward(ctx, steps)
 	if err != nil {
 		return tx.back(ctx, err)

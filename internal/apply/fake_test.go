@@ -297,6 +297,9 @@ func (f fakeKernel) SetSysctl(key, value string) error {
 		if _, err := f.Sysctl(key); err != nil {
 			return err
 		}
+		if value == "" {
+			return fmt.Errorf("%s: invalid argument", key)
+		}
 		f.sysctls[key] = value
 		return nil
 	})
@@ -338,6 +341,11 @@ func (f fakeKernel) UnloadUnused(ctx context.Context) error { return f.Unload(ct
 
 func (f fakeKernel) Unload(_ context.Context, module string) error {
 	return f.change("unload "+module, func() error {
+		for user := range f.modules {
+			if module == nfConntrack && strings.HasPrefix(user, "xt_") {
+				return fmt.Errorf("rmmod %s: in use by %s", module, user)
+			}
+		}
 		delete(f.modules, module)
 		if module == "nf_conntrack" {
 			delete(f.sysctls, maxKey)

@@ -50,11 +50,11 @@ func Back(env Env, id int, live planner.Live) (planner.Plan, []planner.Step, err
 		host: env.Host, live: live, plan: planner.Plan{Host: live.Host, Mode: planner.GoingBack},
 		reason: fmt.Sprintf("goes back to before transaction %d of %s", since[0].ID, since[0].Time.Format("2006-01-02 15:04:05 MST")),
 	}
-	var steps []journal.Step
-	for _, t := range since {
-		steps = append(steps, t.Steps...)
+	if n := len(since); since[n-1].Back && n == 1 {
+		b.plan.Warnings = append(b.plan.Warnings, planner.Warning{Address: fmt.Sprintf("transaction %d", since[0].ID),
+			Text: "it took others back itself: taking it back brings again what they had changed"})
 	}
-	found := groups(steps)
+	found := groups(asOne(since))
 	for _, group := range found {
 		b.objects = append(b.objects, object(group[0].Step))
 	}
@@ -88,6 +88,36 @@ func committedSince(all []journal.Transaction, id int) ([]journal.Transaction, e
 		return done[len(done)-1:], nil
 	}
 	return done, nil
+}
+
+// asOne returns the steps of transactions as those of one, oldest first. Where
+// one of them unloaded nf_conntrack, its values before that are those that it
+// had then, not those that it came back with; and other modules that a later
+// one unloaded had come with a rule, since nothing of them can have been there.
+func asOne(since []journal.Transaction) (steps []journal.Step) {
+	var was *journal.ModuleBefore // when an earlier transaction unloaded it
+	seen := map[string]bool{}
+	for _, t := range since {
+		before := was
+		for _, s := range t.Steps {
+			first := !seen[object(s.Step)]
+			switch {
+			case !first || before == nil:
+			case s.Module != nil && !s.Module.Load:
+				continue
+			case s.Sysctl != nil:
+				s.Sysctl = &planner.SysctlStep{Key: s.Sysctl.Key, Before: before.Sysctls[s.Sysctl.Key], After: s.Sysctl.After}
+			case s.Hashsize != nil:
+				s.Hashsize = &planner.HashsizeStep{Before: before.Hashsize, After: s.Hashsize.After}
+			}
+			seen[object(s.Step)] = true
+			if was == nil && s.Module != nil && !s.Module.Load && s.Module.Module == nfConntrack {
+				was = s.Before.Module
+			}
+			steps = append(steps, s)
+		}
+	}
+	return steps
 }
 
 // groups collects the steps about one object each, oldest first, and returns
@@ -202,6 +232,8 @@ func (b *wayBack) add(group []journal.Step) error {
 			return err
 		}
 		switch {
+		case want == "": // it came with its module, and goes with it
+			return nil
 		case missing && b.returning:
 		case missing, sameValue(now, want):
 			return nil
@@ -217,6 +249,8 @@ func (b *wayBack) add(group []journal.Step) error {
 		switch {
 		case err != nil:
 			return err
+		case want == 0: // it came with its module, and goes with it
+			return nil
 		case now == 0 && b.returning:
 		case now == want, now == 0:
 			return nil
@@ -258,7 +292,7 @@ const maxSysctl = "net.netfilter.nf_conntrack_max"
 // values plans the sizes that a module had when it was unloaded: it comes back
 // with its defaults. The hash size goes first, since max follows from it.
 func (b *wayBack) values(s journal.Step) {
-	if s.Module.Module != "nf_conntrack" || s.Before.Module == nil {
+	if s.Module.Module != nfConntrack || s.Before.Module == nil {
 		return
 	}
 	b.returning = true
@@ -301,6 +335,15 @@ func (b *wayBack) rules(group []journal.Step) {
 		return
 	}
 	step := planner.Step{Rules: &planner.RulesStep{Family: family, Backend: backend, Sections: back}}
+	trims := map[string]bool{}
+	for _, s := range group {
+		for _, t := range s.Before.Tables {
+			if !trims[t.Name] {
+				trims[t.Name] = true
+				step.Rules.Trim = append(step.Rules.Trim, planner.TrimTable{Name: t.Name, Chains: t.Chains})
+			}
+		}
+	}
 	for _, table := range tableNames(back) {
 		c := &planner.RulesChange{
 			M:      planner.Meta{Address: addressOf(group, table), Action: planner.Update, Reasons: []string{b.reason}},

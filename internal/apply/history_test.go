@@ -104,6 +104,47 @@ func sameRules(a, b *fake) bool {
 	return slices.Equal(canonical(a), canonical(b))
 }
 
+// Through transactions that unloaded the module, sized it, and unloaded it
+// again with what a rule had loaded meanwhile, the way back leads to what the
+// host had at first.
+func TestBackThroughUnload(t *testing.T) {
+	const conf, block = "/etc/modprobe.d/netfilter.conf", "install nf_conntrack /bin/false\n"
+	f := newFake()
+	f.load(v4, "filter", ":INPUT DROP")
+	f.folders["/etc/modprobe.d"] = true
+	f.modules[nfConntrack], f.modules["xt_state"] = true, true
+	f.sysctls[maxKey], f.buckets = "262144", 16384 // not what a load brings
+	before := f.String()
+	env := testEnv(t, f)
+	runs(t, env, []planner.Step{file(planner.File{Path: conf}, text(conf, block)), module("xt_state", false), module(nfConntrack, false)})
+	runs(t, env, []planner.Step{
+		file(text(conf, block), text(conf, "options\n")), module(nfConntrack, true),
+		{Hashsize: &planner.HashsizeStep{After: 131072}}, sysctlStep(maxKey, "", "524288"),
+	})
+	f.modules["xt_CT"] = true
+	runs(t, env, []planner.Step{file(text(conf, "options\n"), text(conf, block)), module("xt_CT", false), module(nfConntrack, false)})
+	for _, id := range []int{2, 1} {
+		plan, steps, err := Back(env, id, f.live(t))
+		if err != nil || plan.Blocked() {
+			t.Fatalf("%v, %+v", err, plan)
+		}
+		if id == 1 {
+			runs(t, env, steps)
+		}
+	}
+	if got := f.String(); got != before {
+		t.Errorf("got\n%s\nwant\n%s", got, before)
+	}
+	_, steps, err := Back(env, 0, f.live(t)) // and forth, to no module
+	if err != nil {
+		t.Fatal(err)
+	}
+	runs(t, env, steps)
+	if f.modules[nfConntrack] || f.files[conf].Content != block {
+		t.Errorf("got\n%s", f)
+	}
+}
+
 func TestBackKeepsOthersWork(t *testing.T) {
 	w := worlds()["notrack"]
 	f := w.make()

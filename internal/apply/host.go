@@ -138,7 +138,15 @@ func (h *Host) do(ctx context.Context, s planner.Step) error {
 	switch {
 	case s.Rules != nil:
 		delete(h.seen, rulesKey{s.Rules.Family, s.Rules.Backend})
-		return h.Rules.Commit(ctx, s.Rules.Family, s.Rules.Backend, s.Rules.Sections)
+		if err := h.Rules.Commit(ctx, s.Rules.Family, s.Rules.Backend, s.Rules.Sections); err != nil {
+			return err
+		}
+		for _, t := range s.Rules.Trim {
+			if err := h.Rules.Trim(s.Rules.Family, s.Rules.Backend, journal.TableBefore{Name: t.Name, Chains: t.Chains}); err != nil {
+				return err
+			}
+		}
+		return nil
 	case s.File != nil:
 		return h.Files.Write(s.File.Before, s.File.After)
 	case s.Sysctl != nil:

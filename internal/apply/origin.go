@@ -52,6 +52,7 @@ func header(env Env, steps int, opts Options) (journal.Header, error) {
 		NetNS:   netNS(),
 		Summary: opts.Summary,
 		Steps:   steps,
+		Back:    opts.Back,
 
 		Conntrack: conntrack,
 	}

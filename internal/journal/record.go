@@ -64,6 +64,7 @@ type Header struct {
 	NetNS         string       `json:"netns"`   // the network namespace, as readlink /proc/self/ns/net prints it
 	Summary       string       `json:"summary"` // of the plan: one line
 	Steps         int          `json:"steps"`
+	Back          bool         `json:"back,omitempty"` // it takes others back
 
 	// ConfirmWithin is how long to wait for ctplan confirm; 0 when the new
 	// state stays without.
