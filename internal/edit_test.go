@@ -55,6 +55,7 @@ var editors = []editor{
 	{snapshot.KindRulesV4, "/etc/iptables/rules.v4", []string{
 		"*filter\n:INPUT DROP [1:2]\n[3:4] -A INPUT -i lo -j ACCEPT\n-A INPUT -m state --state NEW -j ACCEPT\nCOMMIT\n# end",
 		"# by hand\n*raw\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -p tcp -j NOTRACK\nCOMMIT\n*filter\n:INPUT ACCEPT [0:0]\n:CTPLAN-INPUT - [0:0]\n-A INPUT -j CTPLAN-INPUT\n-A CTPLAN-INPUT -j DROP\nCOMMIT\n",
+		"# nat\n*nat\n:POSTROUTING ACCEPT [0:0]\n:mynat - [0:0]\n-A POSTROUTING -j mynat\n-A mynat -j MASQUERADE\nCOMMIT\n# filter\n*filter\nCOMMIT\n*nat\nCOMMIT",
 		"*filter\n:x - [0:0]\n-A INPUT -m comment --comment \"it's \\\"state\\\"\" -j x\nCOMMIT\n*filter\nCOMMIT\n", "",
 	}, foreignRules},
 }

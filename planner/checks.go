@@ -119,7 +119,9 @@ func (p *planning) rulesetWork(r *Ruleset) []*tableWork {
 			}
 		}
 		sections := r.sections(table)
-		if w := planTable(table, sections, want, p.foreign(r, table, sections)); !w.empty() {
+		w := planTable(table, sections, want, p.foreign(r, table, sections))
+		w.gone = r.File != nil && p.d.Mode == Disabled && table == "nat" && len(sections) > 0 && countRules(sections) == w.removed
+		if !w.empty() {
 			works = append(works, w)
 		}
 	}

@@ -50,6 +50,7 @@ func (f *foresight) restoreFile(r *Ruleset) BootRules {
 		return out
 	}
 	out.State, out.Source = RulesRestored, services[at]
+	stand := map[string]int{}
 	for i := range r.Tables {
 		t := &r.Tables[i]
 		if needy := firstNeedy(t); needy != nil && !f.tracks() {
@@ -69,7 +70,9 @@ func (f *foresight) restoreFile(r *Ruleset) BootRules {
 			// after systemd-modules-load.service, and in no order of their own.
 			f.racing = f.boot.Init == InitSystemd && at == 0 && services[at] == "netfilter-persistent"
 		}
-		out.Rules += len(t.Rules)
+		// A table that comes again is flushed.
+		out.Rules += len(t.Rules) - stand[t.Name]
+		stand[t.Name] = len(t.Rules)
 	}
 	return out
 }

@@ -18,6 +18,7 @@ type tableWork struct {
 	remove   []*Rule     // foreign rules that go last, and stray jumps to our chains
 	jumps    []jumpWork  // jumps that must be (re)placed, in order of the hooks
 	removed  int         // how many foreign rules go
+	gone     bool        // the table itself goes from a saved file
 
 	byChain map[string][]*Rule // what rulesOf found; nil until it is asked
 }
@@ -39,7 +40,7 @@ type jumpWork struct {
 }
 
 func (w *tableWork) empty() bool {
-	return len(w.chains) == 0 && len(w.bars) == 0 && len(w.remove) == 0 && len(w.jumps) == 0
+	return !w.gone && len(w.chains) == 0 && len(w.bars) == 0 && len(w.remove) == 0 && len(w.jumps) == 0
 }
 
 // planTable compares a table with the chains wanted in it. remove are foreign
@@ -297,9 +298,6 @@ func unionRules(cw chainWork) []string {
 	if len(cw.have) == 0 {
 		return union
 	}
-	if len(cw.have) == 0 {
-		return union
-	}
 	keys := map[string]bool{}
 	for _, r := range cw.want {
 		keys[r.Key()] = true
@@ -369,6 +367,9 @@ func (w *tableWork) reasons() []string {
 	}
 	if w.removed > 0 {
 		out = append(out, plural(w.removed, "rule needs", "rules need")+" connection tracking and would stop working")
+	}
+	if w.gone {
+		out = append(out, "the table "+w.table+" needs connection tracking even without a rule, and would keep the file from loading")
 	}
 	if len(make) == 0 {
 		for _, j := range w.jumps {

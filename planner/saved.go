@@ -12,6 +12,12 @@ func (w *tableWork) splices(f *fileWork) {
 		f.appendLine(strings.TrimSuffix(w.newSection(), "\n"))
 		return
 	}
+	if w.gone {
+		for _, s := range w.sections {
+			f.replace(s.Span, "")
+		}
+		return
+	}
 	// iptables-restore flushes a table at each of its sections: the last counts.
 	s := w.sections[len(w.sections)-1]
 	var decls, rules strings.Builder

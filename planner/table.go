@@ -94,6 +94,20 @@ func (r *Ruleset) sections(table string) []*Table {
 	return found
 }
 
+// standing is the one of them that stands once all are loaded: iptables-restore
+// flushes the table at each.
+func (r *Ruleset) standing(table string) []*Table {
+	found := r.sections(table)
+	return found[max(0, len(found)-1):]
+}
+
+func countRules(sections []*Table) (n int) {
+	for _, t := range sections {
+		n += len(t.Rules)
+	}
+	return n
+}
+
 // tableNames lists the tables to look at: filter and raw first, in the order
 // in which they open, then whatever else the ruleset has.
 func (r *Ruleset) tableNames() []string {
