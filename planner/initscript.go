@@ -63,6 +63,8 @@ func (p *planning) initScripts(whole bool) {
 		case !whole && c.Modules != nil:
 			dropWords(w, c.Modules, IsConntrackModule)
 			w.because("a start of the firewall would load these helpers", p.d.ModeSource)
+		case whole && p.resetsForGood():
+			// No script reads the list: checkReload warns.
 		case whole && c.SysctlLoad == nil:
 			w.appendLine(c.SysctlLoadName + `="` + sysctlLoadWord + `"`)
 			w.because("a restart resets nf_conntrack_max unless the script sets it again", p.d.ModeSource)
@@ -80,7 +82,7 @@ func (p *planning) checkReload(target *SysctlFile, keys []string, want string, s
 	for i := range p.l.InitScripts {
 		s := &p.l.InitScripts[i]
 		switch {
-		case s.SysctlFrom == nil && s.Unloads:
+		case s.resetsForGood():
 			p.warn("file."+target.Path, fmt.Sprintf("a restart by %s that unloads nf_conntrack resets it: the script has no IPTABLES_SYSCTL_LOAD_LIST, so nothing sets %s again; run sysctl -p %s after it", s.Path, keys[0], target.Path), source)
 			continue
 		case s.SysctlFrom == nil:
@@ -107,6 +109,15 @@ func (p *planning) checkReload(target *SysctlFile, keys []string, want string, s
 			}
 		}
 	}
+}
+
+// resetsForGood reports whether a restart of the service unloads the module,
+// and with it the sysctls, without a way to have them set again.
+func (s *InitScript) resetsForGood() bool { return s.Unloads && s.SysctlFrom == nil }
+
+// resetsForGood reports whether every init script does.
+func (p *planning) resetsForGood() bool {
+	return len(p.l.InitScripts) > 0 && !slices.ContainsFunc(p.l.InitScripts, func(s InitScript) bool { return !s.resetsForGood() })
 }
 
 // keepLoaded has the service load nf_conntrack behind rules none of which

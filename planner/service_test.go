@@ -176,7 +176,8 @@ func TestRestartUnsaved(t *testing.T) {
 	}
 }
 
-// TestCheckReload: what a restart would not bring is said, with what wins.
+// TestCheckReload: what a restart would not bring is said, with what wins. The
+// list that has it brought is written where some script may read it.
 func TestCheckReload(t *testing.T) {
 	both := []string{DefaultSysctlFile, SysctlFolder}
 	for _, tt := range []struct {
@@ -200,8 +201,14 @@ func TestCheckReload(t *testing.T) {
 			l.SysctlFiles[0].As = "/etc/sysctl.d/99-sysctl.conf"
 		}
 		l.SysctlFiles = []SysctlFile{sysctlFile("/etc/sysctl.d/50-other.conf", "net.netfilter.nf_conntrack_max = 7\n"), l.SysctlFiles[0]}
+		l.InitConfigs = []InitConfig{{File: File{Path: "/etc/sysconfig/iptables-config", Exists: true, Content: "# none\n"}, SysctlLoadName: "IPTABLES_SYSCTL_LOAD_LIST"}}
+		plan := Diff(tuned(4096, 1024), l)
+		lists := slices.ContainsFunc(plan.Changes, func(c Change) bool { return c.Meta().Address == "file./etc/sysconfig/iptables-config" })
+		if want := tt.name != "reads nothing"; lists != want {
+			t.Errorf("%s: the list is written: %v, want %v", tt.name, lists, want)
+		}
 		said := ""
-		for _, w := range Diff(tuned(4096, 1024), l).Warnings {
+		for _, w := range plan.Warnings {
 			if strings.Contains(w.Text, "/etc/init.d/iptables") {
 				said += w.Text
 			}
