@@ -86,11 +86,14 @@ type BootRules struct {
 
 // foresight is one run of Foresee.
 type foresight struct {
-	l      Live
-	boot   Boot
-	out    Forecast
-	early  bool // nf_conntrack is loaded before sysctls are set
-	racing bool // it is loaded by a service that starts at the same time
+	l     Live
+	boot  Boot
+	out   Forecast
+	early bool // nf_conntrack is loaded before sysctls are set
+	// params are those that modules-load.d or /etc/modules loads nf_conntrack
+	// with, and where they stand.
+	params, paramsAt string
+	racing           bool // it is loaded by a service that starts at the same time
 }
 
 // Foresee says what the host boots into, in the order of a boot: modules-load.d
@@ -122,103 +125,28 @@ func (f *foresight) tracks() bool {
 	return f.out.Module.State == ModuleLoaded || f.out.Module.State == ModuleBuiltin
 }
 
-// loads tells what comes of loading a module that needs nf_conntrack, or is it:
-// ModuleLoaded, ModuleUnloaded or ModuleUnknown. The source is what decides it,
-// "" where nothing is in the way.
-func (f *foresight) loads(module string) (ModuleState, string) {
-	if f.l.Conntrack.Kind == ConntrackAbsent {
-		return ModuleUnloaded, "kernel " + f.l.Host.Kernel + " has no connection tracking"
-	}
-	// The modules that nf_conntrack is loaded after count as itself.
-	for _, name := range []string{module, "nf_conntrack", "nf_defrag_ipv4", "nf_defrag_ipv6"} {
-		for _, list := range f.cmdline("module_blacklist=") {
-			if slices.Contains(strings.Split(list, ","), name) {
-				return ModuleUnloaded, "the kernel's command line keeps " + name + " from loading"
-			}
-		}
-		if e, at := f.install(name); e != nil {
-			switch {
-			case isNoop(*e):
-				return ModuleUnloaded, at + " keeps " + name + " from loading"
-			case !isPlainLoad(*e):
-				return ModuleUnknown, at + " loads " + name + " by a command of its own"
-			}
-		}
-	}
-	return ModuleLoaded, ""
-}
-
-// install is the command that modprobe runs in place of loading: the first
-// that names the module (kmod_module_get_install_commands of libkmod).
-func (f *foresight) install(module string) (*ModprobeEntry, string) {
-	for i := range f.l.ModprobeFiles {
-		file := &f.l.ModprobeFiles[i]
-		for j := range file.Entries {
-			e := &file.Entries[j]
-			if e.Command == "install" && len(e.Args) > 0 && globs(e.Module, module) && f.reads(file.File, file.As, "modprobe.d") {
-				return e, place(file.Path, e.Line)
-			}
-		}
-	}
-	return nil, ""
-}
-
-// isPlainLoad holds for a command that only loads the module it stands for.
-func isPlainLoad(e ModprobeEntry) bool {
-	rest := ""
-	for _, a := range e.Args {
-		rest += " " + strings.ReplaceAll(a.Text, "-", "_")
-	}
-	rest = strings.TrimSuffix(rest, " $CMDLINE_OPTS")
-	for _, tool := range []string{" modprobe", " /sbin/modprobe", " /usr/sbin/modprobe"} {
-		for _, flag := range []string{" __ignore_install ", " _i ", " __ignore_install __ ", " __ignore_install _q "} {
-			if rest == tool+flag+e.Module {
-				return true
-			}
-		}
-	}
-	return false
-}
-
-// blacklisted returns the line by which modules-load.d leaves the module out.
-// A load that a rule asks for heeds no such line.
-func (f *foresight) blacklisted(module string) string {
-	for _, list := range f.cmdline("modprobe.blacklist=") {
-		if slices.Contains(strings.Split(strings.ReplaceAll(list, "-", "_"), ","), module) {
-			return "the kernel's command line"
-		}
-	}
-	for _, file := range f.l.ModprobeFiles {
-		for _, e := range file.Entries {
-			if e.Command == "blacklist" && e.Module == module && f.reads(file.File, file.As, "modprobe.d") {
-				return place(file.Path, e.Line)
-			}
-		}
-	}
-	return ""
-}
-
-// cmdline are the values of a parameter on the kernel's command line.
-func (f *foresight) cmdline(param string) []string {
-	var out []string
-	for _, w := range f.boot.Cmdline {
-		if v, ok := strings.CutPrefix(w, param); ok {
-			out = append(out, v)
-		}
-	}
-	return out
-}
-
-// loadEarly is systemd-modules-load, or what does the same elsewhere.
+// loadEarly is systemd-modules-load(8), or what Debian has without systemd:
+// /etc/init.d/kmod, which heeds no blacklist and takes parameters.
 func (f *foresight) loadEarly() {
 	f.out.Module = BootModule{ModuleUnloaded, "nothing that boot reads loads it"}
-	try := func(module, at string) {
-		if f.tracks() || !f.pullsIn(module) {
+	systemd := f.boot.Init == InitSystemd
+	try := func(module, params, at string) {
+		module = f.unaliased(module)
+		if f.tracks() {
 			return
 		}
-		if by := f.blacklisted(module); by != "" {
+		if how, unsure := f.pullsIn(module); how == "" {
+			return
+		} else if unsure {
+			f.out.Module = BootModule{ModuleUnknown, fmt.Sprintf("%s names %s, and %s may load it", at, module, how)}
+			return
+		}
+		if by := f.blacklisted(module); by != "" && systemd {
 			f.out.Module.Source = fmt.Sprintf("%s names %s, and %s blacklists it", at, module, by)
 			return
+		}
+		if module == "nf_conntrack" {
+			f.params, f.paramsAt = params, at
 		}
 		state, why := f.loads(module)
 		switch {
@@ -231,7 +159,9 @@ func (f *foresight) loadEarly() {
 	for _, param := range []string{"modules_load=", "rd.modules_load="} {
 		for _, list := range f.cmdline(param) {
 			for m := range strings.SplitSeq(list, ",") {
-				try(strings.ReplaceAll(m, "-", "_"), "the kernel's command line")
+				if systemd {
+					try(strings.ReplaceAll(m, "-", "_"), "", "the kernel's command line")
+				}
 			}
 		}
 	}
@@ -240,37 +170,20 @@ func (f *foresight) loadEarly() {
 			continue
 		}
 		for _, e := range file.Entries {
-			try(e.Module, place(file.Path, e.Line))
-		}
-	}
-}
-
-// pullsIn reports whether loading a module loads nf_conntrack: by its name, or
-// because it uses it on the running kernel.
-func (f *foresight) pullsIn(module string) bool {
-	if IsConntrackModule(module) || module == "ip_vs" || module == "openvswitch" {
-		return true
-	}
-	below := map[string]bool{"nf_conntrack": true}
-	for before := 0; before < len(below); {
-		before = len(below)
-		for _, m := range f.l.Modules {
-			if below[m.Name] {
-				for _, user := range m.By {
-					below[user] = true
-				}
+			if e.names(f.l.Boot) {
+				try(e.Module, e.Params, place(file.Path, e.Line))
 			}
 		}
 	}
-	return below[module]
 }
 
 // makesRules are services that load nf_conntrack for rules that ctplan does
 // not read.
 func makesRules(service string) bool {
-	switch service {
-	case "netfilter-persistent", "iptables-persistent", "iptables", "ip6tables":
-		return false
+	for _, list := range restorers {
+		if slices.Contains(list, service) {
+			return false
+		}
 	}
 	return true
 }
@@ -294,10 +207,15 @@ func (f *foresight) loadLate() {
 				continue
 			}
 			for _, w := range c.Modules.Words {
-				if !f.pullsIn(strings.ReplaceAll(w.Text, "-", "_")) {
+				module := f.unaliased(strings.ReplaceAll(w.Text, "-", "_"))
+				how, unsure := f.pullsIn(module)
+				if how == "" {
 					continue
 				}
-				state, why := f.loads(strings.ReplaceAll(w.Text, "-", "_"))
+				state, why := f.loads(module)
+				if unsure && state == ModuleLoaded {
+					state, why = ModuleUnknown, how+" may load it"
+				}
 				if why == "" {
 					why = place(c.Path, c.Modules.Line)
 				}
@@ -340,7 +258,7 @@ var dropInFolders = []string{"/etc/", "/run/", "/usr/local/lib/", "/usr/lib/", "
 // isDropIn reports whether a file is one of a drop-in folder, such as
 // "sysctl.d".
 func isDropIn(name, folder string) bool {
-	if !strings.HasSuffix(name, ".conf") {
+	if !strings.HasSuffix(name, ".conf") && !(folder == "modprobe.d" && strings.HasSuffix(name, ".alias")) {
 		return false
 	}
 	return slices.ContainsFunc(dropInFolders, func(above string) bool {

@@ -3,7 +3,9 @@ package planner
 import (
 	"fmt"
 	"maps"
+	"math"
 	"path"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -47,12 +49,10 @@ func (f *foresight) sizes() {
 
 // loadSizes are the sizes that a load of the module leads to.
 func (f *foresight) loadSizes() (max, hash BootValue) {
-	text, at := f.hashsizeOption()
-	if at != "" {
-		n, err := strconv.ParseInt(text, 10, 64)
+	if n, at, ok := f.hashsize(); at != "" {
 		switch {
-		case err != nil || n < 0 || text != strconv.FormatInt(n, 10), n*f.l.Host.PointerSize > f.l.Host.Memory/2 && f.l.Host.Memory > 0:
-			v := BootValue{Source: fmt.Sprintf("%s sets hashsize=%s, which the kernel may refuse", at, text)}
+		case !ok: // as a parameter of what is built in
+			v := BootValue{Source: at + " sets a hashsize which the kernel may refuse"}
 			return v, v
 		case n > 0:
 			buckets, most := OptionSizes(n, f.l.Host.PageSize, f.l.Host.PointerSize)
@@ -89,9 +89,19 @@ func (f *foresight) proven() (buckets, max int64, ok bool) {
 	return 0, 0, false
 }
 
+// hashsize is the option as a number; not ok is one that the kernel may
+// refuse, and the module with it.
+func (f *foresight) hashsize() (n int64, at string, ok bool) {
+	text, at := f.hashsizeOption()
+	n, err := strconv.ParseInt(text, 10, 64)
+	h := f.l.Host
+	return n, at, err == nil && text == strconv.FormatInt(n, 10) && n >= 0 && n <= math.MaxUint32 && (h.Memory == 0 || n*h.PointerSize <= h.Memory/2)
+}
+
 // hashsizeOption is the option that the module is loaded with, and where it
-// stands: the last one counts, and modprobe adds the kernel's command line
-// behind the files. The place is "" where there is none.
+// stands: the last one counts. modprobe adds the kernel's command line behind
+// the files, and what it is called with behind that. The place is "" where
+// there is none.
 func (f *foresight) hashsizeOption() (value, at string) {
 	if f.l.Conntrack.Kind == ConntrackModule {
 		for _, file := range f.l.ModprobeFiles {
@@ -103,7 +113,7 @@ func (f *foresight) hashsizeOption() (value, at string) {
 					continue
 				}
 				for _, a := range e.Args {
-					if v, ok := strings.CutPrefix(strings.ReplaceAll(a.Text, `"`, ""), "hashsize="); ok {
+					if v, ok := a.option("hashsize"); ok {
 						value, at = v, place(file.Path, e.Line)
 					}
 				}
@@ -113,14 +123,19 @@ func (f *foresight) hashsizeOption() (value, at string) {
 	for _, v := range f.cmdline("nf_conntrack.hashsize=") {
 		value, at = v, "the kernel's command line"
 	}
+	for _, w := range strings.Fields(f.params) {
+		if v, ok := (ModprobeArg{Text: w}).option("hashsize"); ok {
+			value, at = v, f.paramsAt
+		}
+	}
 	return value, at
 }
 
-// assignment is one line that sets a key.
+// assignment is one line that sets a key, or excludes it.
 type assignment struct {
 	key, value, at string
 	text           string // the whole line
-	file           *SysctlFile
+	excludes       bool
 }
 
 // assignments are the lines of some of the files, in their order.
@@ -131,8 +146,16 @@ func (f *foresight) assignments(of func(*SysctlFile) bool) []assignment {
 		if !of(file) {
 			continue
 		}
+		excluded := file.Excluded
 		for _, e := range file.Entries {
-			out = append(out, assignment{e.Key, e.Value, place(file.Path, e.Line), file.Content[e.Span.Start:e.Span.End], file})
+			for len(excluded) > 0 && excluded[0].Line < e.Line {
+				out = append(out, assignment{key: excluded[0].Key, excludes: true})
+				excluded = excluded[1:]
+			}
+			out = append(out, assignment{key: e.Key, value: e.Value, at: place(file.Path, e.Line), text: file.Content[e.Span.Start:e.Span.End]})
+		}
+		for _, x := range excluded {
+			out = append(out, assignment{key: x.Key, excludes: true})
 		}
 	}
 	return out
@@ -155,9 +178,9 @@ func (f *foresight) applied() []assignment {
 	var out []assignment
 	for _, a := range lines {
 		switch {
-		case isGlob(a.key):
+		case isGlob(a.key) && !a.excludes:
 			for _, k := range keys {
-				if !explicit[k] && f.exists(k) && !f.excluded(k) && keyMatches(a.key, k) {
+				if !explicit[k] && f.exists(k) && f.globMatches(a.key, k) {
 					g := a
 					g.key = k
 					out = append(out, g)
@@ -165,6 +188,8 @@ func (f *foresight) applied() []assignment {
 			}
 			continue
 		case !isConntrackKey(a.key) || !f.exists(a.key):
+			continue
+		case a.excludes && f.boot.Init != InitSystemd:
 			continue
 		}
 		if f.boot.Init == InitSystemd {
@@ -177,26 +202,44 @@ func (f *foresight) applied() []assignment {
 				out = slices.Delete(out, i, i+1)
 			}
 		}
-		out = append(out, a)
+		if !a.excludes {
+			out = append(out, a)
+		}
 	}
 	return out
 }
+
+// globMatches is keyMatches with the braces that systemd expands in globs
+// (GLOB_BRACE, glob(3)).
+func (f *foresight) globMatches(pattern, key string) bool {
+	if f.boot.Init != InitSystemd {
+		return keyMatches(pattern, key)
+	}
+	patterns := []string{pattern}
+	for i := 0; i < len(patterns) && len(patterns) < 1000; i++ {
+		at := braces.FindStringIndex(patterns[i])
+		if at == nil {
+			if keyMatches(patterns[i], key) {
+				return true
+			}
+			continue
+		}
+		p := patterns[i]
+		for choice := range strings.SplitSeq(p[at[0]+1:at[1]-1], ",") {
+			patterns = append(patterns, p[:at[0]]+choice+p[at[1]:])
+		}
+	}
+	return false
+}
+
+// braces are a list in braces without another one inside.
+var braces = regexp.MustCompile(`\{[^{}]*\}`)
 
 // exists reports whether the kernel has a key, as far as that can be told: the
 // keys that depend on how it was built are there while the module is loaded.
 func (f *foresight) exists(key string) bool {
 	_, there := f.l.Sysctls[key]
 	return there || !f.l.Conntrack.Loaded || !strings.Contains(key, "_timeout")
-}
-
-// excluded reports whether a line "-key" keeps a key out of globs.
-func (f *foresight) excluded(key string) bool {
-	for _, file := range f.l.SysctlFiles {
-		if f.reads(file.File, file.As, "sysctl.d") && slices.ContainsFunc(file.Excluded, func(p string) bool { return keyMatches(p, key) }) {
-			return true
-		}
-	}
-	return false
 }
 
 // assign makes assignments.
@@ -246,7 +289,7 @@ func (f *foresight) reload(v values) {
 		lines := f.scriptLines(service)
 		for _, w := range c.SysctlLoad.Words {
 			for _, a := range lines {
-				if strings.Contains(a.text, w.Text) && isConntrackKey(a.key) {
+				if !a.excludes && strings.Contains(a.text, w.Text) && isConntrackKey(a.key) {
 					f.assign(v, []assignment{a})
 				}
 			}
@@ -278,11 +321,12 @@ func (s *SysctlFile) standsIn(place string) bool {
 
 func isGlob(s string) bool { return strings.ContainsAny(s, "*?[") }
 
-// globs reports whether a name matches a pattern of fnmatch(3).
+// globs reports whether a name matches a pattern of fnmatch(3). Its "[!" is
+// "[^" to package path.
 func globs(pattern, name string) bool {
 	if pattern == name {
 		return true
 	}
-	ok, err := path.Match(pattern, name)
+	ok, err := path.Match(strings.ReplaceAll(pattern, "[!", "[^"), name)
 	return isGlob(pattern) && err == nil && ok
 }

@@ -50,6 +50,20 @@ func loadFile(path string, modules ...string) ModulesLoadFile {
 	return f
 }
 
+// withParams is an /etc/modules that loads nf_conntrack with parameters.
+func withParams(params string) ModulesLoadFile {
+	f := loadFile("/etc/modules", "nf_conntrack")
+	f.As = "/etc/modules-load.d/modules.conf"
+	f.Entries[0].Params = params
+	return f
+}
+
+func excluding(path, key string) SysctlFile {
+	f := sysctlFile(path, "")
+	f.Excluded = []SysctlExclusion{{key, 1}}
+	return f
+}
+
 func savedFile(t *testing.T, path, text string) Ruleset {
 	r := parseLines(t, IPv4, text)
 	if strings.HasSuffix(path, "6") || strings.HasSuffix(path, "ip6tables") {
@@ -118,9 +132,100 @@ func TestForesee(t *testing.T) {
 			l.ModulesLoad = []ModulesLoadFile{early}
 			l.ModprobeFiles = []ModprobeFile{modprobeFile("/etc/modprobe.d/a.conf", "options nf_conntrack hashsize=1k\n")}
 		}, `
+			unknown: /etc/modprobe.d/a.conf:1 sets a hashsize with which the kernel may refuse to load it`},
+		{"an option that is too large a number", InitSystemd, func(l *Live) {
+			l.ModulesLoad = []ModulesLoadFile{early}
+			l.ModprobeFiles = []ModprobeFile{modprobeFile("/etc/modprobe.d/a.conf", "options nf_conntrack hashsize=9223372036854775807\n")}
+		}, `
+			unknown: /etc/modprobe.d/a.conf:1 sets a hashsize with which the kernel may refuse to load it`},
+		{"parameters are part of a name to systemd", InitSystemd, func(l *Live) {
+			l.ModulesLoad = []ModulesLoadFile{withParams("hashsize=1024")}
+		}, `
+			unloaded: nothing that boot reads loads it`},
+		{"parameters win without systemd", InitSysv, func(l *Live) {
+			l.ModulesLoad = []ModulesLoadFile{withParams("acct=1 hashsize=1024")}
+			l.ModprobeFiles = []ModprobeFile{modprobeFile("/etc/modprobe.d/a.conf", "options nf_conntrack hashsize=4096\n")}
+		}, `
+			loaded: /etc/modules:1
+			max 8192: the kernel: 8 for each of the buckets of /etc/modules:1
+			hashsize 1024: /etc/modules:1`},
+		{"a blacklist", InitSystemd, func(l *Live) {
+			l.ModulesLoad = []ModulesLoadFile{early}
+			l.ModprobeFiles = []ModprobeFile{modprobeFile("/etc/modprobe.d/a.conf", "blacklist nf_conntrack\n")}
+		}, `
+			unloaded: /etc/modules-load.d/x.conf:2 names nf_conntrack, and /etc/modprobe.d/a.conf:1 blacklists it`},
+		{"a blacklist that an alias goes around, and does not", InitSystemd, func(l *Live) {
+			l.ModulesLoad = []ModulesLoadFile{loadFile("/etc/modules-load.d/x.conf", "ip_conntrack")}
+			l.ModprobeFiles = []ModprobeFile{modprobeFile("/etc/modprobe.d/a.conf", "blacklist nf_conntrack\n")}
+		}, `
+			unloaded: /etc/modules-load.d/x.conf:1 names nf_conntrack, and /etc/modprobe.d/a.conf:1 blacklists it`},
+		{"a blacklist means nothing without systemd", InitSysv, func(l *Live) {
+			l.ModulesLoad = []ModulesLoadFile{early}
+			l.ModprobeFiles = []ModprobeFile{modprobeFile("/etc/modprobe.d/a.conf", "blacklist nf_conntrack\n")}
+		}, `
 			loaded: /etc/modules-load.d/x.conf:2
-			max unknown: /etc/modprobe.d/a.conf:1 sets hashsize=1k, which the kernel may refuse
-			hashsize unknown: /etc/modprobe.d/a.conf:1 sets hashsize=1k, which the kernel may refuse`},
+			max 4096: ` + kernelMakes + `
+			hashsize 4096: ` + kernelMakes},
+		{"an alias", InitSystemd, func(l *Live) {
+			l.ModulesLoad = []ModulesLoadFile{loadFile("/etc/modules-load.d/x.conf", "tracker")}
+			l.ModprobeFiles = []ModprobeFile{modprobeFile("/etc/modprobe.d/a.conf", "alias track* nf_conntrack\noptions nf_conntrack hashsize=2048\n")}
+		}, `
+			loaded: /etc/modules-load.d/x.conf:1
+			max 16384: the kernel: 8 for each of the buckets of /etc/modprobe.d/a.conf:2
+			hashsize 2048: /etc/modprobe.d/a.conf:2`},
+		{"a soft dependency", InitSystemd, func(l *Live) {
+			l.ModulesLoad = []ModulesLoadFile{loadFile("/etc/modules-load.d/x.conf", "loop")}
+			l.ModprobeFiles = []ModprobeFile{modprobeFile("/etc/modprobe.d/a.alias", "softdep loop pre: nf_conntrack\n")}
+		}, `
+			loaded: /etc/modules-load.d/x.conf:1
+			max 4096: ` + kernelMakes + `
+			hashsize 4096: ` + kernelMakes},
+		{"a command that may load it", InitSystemd, func(l *Live) {
+			l.ModulesLoad = []ModulesLoadFile{loadFile("/etc/modules-load.d/x.conf", "loop")}
+			l.ModprobeFiles = []ModprobeFile{modprobeFile("/etc/modprobe.d/a.conf", "install loop /sbin/modprobe nf_conntrack; true\n")}
+		}, `
+			unknown: /etc/modules-load.d/x.conf:1 names loop, and /etc/modprobe.d/a.conf:1 may load it`},
+		{"a user", InitSystemd, func(l *Live) {
+			l.ModulesLoad = []ModulesLoadFile{loadFile("/etc/modules-load.d/x.conf", "ip_vs_rr")}
+			l.ModprobeFiles = []ModprobeFile{modprobeFile("/etc/modprobe.d/a.conf", "install nf_conntrac[!x] /bin/true\n")}
+		}, `
+			unloaded: /etc/modprobe.d/a.conf:1 keeps nf_conntrack from loading`},
+		{"a key that is taken back", InitSystemd, func(l *Live) {
+			l.ModulesLoad = []ModulesLoadFile{early}
+			l.SysctlFiles = []SysctlFile{sysctlFile("/etc/sysctl.d/1.conf", maxLine), excluding("/etc/sysctl.d/2.conf", "net.netfilter.nf_conntrack_max")}
+		}, `
+			loaded: /etc/modules-load.d/x.conf:2
+			max 4096: ` + kernelMakes + `
+			hashsize 4096: ` + kernelMakes},
+		{"a key that is set again", InitSystemd, func(l *Live) {
+			l.ModulesLoad = []ModulesLoadFile{early}
+			l.SysctlFiles = []SysctlFile{excluding("/etc/sysctl.d/1.conf", "net.netfilter.nf_conntrack_max"), sysctlFile("/etc/sysctl.d/2.conf", maxLine)}
+		}, `
+			loaded: /etc/modules-load.d/x.conf:2
+			max 100000: /etc/sysctl.d/2.conf:1
+			hashsize 4096: ` + kernelMakes},
+		{"sysctl --system takes nothing back", InitSysv, func(l *Live) {
+			l.ModulesLoad = []ModulesLoadFile{early}
+			l.SysctlFiles = []SysctlFile{sysctlFile("/etc/sysctl.d/1.conf", maxLine), excluding("/etc/sysctl.d/2.conf", "net.netfilter.nf_conntrack_max")}
+		}, `
+			loaded: /etc/modules-load.d/x.conf:2
+			max 100000: /etc/sysctl.d/1.conf:1
+			hashsize 4096: ` + kernelMakes},
+		{"a glob excludes nothing, and [!x] is one", InitSystemd, func(l *Live) {
+			l.ModulesLoad = []ModulesLoadFile{early}
+			l.SysctlFiles = []SysctlFile{sysctlFile("/etc/sysctl.d/1.conf", "net.netfilter.nf_conntrack_[!b]ax = 7\n"), excluding("/etc/sysctl.d/2.conf", "net.netfilter.nf_conntrack_*")}
+		}, `
+			loaded: /etc/modules-load.d/x.conf:2
+			max 7: /etc/sysctl.d/1.conf:1
+			hashsize 4096: ` + kernelMakes},
+		{"braces", InitSystemd, func(l *Live) {
+			l.ModulesLoad = []ModulesLoadFile{early}
+			l.SysctlFiles = []SysctlFile{sysctlFile("/etc/sysctl.d/1.conf", "net.netfilter.nf_conntrack_{max,{gre,xy}_t*[!m]} = 7\n")}
+		}, `
+			loaded: /etc/modules-load.d/x.conf:2
+			max 7: /etc/sysctl.d/1.conf:1
+			hashsize 4096: ` + kernelMakes + `
+			gre_timeout 7: /etc/sysctl.d/1.conf:1`},
 		{"built in", InitSystemd, func(l *Live) {
 			l.Conntrack.Kind = ConntrackBuiltin
 			l.ModprobeFiles = []ModprobeFile{modprobeFile("/etc/modprobe.d/a.conf", "options nf_conntrack hashsize=1\n")}
@@ -190,7 +295,7 @@ func TestForesee(t *testing.T) {
 		{"globs, buckets and timeouts", InitSystemd, func(l *Live) {
 			l.ModulesLoad = []ModulesLoadFile{early}
 			ex := sysctlFile("/etc/sysctl.d/2.conf", "net.netfilter.nf_conntrack_*timeout = 30\nnet.netfilter.nf_conntrack_buckets = 1000\n")
-			ex.Excluded = []string{"net.netfilter.nf_conntrack_*_udp_*"}
+			ex.Excluded = []SysctlExclusion{{"net.netfilter.nf_conntrack_udp_timeout", 3}}
 			l.SysctlFiles = []SysctlFile{sysctlFile("/etc/sysctl.d/1.conf", "net.netfilter.nf_conntrack_icmp_timeout = 7\n"), ex}
 		}, `
 			loaded: /etc/modules-load.d/x.conf:2
@@ -199,8 +304,7 @@ func TestForesee(t *testing.T) {
 			generic_timeout 30: /etc/sysctl.d/2.conf:1
 			gre_timeout 30: /etc/sysctl.d/2.conf:1
 			icmp_timeout 7: /etc/sysctl.d/1.conf:1
-			icmpv6_timeout 30: /etc/sysctl.d/2.conf:1
-			udp_timeout 30: /etc/sysctl.d/2.conf:1`},
+			icmpv6_timeout 30: /etc/sysctl.d/2.conf:1`},
 		{"a value that is none", InitSystemd, func(l *Live) {
 			l.ModulesLoad = []ModulesLoadFile{early}
 			l.SysctlFiles = []SysctlFile{sysctlFile("/etc/sysctl.d/1.conf", "net.netfilter.nf_conntrack_max = 1e6\n")}
@@ -255,14 +359,14 @@ func TestForesee(t *testing.T) {
 			loaded: /etc/modules-load.d/x.conf:2
 			max 4096: ` + kernelMakes + `
 			hashsize 4096: ` + kernelMakes},
-		{"a blacklist stops modules-load.d and no rule", InitSysv, func(l *Live) {
+		{"a blacklist stops modules-load.d and no rule", InitSystemd, func(l *Live) {
 			l.ModprobeFiles = []ModprobeFile{modprobeFile("/etc/modprobe.d/a.conf", "blacklist nf_conntrack\n")}
 			l.ModulesLoad = []ModulesLoadFile{early}
 			l.SysctlFiles = []SysctlFile{sysctlConf}
 			l.SavedRules = []Ruleset{savedFile(t, rulesV4, stateRules)}
 		}, `
 			loaded: /etc/iptables/rules.v4:8 needs it
-			max 4096: ` + kernelMakes + `
+			max unknown: /etc/sysctl.conf:1 is lost if systemd-sysctl comes before netfilter-persistent, which loads the module: nothing orders them
 			hashsize 4096: ` + kernelMakes + `
 			ipv4 restored 3: netfilter-persistent`},
 		{"blacklisted", InitSystemd, func(l *Live) {

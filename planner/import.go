@@ -214,8 +214,8 @@ func importSizes(base Desired, l Live) []Desired {
 				continue
 			}
 			for _, a := range e.Args {
-				if n, err := strconv.ParseInt(strings.TrimPrefix(a.Text, "hashsize="), 10, 64); err == nil && strings.HasPrefix(a.Text, "hashsize=") &&
-					(buckets == 0 || RoundBuckets(n, l.Host.PageSize, l.Host.PointerSize) == l.Conntrack.Hashsize) {
+				text, _ := a.option("hashsize")
+				if n, err := strconv.ParseInt(text, 10, 64); err == nil && (buckets == 0 || RoundBuckets(n, l.Host.PageSize, l.Host.PointerSize) == l.Conntrack.Hashsize) {
 					buckets = n
 				}
 			}

@@ -153,7 +153,7 @@ type SysctlFile struct {
 	File
 	As       string // the link in such a folder by which it is read, "/etc/sysctl.d/99-sysctl.conf"; empty: only as itself
 	Entries  []SysctlEntry
-	Excluded []string // keys or globs of lines "-key", which no glob sets
+	Excluded []SysctlExclusion
 }
 
 // SysctlEntry is one "key = value" line.
@@ -164,6 +164,13 @@ type SysctlEntry struct {
 	Line      int
 	Span      Span // the whole line with its newline
 	ValueSpan Span
+}
+
+// SysctlExclusion is a line "-key": no glob sets that key. To systemd, it also
+// takes back a line before it that does.
+type SysctlExclusion struct {
+	Key  string // written out; a glob excludes nothing
+	Line int
 }
 
 // ModprobeFile is a file of a modprobe.d folder.
@@ -199,6 +206,7 @@ type ModulesLoadFile struct {
 // ModulesLoadEntry is a module that boot loads.
 type ModulesLoadEntry struct {
 	Module string // with "-" written as "_"
+	Params string // behind the name: the module's parameters without systemd; with it, the line names no module
 	Line   int
 	Span   Span
 }

@@ -18,7 +18,7 @@ func IsConntrackModule(name string) bool {
 }
 
 var conntrackModules = set(
-	"nf_conncount", "nft_ct", "nft_nat", "nft_chain_nat", "nft_masq", "nft_redir", "nft_connlimit", "nft_synproxy",
+	"nf_conncount", "nfnetlink_cttimeout", "nfnetlink_cthelper", "nft_ct", "nft_nat", "nft_chain_nat", "nft_masq", "nft_redir", "nft_connlimit", "nft_synproxy",
 	"xt_conntrack", "xt_state", "xt_CT", "xt_connmark", "xt_connlimit", "xt_connbytes", "xt_connlabel", "xt_helper", "xt_cluster",
 	"xt_CONNSECMARK", "xt_nat", "xt_MASQUERADE", "xt_REDIRECT", "xt_NETMAP", "iptable_nat", "ip6table_nat",
 	"ipt_MASQUERADE", "ip6t_MASQUERADE", "ipt_SYNPROXY", "ip6t_SYNPROXY",
@@ -65,7 +65,7 @@ func (p *planning) liftBlock() {
 	target := orDefault(p.d.Files.Modprobe, DefaultModprobeFile)
 	for _, f := range p.l.ModprobeFiles {
 		for _, e := range f.Entries {
-			if p.d.Mode == Tuned && e.Command == "blacklist" && e.Module == "nf_conntrack" && editable(f.File, target) {
+			if p.d.Mode == Tuned && p.heedsBlacklist() && e.Command == "blacklist" && e.Module == "nf_conntrack" && editable(f.File, target) {
 				w := p.first.edit(f.File, "file.")
 				w.replace(e.Span, "")
 				w.because("this line keeps modules-load.d from loading nf_conntrack at boot", p.d.ModeSource)
@@ -84,6 +84,10 @@ func (p *planning) liftBlock() {
 		}
 	}
 }
+
+// heedsBlacklist reports whether what loads modules at boot may leave out those
+// that a blacklist line names: systemd does.
+func (p *planning) heedsBlacklist() bool { return p.l.Boot == nil || p.l.Boot.Init != InitSysv }
 
 // loadModule loads nf_conntrack for a table to exist that can be sized.
 func (p *planning) loadModule() []Change {

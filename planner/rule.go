@@ -236,7 +236,7 @@ const (
 // (net/netfilter/xt_*.c that call nf_ct_get and nf_ct_netns_get).
 func isStateModule(name string) bool {
 	switch name {
-	case "state", "conntrack", "connbytes", "connlimit", "connmark", "connlabel", "helper", "cluster", "layer7":
+	case "state", "conntrack", "connbytes", "connlimit", "connmark", "connlabel", "helper", "cluster", "layer7", "ipvs":
 		return true
 	}
 	return false
@@ -245,7 +245,7 @@ func isStateModule(name string) bool {
 // isStateTarget and isNATTarget hold for the targets that do.
 func isStateTarget(name string) bool {
 	switch name {
-	case "CONNMARK", "CONNSECMARK", "SYNPROXY":
+	case "CONNMARK", "CONNSECMARK", "SYNPROXY", "CLUSTERIP":
 		return true
 	}
 	return false
@@ -253,7 +253,7 @@ func isStateTarget(name string) bool {
 
 func isNATTarget(name string) bool {
 	switch name {
-	case "SNAT", "DNAT", "MASQUERADE", "REDIRECT", "NETMAP", "SAME":
+	case "SNAT", "DNAT", "MASQUERADE", "REDIRECT", "NETMAP":
 		return true
 	}
 	return false

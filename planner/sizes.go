@@ -2,7 +2,6 @@ package planner
 
 import (
 	"fmt"
-	"path"
 	"slices"
 	"strconv"
 	"strings"
@@ -224,14 +223,7 @@ func (p *planning) persistSysctl(keys []string, value int64, source Pos) {
 
 // keyMatches reports whether a key of sysctl.d, which may be a glob, names k.
 func keyMatches(pattern, k string) bool {
-	if pattern == k {
-		return true
-	}
-	if !strings.ContainsAny(pattern, "*?[") {
-		return false
-	}
-	ok, err := path.Match(strings.ReplaceAll(pattern, ".", "/"), strings.ReplaceAll(k, ".", "/"))
-	return ok && err == nil
+	return globs(strings.ReplaceAll(pattern, ".", "/"), strings.ReplaceAll(k, ".", "/"))
 }
 
 // persistHashsize sets the module option: in place where some file of /etc
@@ -247,11 +239,12 @@ func (p *planning) persistHashsize() {
 				continue
 			}
 			for _, a := range e.Args {
-				if !strings.HasPrefix(a.Text, "hashsize=") || !editable(f.File, target) {
+				value, ok := a.option("hashsize")
+				if !ok || !editable(f.File, target) {
 					continue
 				}
 				found = true
-				if a.Text != want {
+				if "hashsize="+value != want {
 					w := p.first.edit(f.File, "file.")
 					w.replace(a.Span, want)
 					w.because(reason, p.d.Hashsize.Source)
@@ -299,7 +292,7 @@ func (p *planning) persistModule() {
 			continue
 		}
 		for _, e := range f.Entries {
-			if e.Module == "nf_conntrack" {
+			if e.Module == "nf_conntrack" && e.names(p.l.Boot) {
 				return
 			}
 		}

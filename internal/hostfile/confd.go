@@ -14,6 +14,7 @@ import (
 // Drop-in folders are the same everywhere (sysctl.d(5), modprobe.d(5),
 // modules-load.d(5)): *.conf of several folders, read in the order of their
 // names, a name in an earlier folder masking the same name in a later one.
+// modprobe reads *.alias too.
 
 // Conf is a file that boot reads.
 type Conf struct {
@@ -24,10 +25,12 @@ type Conf struct {
 }
 
 // Confs lists the files of the drop-in folders dirs, the folder that masks
-// the others first, in the order in which they are read. Masked files and
+// the others first, in the order in which they are read: those whose names end
+// in .conf, or in one of suffixes. Masked files and
 // links to /dev/null are left out. When a folder cannot be read, the list of
 // the others comes with the error.
-func Confs(root string, dirs []string) ([]Conf, error) {
+func Confs(root string, dirs []string, suffixes ...string) ([]Conf, error) {
+	suffixes = append(suffixes, ".conf")
 	var errs []error
 	chosen := map[string]string{} // by base name
 	for _, dir := range dirs {
@@ -42,7 +45,7 @@ func Confs(root string, dirs []string) ([]Conf, error) {
 		for _, e := range entries {
 			name := e.Name()
 			regular := e.Type().IsRegular() || e.Type()&fs.ModeSymlink != 0
-			if !regular || strings.HasPrefix(name, ".") || !strings.HasSuffix(name, ".conf") {
+			if !regular || strings.HasPrefix(name, ".") || !slices.Contains(suffixes, path.Ext(name)) {
 				continue
 			}
 			if _, masked := chosen[name]; !masked {

@@ -169,7 +169,7 @@ func TestModulesLoad(t *testing.T) {
 	root := t.TempDir()
 	for name, text := range map[string]string{
 		"usr/lib/modules-load.d/20-b.conf": "masked\n",
-		"usr/lib/modules-load.d/30-c.conf": "; comment\nlast",
+		"usr/lib/modules-load.d/30-c.conf": "# comment\nlast a=1 b=2",
 		"etc/modules-load.d/20-b.conf":     "# comment\n\nsecond\nthird\n",
 		"etc/modules-load.d/10-a.conf":     "first\n",
 		"etc/modules-load.d/40-d.txt":      "other\n",
@@ -180,9 +180,9 @@ func TestModulesLoad(t *testing.T) {
 		}
 	}
 	local := strings.NewReplacer("/usr/lib /usr/local/lib /run /etc", root+"/usr/lib "+root+"/run "+root+"/etc").Replace(string(script))
-	cmd := exec.Command(bash, "-c", "modprobe() { echo \"$3\"; [ \"$3\" != third ]; }\n"+local)
+	cmd := exec.Command(bash, "-c", "modprobe() { echo \"${@:2}\"; [ \"$2\" != third ]; }\n"+local)
 	out, err := cmd.Output()
-	if want := "first\nsecond\nthird\n20-b.conf: third did not load\nlast\n"; string(out) != want || cmd.ProcessState.ExitCode() != 1 {
+	if want := "first\nsecond\nthird\n20-b.conf: third did not load\nlast a=1 b=2\n"; string(out) != want || cmd.ProcessState.ExitCode() != 1 {
 		t.Errorf("%v, loads:\n%swant exit status 1 and:\n%s", err, out, want)
 	}
 }

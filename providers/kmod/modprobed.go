@@ -19,7 +19,7 @@ func ModprobePaths(root, file string) ([]hostfile.Conf, error) {
 	if file == "" {
 		file = planner.DefaultModprobeFile
 	}
-	list, err := hostfile.Confs(root, modprobeFolders)
+	list, err := hostfile.Confs(root, modprobeFolders, ".alias")
 	return hostfile.Place(root, list, modprobeFolders, file), err
 }
 

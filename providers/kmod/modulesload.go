@@ -30,8 +30,7 @@ func ModulesLoadPaths(root, file string) ([]hostfile.Conf, error) {
 }
 
 // ParseModulesLoad reads a list of modules, one a line, "#" and ";" beginning
-// comments. Parameters behind the name, which /etc/modules allows, are part
-// of the line and of nothing else.
+// comments.
 func ParseModulesLoad(f planner.File) planner.ModulesLoadFile {
 	file := planner.ModulesLoadFile{File: f}
 	line, at := 0, 0
@@ -41,6 +40,7 @@ func ParseModulesLoad(f planner.File) planner.ModulesLoadFile {
 		if len(w) > 0 && w[0][0] != '#' && w[0][0] != ';' {
 			file.Entries = append(file.Entries, planner.ModulesLoadEntry{
 				Module: underscores(w[0]),
+				Params: strings.Join(w[1:], " "),
 				Line:   line,
 				Span:   planner.Span{Start: at, End: at + len(text)},
 			})

@@ -56,7 +56,7 @@ func Parse(f planner.File) planner.SysctlFile {
 		}
 		if e, ok := parseLine(f.Content[start:end]); !ok {
 			if key := excluded(f.Content[start:end]); key != "" {
-				file.Excluded = append(file.Excluded, key)
+				file.Excluded = append(file.Excluded, planner.SysctlExclusion{Key: key, Line: line})
 			}
 		} else {
 			e.Line = line
@@ -93,7 +93,7 @@ func parseLine(line string) (planner.SysctlEntry, bool) {
 	return e, e.Key != ""
 }
 
-// excluded is the key or glob of a line "-key".
+// excluded is the key of a line "-key".
 func excluded(line string) string {
 	key, ok := strings.CutPrefix(strings.Trim(line, blanks+"\n"), "-")
 	if !ok || strings.Contains(key, "=") {
