@@ -13,14 +13,15 @@ import (
 	"github.com/ctplan/ctplan/providers/iptables"
 )
 
-// connected is a server at 192.0.2.1/24 on eth0 and 10.0.0.1/24 on eth1, which
-// drops by default, with rules between and connections as "proto src dst".
+// connected is a server at 192.0.2.1/24 and 192.0.2.2/24 on eth0 and 10.0.0.1/24
+// on eth1, which drops by default, with rules between and connections as
+// "proto src dst". The ipset admins is 198.51.100.64/28 and 203.0.113.9.
 func connected(t *testing.T, rules string, flows ...string) *snapshot.Snapshot {
 	t.Helper()
 	s := plainHost("h", "")
 	s.Rules[0].Text = "*filter\n:INPUT DROP [0:0]\n:FORWARD DROP [0:0]\n:OUTPUT DROP [0:0]\n" + rules + "COMMIT\n"
 	c := &planner.Connections{Sockets: []planner.Socket{}}
-	for _, a := range []planner.Address{{Interface: "eth0", Prefix: netip.MustParsePrefix("192.0.2.1/24")}, {Interface: "eth1", Prefix: netip.MustParsePrefix("10.0.0.1/24")}} {
+	for _, a := range []planner.Address{{Interface: "eth0", Prefix: netip.MustParsePrefix("192.0.2.1/24")}, {Interface: "eth0", Prefix: netip.MustParsePrefix("192.0.2.2/24")}, {Interface: "eth1", Prefix: netip.MustParsePrefix("10.0.0.1/24")}} {
 		c.Addresses = append(c.Addresses, a)
 		c.Routes = append(c.Routes, planner.Route{Prefix: a.Prefix.Masked(), Interface: a.Interface})
 	}
@@ -35,14 +36,18 @@ func connected(t *testing.T, rules string, flows ...string) *snapshot.Snapshot {
 		a, b := netip.MustParseAddrPort(w[1]), netip.MustParseAddrPort(w[2])
 		f := planner.Flow{Protocol: proto, Status: planner.StatusSeenReply | planner.StatusAssured | planner.StatusConfirmed, Orig: planner.Tuple{Src: a.Addr(), Dst: b.Addr(), SrcPort: a.Port(), DstPort: b.Port()}}
 		f.Reply = planner.Tuple{Src: b.Addr(), Dst: a.Addr(), SrcPort: b.Port(), DstPort: a.Port()}
-		if len(w) == 4 {
+		switch w[len(w)-1] {
+		case "data":
 			f.Status |= planner.StatusExpected
+		case "silent": // nobody has answered
+			f.Status = planner.StatusConfirmed
 		}
 		if proto == 6 {
 			f.TCPState = 3
 		}
 		c.Flows = append(c.Flows, f)
 	}
+	c.Sets = map[string]*planner.IPSet{"admins": {Type: "hash:net", Prefixes: []planner.IPSetEntry{{Prefix: netip.MustParsePrefix("198.51.100.64/28")}, {Prefix: netip.MustParsePrefix("203.0.113.9/32")}}}}
 	c.Total = int64(len(c.Flows))
 	s.Connections = c
 	return s
@@ -86,6 +91,23 @@ func TestSuggestedBlocks(t *testing.T) {
 			[]string{"-p udp -m udp --dport 53 -m comment --comment udp-53-in -j ACCEPT"}},
 		{"a service with no connection", in + out + "-A INPUT -p tcp -m tcp --dport 25 -m state --state NEW -m limit --limit 5/sec -j ACCEPT\n", []string{"tcp 0.0.0.0:25"},
 			[]string{"-p tcp -m tcp --dport 25 -m comment --comment tcp-25-in -j ACCEPT"}},
+		{"a service for a range of addresses", in + out + "-A INPUT -p tcp -m tcp --dport 22 -m iprange --src-range 203.0.113.8-203.0.113.19 -m state --state NEW -j ACCEPT\n", []string{"tcp 0.0.0.0:22"},
+			[]string{"-s 203.0.113.8/29 -p tcp -m tcp --dport 22 -m comment --comment tcp-22-in -j ACCEPT", "-s 203.0.113.16/30 -p tcp -m tcp --dport 22 -m comment --comment tcp-22-in -j ACCEPT"}},
+		{"a service for the members of a set", in + out + "-A INPUT -p tcp -m tcp --dport 22 -m set --match-set admins src -m state --state NEW -j ACCEPT\n", []string{"tcp 0.0.0.0:22"},
+			[]string{"-s 198.51.100.64/28 -p tcp -m tcp --dport 22 -m comment --comment tcp-22-in -j ACCEPT", "-s 203.0.113.9/32 -p tcp -m tcp --dport 22 -m comment --comment tcp-22-in -j ACCEPT"}},
+		{"a service on the second address of an interface", in + out + "-A INPUT -d 192.0.2.2/32 -p tcp -m tcp --dport 443 -m state --state NEW -j ACCEPT\n", []string{"tcp 0.0.0.0:443"},
+			[]string{"-d 192.0.2.2/32 -p tcp -m tcp --dport 443 -m comment --comment tcp-443-in -j ACCEPT"}},
+		{"what is sent to a group", in + out + "-A INPUT -p vrrp -m state --state NEW -j ACCEPT\n-A INPUT -p udp -m udp --dport 67 -m state --state NEW -j ACCEPT\n", []string{"vrrp 192.0.2.9:0 224.0.0.18:0 silent", "udp 0.0.0.0:68 255.255.255.255:67 silent"},
+			[]string{"-p udp -m udp --dport 67 -m comment --comment udp-67-in -j ACCEPT", "-p vrrp -m comment --comment vrrp-in -j ACCEPT"}},
+		{"a rate for everybody, with words in its comment", in + out + "-A INPUT -p tcp -m tcp --dport 25 -m hashlimit --hashlimit-upto 5/sec --hashlimit-mode srcip --hashlimit-name smtp -m comment --comment \"-m set or -m owner\" -j ACCEPT\n", []string{"tcp 0.0.0.0:25"},
+			[]string{"-p tcp -m tcp --dport 25 -m comment --comment tcp-25-in -j ACCEPT"}},
+		{"a rate for special packets", in + out + "-A INPUT -p tcp -m tcp --dport 25 --tcp-option 8 -m state --state NEW -m limit --limit 5/sec -j ACCEPT\n", []string{"tcp 0.0.0.0:25"}, nil},
+		{"a service that drops those who come too often", in + out + "-A INPUT -p tcp -m tcp --dport 22 -m state --state NEW -m recent --update --seconds 60 --hitcount 4 --name SSH --mask 255.255.255.255 --rsource -j DROP\n-A INPUT -p tcp -m tcp --dport 22 -m state --state NEW -j ACCEPT\n",
+			[]string{"tcp 0.0.0.0:22"}, []string{"-p tcp -m tcp --dport 22 -m comment --comment tcp-22-in -j ACCEPT"}},
+		{"a service behind a chain that drops some", in + out + "-A INPUT -m string --string attack --algo bm -j office\n-A office -j DROP\n-A INPUT -p tcp -m tcp --dport 22 -m state --state NEW -j ACCEPT\n", []string{"tcp 198.51.100.7:5000 192.0.2.1:22", "tcp 0.0.0.0:22"},
+			[]string{"-p tcp -m tcp --dport 22 -m comment --comment tcp-22-in -j ACCEPT"}},
+		{"a service of everybody, less networks that nobody has", "-A INPUT -s 192.0.0.0/24 -j DROP\n-A INPUT -s 198.51.100.0/24 -j DROP\n-A INPUT -s 203.0.113.0/24 -j DROP\n" + in + out + "-A INPUT -p tcp -m tcp --dport 80 -m state --state NEW -j ACCEPT\n", []string{"tcp 0.0.0.0:80"},
+			[]string{"-p tcp -m tcp --dport 80 -m comment --comment tcp-80-in -j ACCEPT"}},
 		{"a service that is closed today stays closed", in + out, []string{"tcp 0.0.0.0:25"}, nil},
 		{"passive FTP", in + out + "-A INPUT -p tcp -m tcp --dport 21 -m state --state NEW -j ACCEPT\n", []string{"tcp 198.51.100.7:5000 192.0.2.1:21", "tcp 198.51.100.7:5001 192.0.2.1:45000 data", "tcp 0.0.0.0:21"},
 			[]string{"-p tcp -m tcp --dport 21 -m comment --comment tcp-21-in -j ACCEPT", "-p tcp -m tcp --dport 32768:60999 -m comment --comment ftp-data-in -j ACCEPT",

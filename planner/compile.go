@@ -7,27 +7,6 @@ import (
 	"strings"
 )
 
-// targetKind is what a rule does with a packet that it matches.
-type targetKind uint8
-
-const (
-	targetNone targetKind = iota // counts, logs, changes what no rule looks at
-	targetAccept
-	targetDrop
-	targetReturn
-	targetJump
-	targetGoto
-	targetQueue // a program decides
-	targetUnknown
-	targetNotrack
-	targetCT // a template: NOTRACK comes too late behind it
-	targetNAT
-	targetMark
-	targetConnMark
-	targetUnknownMark
-	targetUnknownCMark
-)
-
 // IANA protocol numbers.
 const (
 	protoICMP    = 1
@@ -55,9 +34,10 @@ type compiledRule struct {
 	matches            []matcher // the certain ones first
 	target             targetKind
 	fromConn           bool // the mark comes from the connection
+	rated              bool // of what cannot be known of it, there is a rate alone
 	value, mask        uint32
 	chain              *compiledChain
-	to                 string
+	to                 string // the target's name
 	ref                *RuleRef
 }
 
@@ -111,14 +91,23 @@ func (r *compiledRule) match(s *walk) truth {
 	return t
 }
 
+// rateAlone reports whether a rule that may match is unsure of a rate alone.
+func (r *compiledRule) rateAlone(s *walk) bool {
+	if !r.rated || r.in.hit(s.in) != yes || r.out.hit(s.out) != yes {
+		return false
+	}
+	for i := range r.matches {
+		if m := &r.matches[i]; m.kind != matchUnknown && m.eval(s) != yes {
+			return false
+		}
+	}
+	return true
+}
+
 // plainModules are the matches that say nothing beyond their options.
 var plainModules = set("tcp", "udp", "udplite", "sctp", "dccp", "icmp", "icmp6", "icmpv6", "comment", "multiport", "state", "conntrack", "iprange", "addrtype",
 	"limit", "hashlimit", "mark", "connmark", "set", "owner", "mac", "pkttype", "length", "physdev", "recent", "statistic", "string", "ttl", "hl", "tos", "dscp", "ecn",
-	"time", "u32", "bpf", "quota", "connbytes", "connlimit", "connlabel", "helper", "tcpmss", "esp", "ah", "realm", "policy", "cpu", "cgroup", "devgroup", "nfacct", "osf")
-
-// plainTargets go on to the next rule, and change nothing that rules look at.
-var plainTargets = set("", "LOG", "NFLOG", "ULOG", "TCPMSS", "TCPOPTSTRIP", "DSCP", "TOS", "TTL", "HL", "ECN", "CLASSIFY", "TRACE", "CHECKSUM", "AUDIT",
-	"SECMARK", "CONNSECMARK", "LED", "IDLETIMER", "RATEEST", "TEE", "CHECKSUM")
+	"time", "rt", "frag", "hbh", "dst", "u32", "bpf", "quota", "connbytes", "connlimit", "connlabel", "helper", "tcpmss", "esp", "ah", "realm", "policy", "cpu", "cgroup", "devgroup", "nfacct", "osf")
 
 // rule compiles a rule of the table. It cannot fail: what it does not know
 // becomes a condition that is unknown.
@@ -132,7 +121,10 @@ func (c *compiler) rule(backend Backend, table string, s spec) compiledRule {
 	if backend == NFT {
 		b.joinNegatedPorts()
 	}
-	r.matches = append(b.sure, b.unsure...)
+	if r.rated = b.rated && !b.vague; b.rated || b.vague {
+		b.sure = append(b.sure, matcher{kind: matchUnknown})
+	}
+	r.matches = b.sure
 	c.target(table, &r, s)
 	return r
 }
@@ -142,17 +134,14 @@ type ruleBuilder struct {
 	c            *compiler
 	r            *compiledRule
 	s            spec
-	sure, unsure []matcher
+	sure         []matcher
+	rated, vague bool // what is unknown: a rate, something else
 	cts          map[int]*ctMatch
 }
 
 func (b *ruleBuilder) add(m matcher) { b.sure = append(b.sure, m) }
 
-func (b *ruleBuilder) unknown() {
-	if len(b.unsure) == 0 {
-		b.unsure = append(b.unsure, matcher{kind: matchUnknown})
-	}
-}
+func (b *ruleBuilder) unknown() { b.vague = true }
 
 // option adds what one option asks for.
 func (b *ruleBuilder) option(o option) {
@@ -162,7 +151,11 @@ func (b *ruleBuilder) option(o option) {
 	}
 	ok := true
 	switch o.name {
-	case "--comment", "-4", "-6", "--ipv4", "--ipv6", "--limit-burst", "--rsource", "--rdest", "--mask", "--rttl", "--name":
+	case "-4", "--ipv4", "-6", "--ipv6":
+		if strings.HasSuffix(o.name, "4") != (b.c.e.family == IPv4) {
+			b.add(matcher{kind: matchNever}) // for the other family: iptables-restore passes over it
+		}
+	case "--comment", "--limit-burst", "--rsource", "--rdest", "--mask", "--rttl", "--name":
 		// --name and the like tell which list, not whether
 	case "-p":
 		ok = b.protocol(o.not, arg)
@@ -238,6 +231,14 @@ func (b *ruleBuilder) option(o option) {
 	case "--connbytes":
 		b.add(matcher{kind: matchTrackedOnly})
 	case "--connbytes-dir", "--connbytes-mode":
+	case "--rt-type", "--rt-segsleft", "--rt-len", "--rt-0-res", "--rt-0-addrs", "--rt-0-not-strict", "--fragid", "--fraglen", "--fragres", "--fragfirst", "--fraglast", "--fragmore",
+		"--hbh-len", "--hbh-opts", "--dst-len", "--dst-opts":
+		// About extension headers (net/ipv6/netfilter/ip6t_rt.c and others): no
+		// packet here has one, and they do not match then, negated or not.
+		b.add(matcher{kind: matchNever})
+	case "--limit", "--hashlimit", "--hashlimit-upto", "--hashlimit-burst", "--hashlimit-mode", "--hashlimit-name", "--hashlimit-srcmask", "--hashlimit-dstmask",
+		"--hashlimit-htable-size", "--hashlimit-htable-max", "--hashlimit-htable-expire", "--hashlimit-htable-gcinterval":
+		b.rated, ok = true, !o.not
 	default:
 		ok = false
 	}
@@ -252,8 +253,14 @@ func (b *ruleBuilder) modules() {
 		if !plainModules[m] {
 			b.unknown()
 		}
-		if (m == "esp" || m == "ah" || m == "limit" || m == "hashlimit") && !b.hasOptions(i+1) {
+		switch {
+		case b.hasOptions(i + 1):
+		case m == "esp" || m == "ah":
 			b.unknown()
+		case m == "rt" || m == "frag" || m == "hbh" || m == "dst":
+			b.add(matcher{kind: matchNever})
+		case m == "limit" || m == "hashlimit":
+			b.rated = true
 		}
 	}
 }
@@ -460,13 +467,8 @@ func numberRange(arg string, most uint32) (lo, hi uint32, ok bool) {
 }
 
 func (b *ruleBuilder) addressRange(o option, arg string) bool {
-	from, to, isRange := strings.Cut(arg, "-")
-	if !isRange {
-		to = from
-	}
-	a, err1 := netip.ParseAddr(from)
-	z, err2 := netip.ParseAddr(to)
-	if err1 != nil || err2 != nil || a.Is4() != (b.c.e.family == IPv4) || z.Is4() != a.Is4() {
+	a, z, ok := addressRange(arg)
+	if !ok || a.Is4() != (b.c.e.family == IPv4) {
 		return false
 	}
 	b.add(matcher{kind: matchRange, not: o.not, dst: o.name == "--dst-range", addr: words128(a), mask: words128(z)})
@@ -619,105 +621,4 @@ func (c *ctMatch) tuple(o option, arg string) {
 		m.addr = words128(p.prefix.Addr()).and(m.mask)
 	}
 	c.tuples = append(c.tuples, m)
-}
-
-// target compiles what a rule does.
-func (c *compiler) target(table string, r *compiledRule, s spec) {
-	switch {
-	case s.isGoto:
-		r.target, r.to = targetGoto, s.target
-	case s.notracks():
-		r.target = targetNotrack
-	case s.target == "CT":
-		r.target = targetCT
-		r.value, r.mask = zoneOf(s)
-	case s.target == "ACCEPT":
-		r.target = targetAccept
-	case s.target == "DROP", s.target == "REJECT", s.target == "TARPIT", s.target == "STEAL":
-		r.target = targetDrop
-	case s.target == "RETURN":
-		r.target = targetReturn
-	case s.target == "QUEUE", s.target == "NFQUEUE":
-		r.target = targetQueue
-	case s.target == "DNAT", s.target == "REDIRECT", s.target == "NETMAP", s.target == "SAME":
-		r.target = targetNAT
-	case s.target == "SNAT", s.target == "MASQUERADE":
-		r.target = targetAccept
-	case s.target == "MARK":
-		c.markTarget(r, s, false)
-	case s.target == "CONNMARK":
-		c.markTarget(r, s, true)
-	case s.target == "SET":
-		if slices.ContainsFunc(s.topts, func(o option) bool { return o.name == "--map-set" }) {
-			r.target, r.mask = targetUnknownMark, ^uint32(0)
-		}
-	case plainTargets[s.target]:
-		r.target = targetNone
-	case s.target == "SYNPROXY", s.target == "TPROXY", s.target == "DNPT", s.target == "SNPT", s.target == "CLUSTERIP", s.target == "HMARK":
-		r.target = targetUnknown
-	default:
-		r.target, r.to = targetJump, s.target
-	}
-}
-
-// What compiledRule.mask says of a CT target's zone.
-const (
-	zoneKnown   = 1
-	zoneUnknown = 2
-)
-
-// zoneOf is the zone that a CT target puts both ways of a connection in.
-func zoneOf(s spec) (id, known uint32) {
-	for _, o := range s.topts {
-		if o.name != "--zone" || len(o.args) != 1 {
-			continue
-		}
-		if n, err := strconv.ParseUint(o.args[0], 0, 16); err == nil {
-			return uint32(n), zoneKnown
-		}
-		return 0, zoneUnknown // taken from the mark
-	}
-	return 0, 0
-}
-
-// markTarget reads what MARK and CONNMARK do (net/netfilter/xt_mark.c,
-// xt_connmark.c): both compute (mark &^ mask) ^ value.
-func (c *compiler) markTarget(r *compiledRule, s spec, conn bool) {
-	r.target, r.value, r.mask = targetMark, 0, 0
-	if conn {
-		r.target = targetConnMark
-	}
-	for _, o := range s.topts {
-		arg := ""
-		if len(o.args) > 0 {
-			arg = o.args[0]
-		}
-		v, m, ok := maskedNumber(arg)
-		switch o.name {
-		case "--set-xmark":
-			r.value, r.mask = v, m
-		case "--set-mark":
-			r.value, r.mask = v, m|v
-		case "--and-mark":
-			r.value, r.mask = 0, ^v
-		case "--or-mark":
-			r.value, r.mask = v, v
-		case "--xor-mark":
-			r.value, r.mask = v, 0
-		case "--save-mark":
-			r.target, r.mask, ok = targetUnknownCMark, ^uint32(0), true
-		case "--restore-mark":
-			r.target, r.mask, r.fromConn, ok = targetUnknownMark, ^uint32(0), true, true
-		default:
-			ok = true
-		}
-		if !ok {
-			r.mask = ^uint32(0)
-			r.target = targetUnknownMark
-			if conn {
-				r.target = targetUnknownCMark
-			}
-			return
-		}
-	}
 }

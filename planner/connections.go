@@ -28,6 +28,9 @@ type Flow struct {
 	Status   uint32 `json:"status"`   // enum ip_conntrack_status
 	TCPState uint8  `json:"tcp_state,omitempty"`
 	Mark     uint32 `json:"mark,omitempty"`
+	// Liberal is whether tracking takes packets of TCP that are out of its
+	// window, both ways (IP_CT_TCP_FLAG_BE_LIBERAL).
+	Liberal bool `json:"liberal,omitempty"`
 }
 
 // Socket is a local end of TCP or UDP.

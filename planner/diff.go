@@ -17,6 +17,7 @@ type planning struct {
 	rules   []Change
 	untrack []untracked
 	judges  map[Family]*judge
+	steps   []Step                    // of a way back, which has an order of its own; nil: those of the plan
 	named   map[string]bool           // findings that are in the plan already
 	saved   map[*Ruleset][]*tableWork // of saved rules files
 }

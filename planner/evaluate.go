@@ -26,6 +26,12 @@ type Evaluator struct {
 type version struct {
 	hooks [3][]baseChain
 	loop  []*compiledChain // raw OUTPUT, which packets over lo have passed
+	// racing is whether raw tables of more than one backend have rules about
+	// tracking, some of them with templates: their order in a hook is not known.
+	racing bool
+	// admits is whether the verdict is about all such packets taken together:
+	// Accepted where some are let through.
+	admits bool
 }
 
 // baseChain is a built-in chain at its place in a hook.
@@ -83,11 +89,25 @@ func assemble(backends []Backend, t tables) *version {
 			}
 		}
 	}
+	deciding, templates := 0, false
 	for _, b := range backends {
-		if c := t[tableKey{b, "raw"}]["OUTPUT"]; c != nil && len(c.rules) > 0 {
+		raw := t[tableKey{b, "raw"}]
+		if c := raw["OUTPUT"]; c != nil && len(c.rules) > 0 {
 			v.loop = append(v.loop, c)
 		}
+		decides := false
+		for _, c := range raw {
+			for i := range c.rules {
+				target := c.rules[i].target
+				decides = decides || target == targetCT || target == targetNotrack
+				templates = templates || target == targetCT
+			}
+		}
+		if decides {
+			deciding++
+		}
 	}
+	v.racing = templates && deciding > 1
 	return v
 }
 
@@ -120,12 +140,8 @@ func newCompiler(family Family, facts Facts) *compiler {
 	for _, p := range facts.Addresses {
 		a := p.Addr().Unmap()
 		e.addresses[a] = struct{}{}
-		if a.Is4() && p.Bits() < 31 {
-			b := a.As4()
-			for i := p.Bits(); i < 32; i++ {
-				b[i/8] |= 1 << (7 - i%8)
-			}
-			e.broadcasts[netip.AddrFrom4(b)] = struct{}{}
+		if cast, ok := broadcastOf(netip.PrefixFrom(a, p.Bits())); ok {
+			e.broadcasts[cast] = struct{}{}
 		}
 	}
 	return &compiler{e: e, facts: facts, rules: map[tableKey]map[string]compiledRule{}}
@@ -229,10 +245,11 @@ func (c *compiler) table(backend Backend, name string, sources []chainSource) ma
 				rule.ref = &RuleRef{Family: c.e.family, Backend: backend, Table: name, Chain: src.name, Text: r.text}
 				known[src.name+"\x00"+r.text] = rule
 			}
-			if rule.target == targetJump || rule.target == targetGoto {
-				if rule.chain = chains[rule.to]; rule.chain == nil {
-					rule.target = targetUnknown
-				}
+			switch rule.chain = chains[rule.to]; {
+			case rule.chain == nil && (rule.target == targetJump || rule.target == targetGoto):
+				rule.target = targetUnknown
+			case rule.chain != nil && rule.target != targetGoto:
+				rule.target = targetJump // also where a target elsewhere has this name
 			}
 			ch.rules[i] = rule
 		}

@@ -154,7 +154,7 @@ func (j *judge) usesHelper(h helper) (use, bool) {
 		f := &j.conns.Flows[i]
 		expected = expected || f.Status&StatusExpected != 0
 		if f.Reply.SrcPort == h.port && slices.Contains(h.protos, f.Protocol) && f.Orig.Src.Is4() == (j.family == IPv4) {
-			w := j.wayOf(f.Orig.Src, f.Reply.Src)
+			w := j.places.way(f.Orig.Src, f.Reply.Src)
 			u.where = "connections that are open on " + service(f.Protocol, h.port, w)
 			way(w)
 		}
@@ -234,15 +234,15 @@ func (p *planning) helperModule(h helper) (bool, string) {
 	return false, ""
 }
 
-// automaticHelpers is whether tracking assigns helpers by port: by default
-// before 4.7, while the sysctl says so until 6.0, never since.
+// automaticHelpers is whether tracking assigns helpers by port: while the sysctl
+// says so, where it is there (until 6.0), and else by default before 4.7.
 func (p *planning) automaticHelpers() bool {
 	if v, ok := p.l.Sysctls["net.netfilter.nf_conntrack_helper"]; ok {
 		return v.Value == "1"
 	}
-	major, _, _ := strings.Cut(p.l.Host.Kernel, ".")
-	n, err := strconv.Atoi(major)
-	return err == nil && n < 4
+	var major, minor int
+	n, _ := fmt.Sscanf(p.l.Host.Kernel, "%d.%d", &major, &minor)
+	return n == 2 && (major < 4 || major == 4 && minor < 7)
 }
 
 // dataLost are the data connections that pass today and will not, and the rule

@@ -33,6 +33,11 @@ type Impact struct {
 	Groups   []FlowGroup `json:"groups"`   // the operator's own session first, then the worst
 	Services []FlowGroup `json:"services"` // listening services that are lost
 	Exposed  []Exposure  `json:"exposed"`  // what newly gets in
+
+	// Leaving are the connections of TCP that are taken out of tracking and go
+	// on, by their original tuples: their entries stay, and know their windows
+	// no longer when they come back.
+	Leaving []Tuple `json:"-"`
 }
 
 // FlowGroup is connections to one service that share their fate and its rules.
@@ -85,6 +90,27 @@ func (p *planning) impact() {
 	p.blockImpact(total)
 }
 
+// Judged returns the plan of a way back with what its steps do to the
+// connections that are open. What they lose is a warning, and no block: who
+// goes back may have to, and has no HCL to accept a risk in.
+func (p Plan) Judged(l Live, steps []Step) Plan {
+	w := &planning{d: Desired{Mode: p.Mode}, l: l, plan: p, steps: steps}
+	w.impact()
+	for _, b := range w.plan.Blocks[len(p.Blocks):] {
+		w.warn(b.Address, fmt.Sprintf("%s (%s)", b.Why, b.Where), Pos{})
+	}
+	w.plan.Blocks = p.Blocks
+	return w.plan
+}
+
+// ordered are the plan's steps as they are carried out.
+func (p *planning) ordered() []Step {
+	if p.steps != nil {
+		return p.steps
+	}
+	return Steps(p.plan)
+}
+
 func sortGroups(g []FlowGroup) {
 	operator := func(g FlowGroup) int {
 		if g.Operator {
@@ -107,15 +133,26 @@ type fate struct {
 	port          uint16
 	before, after *RuleRef
 	stage         int
+	leaves        bool // tracking, while its entry there stays
 }
 
 // decide judges one connection. ok is false for one that is cut off already.
 func (j *judge) decide(c *connection) (f fate, ok bool) {
 	f = fate{operator: c.operator, way: c.way, proto: c.packets[0].Protocol, port: c.port}
 	today := j.at(j.stages[0], c, false)
+	if today.Untracked && c.strict {
+		// The entry from before it left tracking knows nothing of what was said
+		// since: packets are out of its window, and may be INVALID.
+		for i := range c.n {
+			c.packets[i].State |= StateInvalid
+		}
+	}
 	last := len(j.stages) - 1
 	end := j.at(j.stages[last], c, true)
 	f.before, f.after = today.Rule, end.Rule
+	if today.Verdict == Unknown {
+		f.before = j.at(j.admitting, c, false).Rule // what lets it through, if anything does
+	}
 	if today.Verdict == Dropped {
 		f.result = FlowGained
 		return f, end.Verdict == Accepted
@@ -135,6 +172,9 @@ func (j *judge) decide(c *connection) (f fate, ok bool) {
 			open = true
 			f.after, f.stage = d.Rule, i
 		}
+	}
+	if today.tracked && end.Untracked && c.strict {
+		f.leaves = true
 	}
 	if f.result = FlowKept; open {
 		f.result = FlowUnknown
@@ -178,13 +218,20 @@ func (t *tally) add(f fate, c *connection) {
 // flows judges the connections of the family, in parallel.
 func (j *judge) flows(total *Impact) {
 	workers := max(1, min(runtime.GOMAXPROCS(0), len(j.conns.Flows)/1024))
-	parts := make([]tally, workers+1)
+	parts, leaving := make([]tally, workers+1), make([][]Tuple, workers+1)
 	j.each(workers, func(worker int, c *connection) {
-		if fate, ok := j.decide(c); ok {
+		fate, ok := j.decide(c)
+		if ok {
 			parts[worker].add(fate, c)
+		}
+		if fate.leaves {
+			leaving[worker] = append(leaving[worker], c.packets[0].Orig)
 		}
 	})
 	j.collect(parts, total)
+	for _, l := range leaving {
+		total.Leaving = append(total.Leaving, l...)
+	}
 }
 
 // each calls visit with every connection of the family: what is tracked, from
@@ -211,7 +258,7 @@ func (j *judge) each(workers int, visit func(worker int, c *connection)) {
 				if f.Orig.Src.Is4() != (j.family == IPv4) || !j.ofFlow(&c, f) {
 					continue
 				}
-				for _, key := range c.sockets() {
+				for _, key := range c.sockets(f) {
 					if _, ok := known[key]; ok {
 						tracked[w] = append(tracked[w], key)
 					}
@@ -254,10 +301,10 @@ func (j *judge) collect(parts []tally, total *Impact) {
 			}
 			group := FlowGroup{Result: f.result, Operator: f.operator, Service: service(f.proto, f.port, f.way), Family: j.family}
 			if f.before != nil {
-				group.Before = f.before.String()
+				group.Before = j.name(f.before)
 			}
 			if f.after != nil {
-				group.After = f.after.String()
+				group.After = j.name(f.after)
 			}
 			if f.stage > 0 {
 				group.Stage = j.stages[f.stage].name

@@ -33,6 +33,7 @@ type connection struct {
 	port       uint16 // of the service
 	translated bool
 	operator   bool
+	strict     bool // TCP whose window is known to tracking, and checked
 }
 
 // String is the connection as a person writes it.
@@ -48,10 +49,11 @@ type socketKey struct {
 	local, remote netip.AddrPort
 }
 
-// sockets are the local ends that the connection may have.
-func (c *connection) sockets() [2]socketKey {
+// sockets are the local ends that a tracked connection may have: who opened it
+// sees the destination from before a translation.
+func (c *connection) sockets(f *Flow) [3]socketKey {
 	a, b := netip.AddrPortFrom(c.orig.Src, c.orig.SrcPort), netip.AddrPortFrom(c.orig.Dst, c.orig.DstPort)
-	return [2]socketKey{{c.proto, a, b}, {c.proto, b, a}}
+	return [3]socketKey{{c.proto, a, b}, {c.proto, b, a}, {c.proto, a, netip.AddrPortFrom(f.Orig.Dst, f.Orig.DstPort)}}
 }
 
 // TCP states of connection tracking that no more packets are due in.
@@ -101,6 +103,7 @@ func (j *judge) ofFlow(c *connection, f *Flow) bool {
 	c.port = servicePort(f.Protocol, there.DstPort)
 	j.route(c, first, back, f.Status&StatusSeenReply != 0)
 	c.operator = j.isOperator(c)
+	c.strict = f.Protocol == protoTCP && !f.Liberal && !j.liberal
 	return true
 }
 
@@ -153,7 +156,6 @@ func (j *judge) ofSocket(c *connection, s *Socket, listens bool) {
 
 // route says through which hooks and interfaces the two directions pass.
 func (j *judge) route(c *connection, first, back Packet, replied bool) {
-	from, to := j.places.local(first.Src), j.places.local(first.Dst)
 	add := func(p Packet, hook Hook, in, out string) {
 		p.Hook, p.In, p.Out = hook, in, out
 		if !j.conns.Bridged {
@@ -166,31 +168,27 @@ func (j *judge) route(c *connection, first, back Packet, replied bool) {
 		c.packets[c.n] = p
 		c.n++
 	}
-	switch {
-	case from && to:
-		c.way = wayLoop
+	switch c.way = j.places.way(first.Src, first.Dst); c.way {
+	case wayLoop:
 		add(first, HookOutput, "", "lo")
 		add(first, HookInput, "lo", "")
 		if replied {
 			add(back, HookOutput, "", "lo")
 			add(back, HookInput, "lo", "")
 		}
-	case to:
-		c.way = wayIn
+	case wayIn:
 		peer := j.places.toward(first.Src)
 		add(first, HookInput, peer, "")
 		if replied {
 			add(back, HookOutput, "", peer)
 		}
-	case from:
-		c.way = wayOut
+	case wayOut:
 		peer := j.places.toward(first.Dst)
 		add(first, HookOutput, "", peer)
 		if replied {
 			add(back, HookInput, peer, "")
 		}
 	default:
-		c.way = wayForward
 		a, b := j.places.toward(first.Src), j.places.toward(first.Dst)
 		add(first, HookForward, a, b)
 		if replied {
@@ -203,17 +201,21 @@ func (j *judge) route(c *connection, first, back Packet, replied bool) {
 // interface the others are reached.
 type placeMap struct {
 	own    map[netip.Addr]bool
-	only   string // the one interface beside lo
+	casts  map[netip.Addr]bool // broadcast addresses of its networks
+	only   string              // the one interface beside lo
 	masks  []addr128
 	routes []map[addr128]string
 	policy bool
 }
 
 func newPlaceMap(c *Connections, f Family) *placeMap {
-	m := &placeMap{own: map[netip.Addr]bool{}, policy: c.PolicyRouting}
+	m := &placeMap{own: map[netip.Addr]bool{}, casts: map[netip.Addr]bool{}, policy: c.PolicyRouting}
 	var names []string
 	for _, a := range c.Addresses {
 		m.own[a.Prefix.Addr()] = true
+		if cast, ok := broadcastOf(a.Prefix); ok {
+			m.casts[cast] = true
+		}
 		if a.Interface != "lo" && !slices.Contains(names, a.Interface) {
 			names = append(names, a.Interface)
 		}
@@ -250,14 +252,39 @@ func newPlaceMap(c *Connections, f Family) *placeMap {
 
 func (m *placeMap) local(a netip.Addr) bool { return a.IsLoopback() || m.own[a] }
 
+// way is how packets between the addresses pass the host. What others send to
+// a group or to everybody comes in.
+func (m *placeMap) way(src, dst netip.Addr) way {
+	switch from, to := m.local(src), m.local(dst); {
+	case from && to:
+		return wayLoop
+	case from:
+		return wayOut
+	case to, dst.IsMulticast(), m.casts[dst], dst == limitedBroadcast:
+		return wayIn
+	}
+	return wayForward
+}
+
+// limitedBroadcast means everybody on the link (RFC 919, section 7).
+var limitedBroadcast = netip.AddrFrom4([4]byte{255, 255, 255, 255})
+
+// broadcastOf is the broadcast address of a network (RFC 919, section 7).
+func broadcastOf(p netip.Prefix) (a netip.Addr, ok bool) {
+	if !p.Addr().Is4() || p.Bits() >= 31 {
+		return a, false
+	}
+	return lastOf(p), true
+}
+
 // toward is the interface through which the address is reached, as the main
 // routing table says; what comes from there is taken to come through it too.
 func (m *placeMap) toward(a netip.Addr) string {
-	if m.only != "" {
-		return m.only
-	}
 	if m.policy {
 		return SomeInterface
+	}
+	if m.only != "" {
+		return m.only
 	}
 	w := words128(a)
 	for i, mask := range m.masks {

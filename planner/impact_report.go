@@ -3,16 +3,12 @@ package planner
 import (
 	"fmt"
 	"net/netip"
-	"slices"
+	"strconv"
 	"strings"
 )
 
-// Addresses of nobody in particular (RFC 5737, RFC 3849): what a stranger is
-// tried with.
-var strangers = map[Family]netip.Addr{IPv4: netip.MustParseAddr("203.0.113.77"), IPv6: netip.MustParseAddr("2001:db8:ffff::77")}
-
 // maxSources bounds the source addresses that a service is tried with.
-const maxSources = 64
+const maxSources = 256
 
 // services tries every listening socket with a first packet from whoever the
 // rules name, and from a stranger.
@@ -20,13 +16,13 @@ func (j *judge) services(total *Impact) {
 	j.knock(func(s *Socket, visits []visited) {
 		group := FlowGroup{Result: FlowLost, Service: service(s.Protocol, s.Local.Port(), wayIn), Family: j.family, Examples: []string{}}
 		for _, v := range visits {
-			if v.today.Verdict != Accepted || v.end.Verdict != Dropped {
+			if v.today.Verdict != Accepted || v.end.Verdict != Dropped { // of some, if not of all
 				continue
 			}
 			if group.Count++; len(group.Examples) < maxExamples {
 				group.Examples = append(group.Examples, v.c.String())
 			}
-			group.Before, group.After = v.today.Rule.String(), v.end.Rule.String()
+			group.Before, group.After = j.name(v.today.Rule), j.name(v.end.Rule)
 		}
 		if group.Count > 0 {
 			total.Services = append(total.Services, group)
@@ -34,7 +30,9 @@ func (j *judge) services(total *Impact) {
 	})
 }
 
-// visited is the first packet that somebody sends to a listening socket.
+// visited is the first packet that somebody sends to a listening socket. Today
+// is whether any is let in, where it depends on how many there are, or on what
+// cannot be known of one.
 type visited struct {
 	c          connection
 	today, end Decision
@@ -44,7 +42,10 @@ type visited struct {
 // each of the sources.
 func (j *judge) knock(each func(s *Socket, visits []visited)) {
 	conns := j.conns
-	sources := j.sources()
+	sources, all := j.sources()
+	if !all && !j.p.once("sources", string(j.family)) {
+		j.p.warn("connections", fmt.Sprintf("rules name more than %d networks of %s that packets come from: services were tried from %[1]d of them", maxSources-1, j.family), Pos{})
+	}
 	type door struct {
 		proto uint8
 		at    netip.AddrPort
@@ -65,7 +66,7 @@ func (j *judge) knock(each func(s *Socket, visits []visited)) {
 			for _, from := range sources {
 				c, ok := j.visit(s.Protocol, Tuple{from, to.Prefix.Addr(), 40000, s.Local.Port()}, to.Interface)
 				if ok {
-					visits = append(visits, visited{c, j.opens(j.stages[0], &c), j.opens(j.end(), &c)})
+					visits = append(visits, visited{c, j.opens(j.admitting, &c), j.opens(j.end(), &c)})
 				}
 			}
 			each(s, visits)
@@ -78,15 +79,7 @@ func (j *judge) visit(proto uint8, t Tuple, iface string) (c connection, ok bool
 	if j.places.local(t.Src) {
 		return c, false
 	}
-	c = connection{proto: proto, orig: t, way: wayIn}
-	first := Packet{Protocol: proto, State: StateNew, Tuple: t, Known: KnownReply | KnownTuples | KnownConnMark | KnownStatus}
-	first.Orig, first.Reply = t, Tuple{t.Dst, t.Src, t.DstPort, t.SrcPort}
-	back := first
-	back.State, back.IsReply, back.Tuple, back.Status = StateEstablished, true, first.Reply, StatusSeenReply
-	if proto == protoTCP {
-		first.TCPFlags, back.TCPFlags = TCPSyn, TCPSyn|TCPAck
-	}
-	j.route(&c, first, back, true)
+	c = j.opening(proto, t)
 	if c.way != wayIn || c.n != 2 {
 		return c, false
 	}
@@ -96,8 +89,30 @@ func (j *judge) visit(proto uint8, t Tuple, iface string) (c connection, ok bool
 	return c, true
 }
 
+// routed is the same through this host, from one of its interfaces to another.
+func (j *judge) routed(proto uint8, t Tuple) (c connection, ok bool) {
+	c = j.opening(proto, t)
+	p := &c.packets[0]
+	return c, c.way == wayForward && p.In != p.Out
+}
+
+// opening is the first packet of a connection, with the answer.
+func (j *judge) opening(proto uint8, t Tuple) connection {
+	c := connection{proto: proto, orig: t}
+	first := Packet{Protocol: proto, State: StateNew, Tuple: t, Known: KnownReply | KnownTuples | KnownConnMark | KnownStatus}
+	first.Orig, first.Reply = t, turned(t)
+	back := first
+	back.State, back.IsReply, back.Tuple = StateEstablished, true, first.Reply
+	back.answers()
+	if proto == protoTCP {
+		first.TCPFlags, back.TCPFlags = TCPSyn, TCPSyn|TCPAck
+	}
+	j.route(&c, first, back, true)
+	return c
+}
+
 // listenAddresses are those of the host's addresses that a socket listens on:
-// one of each interface for a socket that takes all.
+// its doors, for a socket that takes all.
 func (j *judge) listenAddresses(s *Socket) []Address {
 	a := s.Local.Addr()
 	if !a.IsUnspecified() {
@@ -114,37 +129,50 @@ func (j *judge) listenAddresses(s *Socket) []Address {
 	if a.Is4() != (j.family == IPv4) && !s.Dual {
 		return nil
 	}
-	var out []Address
+	return j.doors()
+}
+
+// doors are the host's addresses that can be reached from outside, one for
+// each that rules may treat in another way: by its interface, or by the
+// networks of destinations that they name.
+func (j *judge) doors() []Address {
+	if j.entrances != nil {
+		return j.entrances
+	}
+	named := j.namedNetworks(true)
+	seen := map[string]bool{}
+	out := []Address{}
 	for _, own := range j.conns.Addresses {
-		addr := own.Prefix.Addr()
-		if own.Interface == "lo" || addr.Is4() != (j.family == IPv4) || addr.IsLinkLocalUnicast() ||
-			slices.ContainsFunc(out, func(o Address) bool { return o.Interface == own.Interface }) {
+		a := own.Prefix.Addr()
+		if own.Interface == "lo" || a.Is4() != (j.family == IPv4) || a.IsLinkLocalUnicast() {
 			continue
 		}
-		out = append(out, own)
+		key := []byte(own.Interface + "\x00")
+		for i, p := range named {
+			if p.Contains(a) {
+				key = strconv.AppendInt(append(key, ' '), int64(i), 10)
+			}
+		}
+		if !seen[string(key)] {
+			seen[string(key)] = true
+			out = append(out, own)
+		}
 	}
+	j.entrances = out
 	return out
 }
 
-// sources are a stranger, a neighbour, and one address of each network that
-// the rules for incoming packets name.
-func (j *judge) sources() []netip.Addr {
-	out := []netip.Addr{strangers[j.family]}
-	add := func(p netip.Prefix) {
-		a := p.Masked().Addr()
-		if p.Bits() < p.Addr().BitLen() {
-			a = a.Next() // not the network itself
-		}
-		for j.places.local(a) && p.Contains(a.Next()) {
-			a = a.Next()
-		}
-		if len(out) < maxSources && !slices.Contains(out, a) && a.Is4() == (j.family == IPv4) && !a.IsUnspecified() && !a.IsMulticast() {
-			out = append(out, a)
-		}
-	}
-	for _, a := range j.conns.Addresses {
-		if a.Interface != "lo" {
-			add(a.Prefix)
+// namedNetworks are those that rules name as sources, or as destinations, each
+// once, in their order: by address, range or set, today's and those to come.
+func (j *judge) namedNetworks(dst bool) []netip.Prefix {
+	var out []netip.Prefix
+	seen := map[netip.Prefix]bool{}
+	add := func(words []string) {
+		for p := range networksOf(words, dst, j.conns.Sets) {
+			if p = p.Masked(); p.Addr().Is4() == (j.family == IPv4) && !seen[p] {
+				seen[p] = true
+				out = append(out, p)
+			}
 		}
 	}
 	for i := range j.p.l.Rulesets {
@@ -154,150 +182,49 @@ func (j *judge) sources() []netip.Addr {
 		}
 		for k := range r.Tables {
 			for n := range r.Tables[k].Rules {
-				words := r.Tables[k].Rules[n].Words
-				for w := 0; w+1 < len(words) && len(out) < maxSources; w++ {
-					var set prefixSet
-					if words[w] == "-s" && set.set(false, words[w+1]) {
-						add(set.prefix)
-					}
-				}
+				add(r.Tables[k].Rules[n].Words)
 			}
+		}
+	}
+	for _, ch := range j.p.wanted(j.family) {
+		for _, r := range ch.Rules {
+			add(r.Words)
 		}
 	}
 	return out
 }
 
-// exposures tries what the accepts declared for this host let in, as somebody
-// who opens a connection, against what is let in today.
-func (j *judge) exposures(total *Impact) {
-	last := len(j.stages) - 1
-	named := map[string]bool{}
-	for _, ch := range j.p.wanted(j.family) {
-		if ch.Table != "filter" || ch.Hook != "INPUT" {
-			continue
+// sources are a stranger, a neighbour on each network, and one address of each
+// network that rules name. It reports false where there are more.
+func (j *judge) sources() (out []netip.Addr, all bool) {
+	out, all = []netip.Addr{j.stranger()}, true
+	seen := map[netip.Addr]bool{out[0]: true}
+	add := func(p netip.Prefix) {
+		a := p.Masked().Addr()
+		if p.Bits() < p.Addr().BitLen() {
+			a = a.Next() // not the network itself
 		}
-		for _, r := range ch.Rules {
-			s := parseSpec(r.Words)
-			q := packetsOf(s)
-			proto, ok := ProtocolNumber(q.proto)
-			if q.proto == "" {
-				proto, ok = protoTCP, true
-			}
-			if !ok || q.notProto || named[r.Text] {
-				continue
-			}
-			from := strangers[j.family]
-			if q.src.prefix.IsValid() && !q.src.not {
-				from = q.src.prefix.Addr()
-				if q.src.prefix.Bits() < from.BitLen() {
-					from = from.Next()
-				}
-			}
-			for _, to := range j.listenAddresses(&Socket{Local: netip.AddrPortFrom(anyAddress(j.family), 1)}) {
-				if q.dst.prefix.IsValid() && !q.dst.not {
-					if !q.dst.prefix.Contains(to.Prefix.Addr()) {
-						continue
-					}
-				}
-				if q.in.name != "" && !q.in.not && !strings.HasSuffix(q.in.name, "+") && q.in.name != to.Interface {
-					continue
-				}
-				t := Tuple{from, to.Prefix.Addr(), 40000, 9}
-				if !carriesPorts(proto) {
-					t.SrcPort, t.DstPort = 0, 0
-				}
-				if len(q.sports.ranges) > 0 && !q.sports.not {
-					t.SrcPort = q.sports.ranges[0].From
-				}
-				if len(q.dports.ranges) > 0 && !q.dports.not {
-					t.DstPort = q.dports.ranges[0].From
-				}
-				c, ok := j.visit(proto, t, to.Interface)
-				if !ok {
-					continue
-				}
-				c.n = 1 // getting in is enough
-				c.packets[0].ICMPType = echo(proto, false)
-				today, end := j.at(j.stages[0], &c, false), j.at(j.stages[last], &c, true)
-				if today.Verdict != Dropped || end.Verdict != Accepted || named[r.Text] {
-					continue
-				}
-				named[r.Text] = true
-				total.Exposed = append(total.Exposed, Exposure{
-					Family: j.family, Rule: "-A " + ch.Name + " " + r.Text, Before: today.Rule.String(), Source: r.Source,
-					What: exposes(proto, q, from),
-				})
-			}
+		for j.places.local(a) && p.Contains(a.Next()) {
+			a = a.Next()
+		}
+		switch {
+		case seen[a] || a.Is4() != (j.family == IPv4) || a.IsUnspecified() || a.IsMulticast():
+		case len(out) == maxSources:
+			all = false
+		default:
+			seen[a] = true
+			out = append(out, a)
 		}
 	}
-}
-
-// looseStates tries strangers against foreign rules that mean untracked
-// packets without saying so: one for everything that is ! --ctstate NEW lets
-// in whatever leaves tracking.
-func (j *judge) looseStates(total *Impact) {
-	for _, proto := range []uint8{protoTCP, protoUDP} {
-		for _, to := range j.listenAddresses(&Socket{Local: netip.AddrPortFrom(anyAddress(j.family), 1)}) {
-			c, ok := j.visit(proto, Tuple{strangers[j.family], to.Prefix.Addr(), 40000, 9}, to.Interface)
-			if !ok {
-				continue
-			}
-			c.n = 1 // getting in is enough
-			today, end := j.at(j.stages[0], &c, false), j.at(j.end(), &c, true)
-			if today.Verdict != Dropped || end.Verdict != Accepted || !end.Untracked || end.Rule == nil || end.Rule.Text == "" || isOwn(end.Rule.Chain) {
-				continue
-			}
-			name, _, _ := strings.Cut(service(proto, highPorts, wayIn), "/")
-			total.Exposed = append(total.Exposed, Exposure{
-				Family: j.family, Rule: end.Rule.String(), Before: today.Rule.String(), Source: j.p.d.Source,
-				What: fmt.Sprintf("anybody may now open %s connections to every port of this host: packets that are not tracked are in state UNTRACKED, which the rule does not leave out", name),
-			})
-			break
+	for _, a := range j.conns.Addresses {
+		if a.Interface != "lo" {
+			add(a.Prefix)
 		}
 	}
-}
-
-func anyAddress(f Family) netip.Addr {
-	if f == IPv6 {
-		return netip.IPv6Unspecified()
+	for _, p := range j.namedNetworks(false) {
+		add(p)
 	}
-	return netip.IPv4Unspecified()
-}
-
-// exposes says in words what an accept lets in.
-func exposes(proto uint8, q packets, from netip.Addr) string {
-	who := "anybody"
-	if q.src.prefix.IsValid() && q.src.prefix.Bits() > 0 && !q.src.not {
-		who = q.src.prefix.String()
-	}
-	name := strings.TrimSuffix(service(proto, highPorts, wayIn), "/high ports in")
-	name = strings.TrimSuffix(name, " in")
-	if len(q.sports.ranges) > 0 && len(q.dports.ranges) == 0 {
-		text := fmt.Sprintf("%s may now open %s connections to every port of this host, as long as they come from source port %s", who, name, rangeText(q.sports.ranges[0]))
-		if proto == protoTCP {
-			text += `; initiator = "local" in the accept block keeps them out`
-		}
-		return text
-	}
-	if len(q.dports.ranges) > 0 {
-		text := fmt.Sprintf("%s may now open %s connections to port %s", who, name, rangeText(q.dports.ranges[0]))
-		if len(q.sports.ranges) > 0 {
-			text += " from source port " + rangeText(q.sports.ranges[0])
-		}
-		return text
-	}
-	text := fmt.Sprintf("%s may now send %s to this host that no connection of its own asked for", who, name)
-	if proto == protoTCP {
-		text += `; initiator = "local" in the accept block keeps it out`
-	}
-	return text
-}
-
-func rangeText(r PortRange) string {
-	if r.From == r.To {
-		return fmt.Sprint(r.From)
-	}
-	return fmt.Sprintf("%d-%d", r.From, r.To)
+	return out, all
 }
 
 // blockImpact turns what is lost into reasons not to go on.
@@ -320,7 +247,7 @@ func (p *planning) blockImpact(im *Impact) {
 				Risk: risk, Address: string(g.Family) + "." + strings.ReplaceAll(g.Service, " ", "."),
 				Where:    g.After,
 				Why:      what(g),
-				Remedy:   fmt.Sprintf(`add an accept block for %s, or set allow_risk = ["%s"] to let it happen`, g.Service, risk),
+				Remedy:   remedy(g) + fmt.Sprintf(`, or set allow_risk = ["%s"] to let it happen`, risk),
 				Override: true, Source: p.d.Source,
 			})
 		}
@@ -347,6 +274,14 @@ func (p *planning) blockImpact(im *Impact) {
 	for _, e := range im.Exposed {
 		p.warn("iptables."+string(e.Family)+".filter", fmt.Sprintf("%s. The rule %s lets it in, where today it meets: %s", e.What, e.Rule, e.Before), e.Source)
 	}
+}
+
+// remedy says what would keep a service.
+func remedy(g FlowGroup) string {
+	if g.After == translationEnds.String() {
+		return `leave this traffic tracked: narrow the notrack blocks, or use mode = "tuned"`
+	}
+	return "add an accept block for " + g.Service
 }
 
 func whyLost(g FlowGroup) string {

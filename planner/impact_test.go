@@ -98,6 +98,11 @@ func TestImpact(t *testing.T) {
 			[]string{"lost tcp/22 in 1"}, []Risk{RiskLostFlows, RiskLostServices, RiskLostServices}},
 		{"a tracked socket counts once", nil, statefulInput, Connections{Flows: []Flow{ssh}, Sockets: []Socket{{Protocol: protoTCP, Local: operator[0].Local, Remote: operator[0].Remote}}},
 			[]string{"lost tcp/22 in 1"}, []Risk{RiskLostFlows}},
+		{"a socket whose connection is translated as it goes out counts once", nil, statefulInput, Connections{Flows: []Flow{tracked(t, "tcp 10.0.0.1:40000 10.96.0.1:443 10.0.1.5:6443")},
+			Sockets: []Socket{{Protocol: protoTCP, Local: netip.MustParseAddrPort("10.0.0.1:40000"), Remote: netip.MustParseAddrPort("10.96.0.1:443")}}},
+			[]string{"lost tcp/6443 out 1"}, []Risk{RiskLostFlows}},
+		{"a listening service that some strangers reach", nil, strings.Replace(statefulInput, "-A INPUT -m state", "-A INPUT -p tcp -m connlimit --connlimit-above 9 --connlimit-mask 32 --connlimit-saddr -j DROP\n-A INPUT -m state", 1), Connections{Sockets: []Socket{{Protocol: protoTCP, Local: netip.MustParseAddrPort("10.0.0.1:22"), Listening: true}}},
+			nil, []Risk{RiskLostServices}},
 		{"a listening service that strangers reach", nil, statefulInput, Connections{Sockets: []Socket{{Protocol: protoTCP, Local: netip.MustParseAddrPort("10.0.0.1:22"), Listening: true}}},
 			nil, []Risk{RiskLostServices}},
 	} {
@@ -143,6 +148,94 @@ func TestExposure(t *testing.T) {
 	}
 	if p := impactPlan(t, untrackTCP(map[string][]string{"INPUT": {open}}), strings.Replace(statefulInput, "INPUT DROP", "INPUT ACCEPT", 1), Connections{}); len(p.Impact.Exposed) != 0 {
 		t.Errorf("what is open already is exposed: %+v", p.Impact.Exposed)
+	}
+}
+
+// TestExposedPorts: each port of an accept is tried, and those that are news
+// are named.
+func TestExposedPorts(t *testing.T) {
+	const today = "*filter\n:INPUT DROP\n:OUTPUT ACCEPT\n-A INPUT -p tcp -m tcp --dport 22 -j ACCEPT\n-A INPUT -p tcp -m multiport --dports 8000:8005 -j ACCEPT\n-A INPUT -m state --state ESTABLISHED -j ACCEPT\nCOMMIT\n"
+	for rule, want := range map[string]string{
+		"-p tcp -m multiport --dports 22,3306 -j ACCEPT":                      "anybody may now open tcp connections to port 3306",
+		"-p tcp -m multiport --dports 22,3306,8000:8009,9000:9001 -j ACCEPT":  "anybody may now open tcp connections to ports 3306, 8000-8009 and 9000-9001",
+		"-s 10.2.0.0/16 -p tcp -m tcp --dport 3306 -j ACCEPT":                 "10.2.0.0/16 may now open tcp connections to port 3306",
+		"-p tcp -m multiport --dports 22,8001:8002 -j ACCEPT":                 "",
+		"-i eth1 -d 10.0.1.1/32 -p tcp -m multiport --sports 22,53 -j ACCEPT": `anybody may now open tcp connections to every port of this host, as long as they come from source ports 22 and 53; initiator = "local" in the accept block keeps them out`,
+		"-i eth0 -d 10.0.1.1/32 -p tcp -m multiport --sports 22,53 -j ACCEPT": "",
+		"-p icmp -j ACCEPT": "anybody may now send icmp to this host that no connection of its own asked for",
+		"-p tcp -m tcp --dport 3306 ! --tcp-flags FIN,SYN,RST,ACK SYN -j ACCEPT": "",
+	} {
+		p := impactPlan(t, untrackTCP(map[string][]string{"INPUT": {rule}}), today, Connections{})
+		got := ""
+		for _, x := range p.Impact.Exposed {
+			got += x.What
+		}
+		if got != want {
+			t.Errorf("%s: %q, want %q", rule, got, want)
+		}
+	}
+}
+
+// TestExposedRouted: what an accept newly lets through is named too.
+func TestExposedRouted(t *testing.T) {
+	const today = "*filter\n:INPUT DROP\n:FORWARD DROP\n:OUTPUT ACCEPT\n-A FORWARD -m state --state ESTABLISHED -j ACCEPT\n-A FORWARD -i eth1 -o eth0 -j ACCEPT\nCOMMIT\n"
+	for rule, want := range map[string]string{
+		"-j ACCEPT": "anybody may now open connections to every port of the hosts behind this one, and send every other protocol",
+		"-p tcp -m multiport --dports 22,80 -j ACCEPT":          "anybody may now open tcp connections through this host to ports 22 and 80",
+		"-s 198.51.100.0/24 -p udp -m udp --dport 53 -j ACCEPT": "198.51.100.0/24 may now open udp connections through this host to port 53",
+		"-s 10.0.1.0/24 -p tcp -j ACCEPT":                       "",
+	} {
+		p := impactPlan(t, untrackTCP(map[string][]string{"FORWARD": {rule}}), today, Connections{})
+		got := ""
+		for _, x := range p.Impact.Exposed {
+			got += x.What
+		}
+		if got != want {
+			t.Errorf("%s: %q, want %q", rule, got, want)
+		}
+	}
+}
+
+// TestStaleEntries: a connection that a rule keeps out of tracking, and whose
+// entry from before is still there, may be INVALID when it is tracked again,
+// unless tracking does not look at its window.
+func TestStaleEntries(t *testing.T) {
+	const today = "*raw\n:PREROUTING ACCEPT\n:OUTPUT ACCEPT\n:CTPLAN-PREROUTING -\n:CTPLAN-OUTPUT -\n-A PREROUTING -j CTPLAN-PREROUTING\n-A OUTPUT -j CTPLAN-OUTPUT\n-A CTPLAN-PREROUTING -p tcp -j CT --notrack\n-A CTPLAN-OUTPUT -p tcp -j CT --notrack\nCOMMIT\n" +
+		"*filter\n:INPUT DROP\n:OUTPUT ACCEPT\n-A INPUT -p tcp -m state --state NEW,ESTABLISHED,UNTRACKED -j ACCEPT\nCOMMIT\n"
+	d := untrackTCP(nil)
+	d.Chains, d.StatefulRules = nil, RefuseStateful
+	for liberal, want := range map[bool]string{false: "unknown tcp/22 in 1", true: "kept tcp/22 in 1"} {
+		f := tracked(t, "tcp 10.0.0.9:5000 10.0.0.1:22")
+		f.Liberal = liberal
+		p := impactPlan(t, d, today, Connections{Flows: []Flow{f}})
+		if got := groupsOf(p); !slices.Equal(got, []string{want}) || len(p.Impact.Leaving) != 0 {
+			t.Errorf("liberal %v: %q, want %q", liberal, got, want)
+		}
+	}
+	out := untrackTCP(map[string][]string{"INPUT": {"-p tcp -j ACCEPT"}})
+	ssh, dns := tracked(t, "tcp 10.0.0.9:5000 10.0.0.1:22"), tracked(t, "udp 10.0.0.9:5000 10.0.0.1:53")
+	if got := impactPlan(t, out, statefulInput, Connections{Flows: []Flow{ssh, dns}}).Impact.Leaving; !slices.Equal(got, []Tuple{ssh.Orig}) {
+		t.Errorf("leaving tracking: %v", got)
+	}
+}
+
+// TestAnswersAreKnown: what answers a first packet is of a connection that the
+// table has confirmed, with whatever mark rules gave it.
+func TestAnswersAreKnown(t *testing.T) {
+	ssh := Socket{Protocol: protoTCP, Local: netip.MustParseAddrPort("0.0.0.0:22"), Listening: true}
+	for _, rule := range []string{"-m conntrack --ctstatus CONFIRMED -j ACCEPT", "-m connmark --mark 0x1 -j ACCEPT", "-m state --state ESTABLISHED -j ACCEPT"} {
+		rules := "*mangle\n:PREROUTING ACCEPT\n-A PREROUTING -j CONNMARK --set-xmark 0x1/0xffffffff\nCOMMIT\n*filter\n:INPUT ACCEPT\n:OUTPUT DROP\n-A OUTPUT " + rule + "\nCOMMIT\n"
+		p := impactPlan(t, untrackTCP(nil), rules, Connections{Sockets: []Socket{ssh}})
+		today := p.Impact.Services
+		if rule == "-m connmark --mark 0x1 -j ACCEPT" { // whatever mark: nobody knows
+			if len(today) != 0 {
+				t.Errorf("%s: %+v", rule, today)
+			}
+			continue
+		}
+		if len(today) != 2 { // at each interface
+			t.Errorf("%s: the service is reached today, and not seen to be lost: %+v", rule, today)
+		}
 	}
 }
 

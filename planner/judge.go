@@ -1,6 +1,7 @@
 package planner
 
 import (
+	"fmt"
 	"net/netip"
 	"strings"
 )
@@ -14,9 +15,12 @@ type judge struct {
 	e         *Evaluator
 	conns     *Connections
 	stages    []stage   // the first is today, the last is the end
+	admitting stage     // today: is anybody let through?
 	untracks  []RuleRef // what stands in raw tables at the end and keeps out of tracking, or sorts into zones
 	specs     map[RuleRef]spec
 	places    *placeMap
+	entrances []Address    // see doors
+	nobody    []netip.Addr // see stranger
 	operators map[Session]bool
 	tcpLoose  State // of a packet of a connection that tracking does not know
 	liberal   bool  // tracking takes packets of TCP that are out of its window
@@ -40,7 +44,7 @@ func (p *planning) judge(f Family) *judge {
 		}
 	}
 	var work []*RulesStep
-	for _, s := range Steps(p.plan) {
+	for _, s := range p.ordered() {
 		if s.Rules != nil && s.Rules.Family == f {
 			work = append(work, s.Rules)
 		}
@@ -83,7 +87,7 @@ func (p *planning) newJudge(f Family, sets []*Ruleset, work []*RulesStep) *judge
 	for _, r := range sets {
 		backends = append(backends, r.Backend)
 		for _, name := range r.tableNames() {
-			sections := r.sections(name)
+			sections := r.standing(name)
 			key := tableKey{r.Backend, name}
 			models[key] = newTableModel(name, sections)
 			state[key] = c.table(r.Backend, name, sourcesOf(sections))
@@ -99,6 +103,9 @@ func (p *planning) newJudge(f Family, sets []*Ruleset, work []*RulesStep) *judge
 		p: p, family: f, file: sets[0].File, e: c.e, conns: conns, places: newPlaceMap(conns, f), operators: map[Session]bool{},
 		stages: []stage{{v: assemble(backends, state)}}, specs: map[RuleRef]spec{},
 	}
+	admitting := *j.stages[0].v
+	admitting.admits = true
+	j.admitting.v = &admitting
 	for _, step := range work {
 		for _, section := range step.Sections {
 			key := tableKey{step.Backend, section.Table}
@@ -158,13 +165,44 @@ func (m *tableModel) sources(words map[string][]string) []chainSource {
 		out[i] = chainSource{name: c.Name, policy: c.Policy, rules: make([]ruleSource, len(m.rules[c.Name]))}
 		for k, text := range m.rules[c.Name] {
 			w, ok := words[text]
-			if !ok { // a jump of ctplan's own
-				w = strings.Fields(text)
+			if !ok { // a jump of ctplan's own, or what a way back brings
+				w = ruleWords(text)
 			}
 			out[i].rules[k] = ruleSource{text, w}
 		}
 	}
 	return out
+}
+
+// ruleWords are the words of a rule as iptables-save prints it: in quotes where
+// they hold blanks, a backslash before quotes and backslashes.
+func ruleWords(text string) []string {
+	if !strings.ContainsAny(text, `"\`) {
+		return strings.Fields(text)
+	}
+	var words []string
+	var word []byte
+	quoted, begun := false, false
+	for i := 0; i < len(text); i++ {
+		switch c := text[i]; {
+		case c == '\\' && i+1 < len(text):
+			i++
+			word, begun = append(word, text[i]), true
+		case c == '"':
+			quoted, begun = !quoted, true
+		case c == ' ' && !quoted:
+			if begun {
+				words = append(words, string(word))
+			}
+			word, begun = nil, false
+		default:
+			word, begun = append(word, c), true
+		}
+	}
+	if begun {
+		words = append(words, string(word))
+	}
+	return words
 }
 
 // at is the verdict of one connection at one stage: that of the packet that
@@ -249,4 +287,12 @@ func stateAlone(proto uint8) State {
 }
 
 // translationEnds stands for the rule where address translation needs tracking.
-var translationEnds = &RuleRef{Policy: "no longer translated"}
+var translationEnds = &RuleRef{Policy: "addresses are no longer translated: what is not tracked is not"}
+
+// name is the rule, with its backend where both have rules.
+func (j *judge) name(r *RuleRef) string {
+	if r != nil && r.Chain != "" && j.e.twoBackends {
+		return fmt.Sprintf("%s (iptables-%s)", r, r.Backend)
+	}
+	return r.String()
+}

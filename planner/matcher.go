@@ -464,6 +464,9 @@ func compileSet(set *IPSet, f Family) *compiledSet {
 
 func (c *compiledSet) has(s *walk, dst, portDst bool) truth {
 	k := setKey{}
+	if c.port && !c.addr && s.p.Protocol != protoTCP && s.p.Protocol != protoUDP {
+		return no // ip_set_get_ip_port in net/netfilter/ipset/ip_set_getport.c
+	}
 	if c.port {
 		if !carriesPorts(s.p.Protocol) {
 			return maybe

@@ -31,7 +31,9 @@ const (
 	StateAny = StateNew | StateEstablished | StateRelated | StateInvalid | StateUntracked
 )
 
-// Known says which of a packet's optional fields hold something.
+// Known says which of a packet's optional fields hold something. What reads a
+// host knows none of marks, users, lengths and hardware addresses of the packets
+// to come.
 type Known uint16
 
 // The optional fields.
@@ -155,6 +157,8 @@ func (r *RuleRef) String() string {
 	switch {
 	case r == nil:
 		return "no rule"
+	case r.Chain == "":
+		return r.Policy
 	case r.Text == "" && r.Policy != "":
 		return "policy " + r.Policy + " of " + r.Chain
 	}

@@ -72,10 +72,10 @@ func (j *judge) stopsTracking(routed bool) bool {
 
 // fromStranger is a packet to this host, or through it, without ports.
 func (j *judge) fromStranger(routed bool, proto uint8) (Packet, bool) {
-	from := strangers[j.family]
+	from := j.stranger()
 	in := j.places.toward(from)
 	if routed {
-		return j.packet(HookForward, proto, Tuple{Src: from, Dst: others[j.family]}, in, in), true
+		return j.packet(HookForward, proto, Tuple{Src: from, Dst: j.another()}, in, in), true
 	}
 	to, _, ok := j.own(prefixSet{}, ifaceSet{name: in, not: in == SomeInterface})
 	if !ok {

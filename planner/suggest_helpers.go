@@ -78,7 +78,7 @@ func (c *cover) mayOpen(j *judge, h helper, w way) (clients, servers []netip.Pre
 	own := []netip.Prefix{anyOf(j.family)}
 	named := append([]netip.Prefix{anyOf(j.family)}, c.named[j.family]...)
 	q := alikeKey{family: j.family, way: w, proto: h.protos[0], sport: 40000, dport: h.port, state: StateNew}
-	ifaces := j.listenAddresses(&Socket{Local: netip.AddrPortFrom(anyAddress(j.family), 1)})
+	ifaces := j.doors()
 	lets := func(from, to netip.Prefix) bool {
 		q.from, q.to = from, to
 		for _, a := range ifaces {
@@ -120,7 +120,7 @@ func (c *cover) mayOpen(j *judge, h helper, w way) (clients, servers []netip.Pre
 // towards is the interface that leads to a network; for any, to strangers.
 func (j *judge) towards(p netip.Prefix) string {
 	if p.Bits() == 0 {
-		return j.places.toward(strangers[j.family])
+		return j.places.toward(j.stranger())
 	}
 	return j.places.toward(p.Addr())
 }

@@ -91,11 +91,9 @@ func newCover(l Live, render Renderer) *cover {
 	for i := range l.Rulesets {
 		for k := range l.Rulesets[i].Tables {
 			for n := range l.Rulesets[i].Tables[k].Rules {
-				words := l.Rulesets[i].Tables[k].Rules[n].Words
-				for w := 0; w+1 < len(words); w++ {
-					var set prefixSet
-					if (words[w] == "-s" || words[w] == "-d") && set.set(false, words[w+1]) {
-						c.name(set.prefix)
+				for _, dst := range []bool{false, true} {
+					for p := range networksOf(l.Rulesets[i].Tables[k].Rules[n].Words, dst, l.Connections.Sets) {
+						c.name(p)
 					}
 				}
 			}
@@ -300,10 +298,10 @@ func (c *cover) socket(j *judge, s *Socket, visits []visited) bool {
 	news := false
 	for _, v := range visits {
 		from := v.c.orig.Src
-		if v.today.Verdict == Dropped && from == strangers[j.family] {
+		if v.today.Verdict == Dropped && from == j.stranger() {
 			c.shut[at] = true
 		}
-		if !letsIn(v.today) || v.end.Verdict != Dropped {
+		if v.today.Verdict != Accepted || v.end.Verdict != Dropped {
 			continue
 		}
 		o := oriented{key: serviceKey{way: wayIn, proto: s.Protocol, iface: v.c.packets[0].In, lports: port}, open: v.c.orig, in: v.c.packets[0].In, local: v.c.orig.Dst, remote: from}
@@ -336,11 +334,11 @@ func (c *cover) silent(j *judge) bool {
 		}
 		return false
 	}
-	owns := j.listenAddresses(&Socket{Local: netip.AddrPortFrom(anyAddress(j.family), 1)})
+	owns := j.doors()
 	mine := func(p Packet) (out []Packet) {
 		for _, own := range owns {
 			in, back := p, p
-			in.Src, in.Dst, in.In, in.Hook = strangers[j.family], own.Prefix.Addr(), own.Interface, HookInput
+			in.Src, in.Dst, in.In, in.Hook = j.stranger(), own.Prefix.Addr(), own.Interface, HookInput
 			back.Src, back.Dst, back.Out, back.Hook = in.Dst, in.Src, own.Interface, HookOutput
 			out = append(out, in, back)
 		}
@@ -350,7 +348,7 @@ func (c *cover) silent(j *judge) bool {
 		for _, from := range owns {
 			for _, to := range owns {
 				if from.Interface != to.Interface {
-					p.Src, p.Dst, p.In, p.Out, p.Hook = strangers[j.family], to.Prefix.Addr().Next(), from.Interface, to.Interface, HookForward
+					p.Src, p.Dst, p.In, p.Out, p.Hook = j.stranger(), to.Prefix.Addr().Next(), from.Interface, to.Interface, HookForward
 					out = append(out, p)
 				}
 			}

@@ -70,7 +70,7 @@ func (c *cover) width(j *judge, at *oriented) (local, remote netip.Prefix) {
 	switch k.way {
 	case wayIn:
 		local, remote = anyOf(j.family), src
-		for _, own := range j.listenAddresses(&Socket{Local: netip.AddrPortFrom(anyAddress(j.family), 1)}) {
+		for _, own := range j.doors() {
 			other := q
 			other.to = host(own.Prefix.Addr())
 			if own.Interface == at.in && !opens(other) {
@@ -147,18 +147,15 @@ func (c *cover) widest(f Family, a netip.Addr, ask bool, passes func(netip.Prefi
 }
 
 // samples are addresses to try a network with.
-func samples(f Family, p netip.Prefix, own func(netip.Addr) bool) []netip.Addr {
+func samples(stranger netip.Addr, p netip.Prefix, own func(netip.Addr) bool) []netip.Addr {
 	if p.Bits() == 0 {
-		return []netip.Addr{strangers[f]}
+		return []netip.Addr{stranger}
 	}
 	if p.IsSingleIP() {
 		return []netip.Addr{p.Addr()}
 	}
-	first := p.Masked().Addr().AsSlice()
-	last, middle := slices.Clone(first), slices.Clone(first)
-	for i := p.Bits(); i < len(first)*8; i++ {
-		last[i/8] |= 1 << (7 - i%8)
-	}
+	first, last := p.Masked().Addr().AsSlice(), lastOf(p).AsSlice()
+	middle := slices.Clone(first)
 	middle[p.Bits()/8] |= 1 << (7 - p.Bits()%8)
 	var out []netip.Addr
 	for _, b := range [][]byte{first, middle, last} {
@@ -187,12 +184,12 @@ func (c *cover) lets(j *judge, q alikeKey) bool {
 		return answer
 	}
 	nobody := func(netip.Addr) bool { return false }
-	from, to := samples(q.family, q.from, nobody), samples(q.family, q.to, nobody)
+	from, to := samples(j.stranger(), q.from, nobody), samples(j.stranger(), q.to, nobody)
 	if q.way != wayOut {
-		from = samples(q.family, q.from, j.places.local)
+		from = samples(j.stranger(), q.from, j.places.local)
 	}
 	if q.way != wayIn {
-		to = samples(q.family, q.to, j.places.local)
+		to = samples(j.stranger(), q.to, j.places.local)
 	}
 	answer := len(from) > 0 && len(to) > 0
 	for _, a := range from {
@@ -221,27 +218,7 @@ func (c *cover) opens(j *judge, q alikeKey, from, to netip.Addr) bool {
 	if q.proto == protoTCP || q.way != wayIn {
 		p.PktType, p.Known = PktHost, p.Known|KnownPktType
 	}
-	return letsIn(j.stages[0].v.verdict(j.e, &p))
-}
-
-// letsIn reports whether today's rules let a first packet in, if only so many
-// in a second: a rate says how often, and nothing of who.
-func letsIn(d Decision) bool {
-	if d.Verdict != Unknown || d.Rule == nil || d.Rule.Text == "" {
-		return d.Verdict == Accepted
-	}
-	s := parseSpec(strings.Fields(d.Rule.Text))
-	rates := 0
-	for _, m := range s.modules {
-		switch m {
-		case "limit", "hashlimit":
-			rates++
-		case "tcp", "udp", "sctp", "dccp", "icmp", "icmp6", "multiport", "state", "conntrack", "comment":
-		default:
-			return false
-		}
-	}
-	return rates > 0 && s.target == "ACCEPT"
+	return j.admitting.v.verdict(j.e, &p).Verdict == Accepted
 }
 
 // reduced is a list of networks without those that others cover, neighbours

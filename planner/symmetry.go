@@ -2,7 +2,6 @@ package planner
 
 import (
 	"fmt"
-	"net/netip"
 	"slices"
 	"strings"
 )
@@ -253,20 +252,8 @@ func (p *planning) impactNames(f Family, r *RuleRef) bool {
 func (j *judge) answered(c *connection) bool {
 	return slices.ContainsFunc(j.conns.Flows, func(f Flow) bool {
 		return f.Protocol == c.proto && f.Status&StatusSeenReply != 0 && f.Orig.Src.Is4() == (j.family == IPv4) &&
-			(!carriesPorts(c.proto) || f.Orig.DstPort == c.orig.DstPort) && j.wayOf(f.Orig.Src, f.Reply.Src) == c.way
+			(!carriesPorts(c.proto) || f.Orig.DstPort == c.orig.DstPort) && j.places.way(f.Orig.Src, f.Reply.Src) == c.way
 	})
-}
-
-func (j *judge) wayOf(src, dst netip.Addr) way {
-	switch from, to := j.places.local(src), j.places.local(dst); {
-	case from && to:
-		return wayLoop
-	case to:
-		return wayIn
-	case from:
-		return wayOut
-	}
-	return wayForward
 }
 
 // reportOneSide says what it is, and how to mend it.

@@ -5,12 +5,9 @@ import (
 	"strings"
 )
 
-// Addresses that stand for this host where its own are not known, and a second
-// stranger (RFC 5737, RFC 3849).
-var (
-	placeholders = map[Family]netip.Addr{IPv4: netip.MustParseAddr("198.51.100.7"), IPv6: netip.MustParseAddr("2001:db8:fffe::7")}
-	others       = map[Family]netip.Addr{IPv4: netip.MustParseAddr("203.0.113.78"), IPv6: netip.MustParseAddr("2001:db8:ffff::78")}
-)
+// Addresses that stand for this host where its own are not known (RFC 5737,
+// RFC 3849).
+var placeholders = map[Family]netip.Addr{IPv4: netip.MustParseAddr("198.51.100.7"), IPv6: netip.MustParseAddr("2001:db8:fffe::7")}
 
 // example is a made-up connection: what opens it, and the answer.
 type example struct {
@@ -45,7 +42,7 @@ func (j *judge) examples(ref RuleRef) []*example {
 // ends are addresses that routed connections may have: two strangers', and one
 // behind each interface.
 func (j *judge) ends() []netip.Addr {
-	out := []netip.Addr{strangers[j.family], others[j.family]}
+	out := []netip.Addr{j.stranger(), j.another()}
 	for _, a := range j.conns.Addresses {
 		if len(out) == 6 || a.Interface == "lo" || a.Prefix.Addr().Is4() != (j.family == IPv4) || a.Prefix.Addr().IsLinkLocalUnicast() {
 			continue
@@ -60,7 +57,7 @@ func (j *judge) ends() []netip.Addr {
 // example makes the connection whose packet of q passes the host this way;
 // nil where there can be none.
 func (j *judge) example(q packets, w way) *example {
-	return j.between(q, w, strangers[j.family], others[j.family])
+	return j.between(q, w, j.stranger(), j.another())
 }
 
 // between is example with the addresses of others where q names none.
@@ -138,7 +135,8 @@ func (x *connection) begin() {
 		p.Orig, p.Reply = x.orig, turned(x.orig)
 		p.ICMPType = echo(x.proto, i == 1)
 		if p.State = StateNew; i == 1 {
-			p.State, p.IsReply, p.Status = StateEstablished, true, StatusSeenReply
+			p.State, p.IsReply = StateEstablished, true
+			p.answers()
 		}
 		if x.proto == protoTCP {
 			p.TCPFlags = TCPSyn
@@ -147,6 +145,13 @@ func (x *connection) begin() {
 			}
 		}
 	}
+}
+
+// answers makes the packet one of a connection whose first packet has passed:
+// the table has it, with a mark that rules may have given it.
+func (p *Packet) answers() {
+	p.Status = StatusConfirmed | StatusSeenReply
+	p.Known &^= KnownConnMark
 }
 
 // packet is a made-up one, with the interfaces that its hook has.
@@ -233,7 +238,7 @@ func (j *judge) routes() bool {
 		}
 	}
 	for _, f := range j.conns.Flows {
-		if f.Orig.Src.Is4() == (j.family == IPv4) && j.wayOf(f.Orig.Src, f.Reply.Src) == wayForward {
+		if f.Orig.Src.Is4() == (j.family == IPv4) && j.places.way(f.Orig.Src, f.Reply.Src) == wayForward {
 			return true
 		}
 	}

@@ -50,6 +50,16 @@ func TestVerdict(t *testing.T) {
 		{"a program decides", ":INPUT ACCEPT\n-A INPUT -j NFQUEUE --queue-num 0\n", StateNew, Unknown, "-A INPUT -j NFQUEUE --queue-num 0"},
 		{"states that agree", ":INPUT DROP\n-A INPUT -m state --state NEW,ESTABLISHED -j ACCEPT\n", StateNew | StateEstablished, Accepted, "-A INPUT -m state --state NEW,ESTABLISHED -j ACCEPT"},
 		{"states that do not", ":INPUT DROP\n-A INPUT -m state --state NEW -j ACCEPT\n", StateNew | StateEstablished, Unknown, "-A INPUT -m state --state NEW -j ACCEPT"},
+		{"a rule for the other family", ":INPUT DROP\n-A INPUT -6 -j ACCEPT\n-A INPUT -4 -p tcp -j ACCEPT\n", StateNew, Accepted, "-A INPUT -4 -p tcp -j ACCEPT"},
+		{"a chain with the name of a target", ":INPUT DROP\n:TARPIT -\n-A INPUT -j TARPIT\n-A TARPIT -j ACCEPT\n", StateNew, Accepted, "-A TARPIT -j ACCEPT"},
+		{"a program may mark", ":INPUT ACCEPT\nCOMMIT\n*mangle\n:PREROUTING ACCEPT\n-A PREROUTING -j MARK --set-xmark 0x1/0xffffffff\n-A PREROUTING -j NFQUEUE --queue-num 0 --queue-bypass\nCOMMIT\n*filter\n-A INPUT -m mark --mark 0x1 -j DROP\n", StateNew, Unknown, "-A PREROUTING -j NFQUEUE --queue-num 0 --queue-bypass"},
+		{"a mark that is computed", ":INPUT ACCEPT\n-A INPUT -j MARK --set-xmark 0x0/0xffffffff\n-A INPUT -j HMARK --hmark-tuple src --hmark-mod 8\n-A INPUT -m mark --mark 0x0 -j DROP\n", StateNew, Unknown, "-A INPUT -m mark --mark 0x0 -j DROP"},
+		{"nat marks first packets alone", ":INPUT DROP\n-A INPUT -m mark --mark 0x1 -j ACCEPT\nCOMMIT\n*nat\n:PREROUTING ACCEPT\n-A PREROUTING -j MARK --set-xmark 0x1/0xffffffff\n", StateNew, Accepted, "-A INPUT -m mark --mark 0x1 -j ACCEPT"},
+		{"nat may have marked", ":INPUT DROP\n-A INPUT -m mark --mark 0x1 -j ACCEPT\nCOMMIT\n*nat\n:PREROUTING ACCEPT\n-A PREROUTING -j MARK --set-xmark 0x1/0xffffffff\n", StateNew | StateEstablished, Unknown, "-A INPUT -m mark --mark 0x1 -j ACCEPT"},
+		{"nat's policy", ":INPUT ACCEPT\nCOMMIT\n*nat\n:PREROUTING DROP\n", StateNew, Dropped, "policy DROP of PREROUTING"},
+		{"nat's policy is for first packets", ":INPUT ACCEPT\n-A INPUT -j ACCEPT\nCOMMIT\n*nat\n:PREROUTING DROP\n", StateEstablished, Accepted, "-A INPUT -j ACCEPT"},
+		{"nat's policy may count", ":INPUT ACCEPT\nCOMMIT\n*nat\n:PREROUTING DROP\n", StateNew | StateEstablished, Unknown, "policy DROP of PREROUTING"},
+		{"a header that no packet here has", ":INPUT ACCEPT\n-A INPUT -m rt --rt-type 0 -j DROP\n-A INPUT -m rt ! --rt-type 0 -j DROP\n", StateNew, Accepted, "policy ACCEPT of INPUT"},
 		{"an unknown set", ":INPUT ACCEPT\n-A INPUT -m set --match-set bad src -j DROP\n", StateNew, Unknown, "-A INPUT -m set --match-set bad src -j DROP"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -59,6 +69,51 @@ func TestVerdict(t *testing.T) {
 				t.Errorf("%s by %q, want %s by %q", got.Verdict, got.Rule, tt.want, tt.rule)
 			}
 		})
+	}
+}
+
+// TestRawOfTwoBackends: whose raw table comes first depends on which was made
+// first, and a template keeps NOTRACK from having an effect.
+func TestRawOfTwoBackends(t *testing.T) {
+	raw := func(b Backend, rule string) Ruleset {
+		r := parseLines(t, IPv4, "*raw\n:PREROUTING ACCEPT\n-A PREROUTING "+rule+"\nCOMMIT\n*filter\n:INPUT DROP\n-A INPUT -m state --state UNTRACKED -j ACCEPT\nCOMMIT\n")
+		r.Backend = b
+		return r
+	}
+	for _, tt := range []struct {
+		a, b string
+		want Verdict
+	}{
+		{"-j CT --notrack", "-p udp -j CT --notrack", Accepted},
+		{"-j CT --notrack", "-j CT --helper ftp", Unknown},
+		{"-j CT --helper ftp", "-j CT --notrack", Unknown},
+		{"-j CT --helper ftp", "-j LOG", Dropped},
+	} {
+		sets := []Ruleset{raw(NFT, tt.a), raw(Legacy, tt.b)}
+		if got := NewEvaluator(IPv4, sets, Facts{}).Verdict(packet(HookInput, protoTCP, "10.0.0.9", "10.0.0.1", 40000, 80, StateNew)); got.Verdict != tt.want {
+			t.Errorf("%s and %s: %s by %q, want %s", tt.a, tt.b, got.Verdict, got.Rule, tt.want)
+		}
+	}
+}
+
+// TestLoMarks: what raw OUTPUT marks, mangle OUTPUT may mark again before the
+// packet comes in over lo.
+func TestLoMarks(t *testing.T) {
+	r := parseLines(t, IPv4, "*raw\n:OUTPUT ACCEPT\n-A OUTPUT -j MARK --set-xmark 0x1/0xffffffff\nCOMMIT\n*mangle\n:OUTPUT ACCEPT\n-A OUTPUT -j MARK --set-xmark 0x2/0xffffffff\nCOMMIT\n*filter\n:INPUT ACCEPT\n-A INPUT -m mark --mark 0x1 -j DROP\nCOMMIT\n")
+	p := packet(HookInput, protoTCP, "127.0.0.1", "127.0.0.1", 40000, 80, StateNew)
+	p.In = "lo"
+	if got := NewEvaluator(IPv4, []Ruleset{r}, Facts{}).Verdict(p); got.Verdict != Unknown {
+		t.Errorf("%s by %q", got.Verdict, got.Rule)
+	}
+}
+
+// TestTableTwice: of a saved file that has a table twice, the last stands.
+func TestTableTwice(t *testing.T) {
+	r := parseLines(t, IPv4, "*filter\n:INPUT DROP\n-A INPUT -j ACCEPT\nCOMMIT\n*filter\n:INPUT DROP\n-A INPUT -p udp -j ACCEPT\nCOMMIT\n")
+	p := &planning{}
+	j := p.newJudge(IPv4, []*Ruleset{&r}, nil)
+	if got := j.end().v.verdict(j.e, packet(HookInput, protoTCP, "10.0.0.9", "10.0.0.1", 40000, 80, StateNew)); got.Verdict != Dropped {
+		t.Errorf("%s by %q", got.Verdict, got.Rule)
 	}
 }
 

@@ -29,6 +29,8 @@ type walk struct {
 	seen             bool  // by connection tracking
 	template         truth // a CT target before has decided how it is tracked
 	sure             bool  // the current rule is surely reached
+	racing           bool  // raw tables of two backends want different things
+	admits           bool  // see version
 	visits           int
 	decider, doubt   *RuleRef
 	untracks         *RuleRef
@@ -57,7 +59,7 @@ func (e *Evaluator) Verdict(p *Packet) Decision {
 }
 
 func (v *version) verdict(e *Evaluator, p *Packet) Decision {
-	s := walk{e: e, p: p, states: StateInvalid}
+	s := walk{e: e, p: p, states: StateInvalid, racing: v.racing, admits: v.admits}
 	tracked := p.State
 	if tracked == 0 {
 		tracked = StateAny
@@ -84,6 +86,7 @@ func (v *version) verdict(e *Evaluator, p *Packet) Decision {
 		}
 		s.track(tracked)
 		s.template, s.decider, s.doubt = yes, nil, nil
+		s.markBits = 0 // mangle OUTPUT came in between
 	}
 	for i := range v.hooks[p.Hook] {
 		h := &v.hooks[p.Hook][i]
@@ -102,25 +105,27 @@ func (v *version) verdict(e *Evaluator, p *Packet) Decision {
 		case viewOut:
 			s.look(&p.Tuple, "", p.Out)
 		}
-		if h.nat {
-			if r := s.translated(h.chain); r != nil {
-				return s.decision(Unknown, r)
-			}
-			continue
-		}
-		doubt := s.doubt
+		before := s.doubt
 		s.begin()
-		switch got := s.chain(h.chain); {
+		var got outcomes
+		if h.nat {
+			if got = s.natChain(h.chain); s.translates != nil {
+				return s.decision(Unknown, s.translates)
+			}
+		} else {
+			got = s.chain(h.chain)
+		}
+		switch {
 		case got == refuses:
 			return s.decision(Dropped, s.decider)
 		case got&refuses != 0:
 			open = true
-			if doubt != nil {
-				s.doubt = doubt
+			if before != nil {
+				s.doubt = before
 			}
 		default:
-			s.doubt = doubt
-			if h.filter || last == nil {
+			s.doubt = before
+			if h.filter || last == nil && !h.nat {
 				last = s.decider
 			}
 		}
@@ -167,6 +172,23 @@ func (s *walk) chain(c *compiledChain) outcomes {
 	return got | c.policy
 }
 
+// natChain walks a built-in chain of a nat table, which only the first packet
+// of a connection passes. A rule that may give it another destination decides
+// what becomes of it.
+func (s *walk) natChain(c *compiledChain) outcomes {
+	const opening = StateNew | StateRelated
+	if s.states&opening == 0 {
+		return passes
+	}
+	s.sure = s.states&^opening == 0
+	got := s.chain(c)
+	if !s.sure && got&refuses != 0 {
+		s.wonder(s.decider)
+		got |= passes
+	}
+	return got
+}
+
 func (s *walk) wonder(r *RuleRef) {
 	if s.doubt == nil {
 		s.doubt = r
@@ -195,6 +217,9 @@ func (s *walk) rules(c *compiledChain) outcomes {
 		s.sure = sure && hit == yes
 		leaves, goesOn := s.act(r)
 		s.sure = sure
+		if hit == maybe && s.admits {
+			hit, leaves = s.admit(r, leaves)
+		}
 		got |= leaves
 		if hit == maybe {
 			if leaves != 0 {
@@ -209,6 +234,19 @@ func (s *walk) rules(c *compiledChain) outcomes {
 			s.sure = false // some packets like this one are gone from here on
 		}
 	}
+}
+
+// admit is for who asks whether any of such packets is let through, where a
+// rule may match: what drops some lets others pass, and what accepts so many in
+// a second accepts some.
+func (s *walk) admit(r *compiledRule, leaves outcomes) (truth, outcomes) {
+	switch {
+	case leaves&passes == 0:
+		return maybe, leaves &^ refuses
+	case leaves == passes && r.rateAlone(s):
+		return yes, leaves
+	}
+	return maybe, leaves
 }
 
 // act carries out a rule's target. It returns how the packet may leave the
@@ -230,9 +268,14 @@ func (s *walk) act(r *compiledRule) (leaves outcomes, goesOn bool) {
 		return s.rules(r.chain), false
 	case targetQueue:
 		s.wonder(r.ref)
+		s.forgetMarks()
+		if s.admits {
+			return passes, false
+		}
 		return passes | refuses, false
 	case targetUnknown:
 		s.wonder(r.ref)
+		s.forgetMarks()
 		return passes | refuses, true
 	case targetNAT:
 		if s.translates == nil {
@@ -242,8 +285,8 @@ func (s *walk) act(r *compiledRule) (leaves outcomes, goesOn bool) {
 	case targetNotrack:
 		s.notrack(r)
 	case targetCT:
-		s.zone = s.zone.set(r, min(s.certainty(), yes-s.template))
-		s.template = max(s.template, s.certainty())
+		s.zone = s.zone.set(r, min(s.rawCertainty(), yes-s.template))
+		s.template = max(s.template, s.rawCertainty())
 		if !s.seen {
 			s.states |= StateAny &^ StateUntracked // a template is no connection, and is one to some matches
 		}
@@ -293,10 +336,20 @@ func (s *walk) certainty() truth {
 	return maybe
 }
 
+// rawCertainty is certainty of a rule that decides how a packet is tracked: with
+// templates in two backends' raw tables, which comes first depends on which was
+// made first.
+func (s *walk) rawCertainty() truth {
+	if s.racing {
+		return maybe
+	}
+	return s.certainty()
+}
+
 // notrack takes the packet out of tracking, unless something before it has
 // decided that (net/netfilter/xt_CT.c, xt_ct_target).
 func (s *walk) notrack(r *compiledRule) {
-	switch min(s.certainty(), yes-s.template) {
+	switch min(s.rawCertainty(), yes-s.template) {
 	case yes:
 		s.states = StateUntracked
 		s.untracks = r.ref
@@ -320,17 +373,5 @@ func (s *walk) setMark(mark, known, value, mask uint32) (uint32, uint32) {
 	return after, knownAfter
 }
 
-// translated returns the rule of a nat table that may give the packet another
-// destination, which then decides what becomes of it. Only the first packet of
-// a connection passes nat rules.
-func (s *walk) translated(c *compiledChain) *RuleRef {
-	if s.states&(StateNew|StateRelated) == 0 {
-		return nil
-	}
-	s.begin()
-	doubt := s.doubt
-	s.rules(c)
-	found := s.translates
-	s.translates, s.doubt = nil, doubt
-	return found
-}
+// forgetMarks is for what may have set any.
+func (s *walk) forgetMarks() { s.markBits, s.cmarkBits = 0, 0 }

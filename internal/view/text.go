@@ -197,7 +197,11 @@ func (t *textWriter) blocks(p planner.Plan) {
 	for i, b := range p.Blocks {
 		number := fmt.Sprintf("%d. ", i+1)
 		indent := strings.Repeat(" ", len(number))
-		t.line(t.paint(red, number+"BLOCKED by "+Clean(string(b.Risk))) + ": " + t.paint(bold, Clean(b.Address)))
+		by := ""
+		if b.Risk != "" {
+			by = " by " + Clean(string(b.Risk))
+		}
+		t.line(t.paint(red, number+"BLOCKED"+by) + ": " + t.paint(bold, Clean(b.Address)))
 		if b.Where != "" {
 			t.prose(indent+"where     ", Clean(b.Where))
 		}
