@@ -37,6 +37,37 @@ func TestRead(t *testing.T) {
 			defer c.Close()
 			dials = append(dials, [2]netip.AddrPort{c.LocalAddr().(*net.TCPAddr).AddrPort(), c.RemoteAddr().(*net.TCPAddr).AddrPort()})
 		}
+		// Half closed, and still read from.
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		half, err := net.Dial("tcp", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer half.Close()
+		if err := half.(*net.TCPConn).CloseWrite(); err != nil {
+			t.Fatal(err)
+		}
+		for dual, network := range map[bool]string{true: "tcp", false: "tcp6"} {
+			l, err := net.Listen(network, "[::]:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer l.Close()
+			port := l.Addr().(*net.TCPAddr).AddrPort().Port()
+			c, _ := Read(Options{})
+			if i := slices.IndexFunc(c.Sockets, func(s planner.Socket) bool { return s.Local.Port() == port }); i < 0 || c.Sockets[i].Dual != dual {
+				t.Errorf("a listener of %s: %+v", network, c.Sockets)
+			}
+		}
+		if c, _ := Read(Options{}); !slices.ContainsFunc(c.Sockets, func(s planner.Socket) bool {
+			return s.Local == half.LocalAddr().(*net.TCPAddr).AddrPort() && !s.Listening
+		}) {
+			t.Errorf("a half closed socket is not read: %+v", c.Sockets)
+		}
 		u, err := net.ListenPacket("udp", "127.0.0.1:5353")
 		if err != nil {
 			t.Fatal(err)

@@ -12,14 +12,20 @@ import (
 // TCP states (net/tcp_states.h).
 const (
 	tcpEstablished = 1
+	tcpFinWait1    = 4
+	tcpFinWait2    = 5
+	tcpClose       = 7 // UDP is in it
 	tcpCloseWait   = 8
 	tcpListen      = 10
+
+	wantedStates = 1<<tcpEstablished | 1<<tcpFinWait1 | 1<<tcpFinWait2 | 1<<tcpClose | 1<<tcpCloseWait | 1<<tcpListen
 )
 
 const (
 	msgSockDiag = 20 // SOCK_DIAG_BY_FAMILY
 	diagRequest = 56 // bytes of struct inet_diag_req_v2
 	diagMessage = 72 // bytes of struct inet_diag_msg
+	diagV6Only  = 11 // INET_DIAG_SKV6ONLY
 )
 
 // socket is a socket with the inode that processes know it by.
@@ -36,7 +42,7 @@ func readSockets() ([]socket, error) {
 		for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
 			req := make([]byte, diagRequest)
 			req[0], req[1] = family, proto
-			binary.NativeEndian.PutUint32(req[4:], 1<<tcpEstablished|1<<tcpCloseWait|1<<tcpListen|1<<7) // UDP is in state CLOSE, 7
+			binary.NativeEndian.PutUint32(req[4:], wantedStates)
 			err := dump(unix.NETLINK_SOCK_DIAG, msgSockDiag, req, func(msg []byte) bool {
 				if s, ok := parseSocket(proto, msg); ok {
 					list = append(list, s)
@@ -71,7 +77,12 @@ func parseSocket(proto uint8, b []byte) (s socket, ok bool) {
 	switch proto {
 	case unix.IPPROTO_TCP:
 		s.Listening = state == tcpListen
-		ok = s.Listening || state == tcpEstablished || state == tcpCloseWait
+		switch state {
+		case tcpListen, tcpEstablished, tcpCloseWait:
+			ok = true
+		case tcpFinWait1, tcpFinWait2:
+			ok = s.inode != 0 // half closed: a process still reads from it
+		}
 	default:
 		s.Listening = s.Remote.Port() == 0
 		ok = true
@@ -80,5 +91,10 @@ func parseSocket(proto uint8, b []byte) (s socket, ok bool) {
 		s.Remote = netip.AddrPort{}
 	}
 	s.Dual = b[0] == unix.AF_INET6 && s.Listening && s.Local.Addr() == netip.IPv6Unspecified()
+	attributes(b[diagMessage:], func(typ uint16, v []byte) {
+		if typ == diagV6Only && len(v) == 1 && v[0] == 1 {
+			s.Dual = false
+		}
+	})
 	return s, ok && s.Local.Port() != 0
 }

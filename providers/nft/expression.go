@@ -86,8 +86,12 @@ func (e expression) usesTo(depth int) []string {
 }
 
 // drops reports whether the part is a verdict that lets a packet go no
-// further: drop, or queue.
+// further: drop, or queue. A map of verdicts may hold some.
 func (e expression) drops() bool {
+	if e.name == "lookup" {
+		register := e.attribute(unix.NFTA_LOOKUP_DREG)
+		return len(register) == 4 && bigEndian(register) == unix.NFT_REG_VERDICT
+	}
 	if e.name != "immediate" {
 		return false
 	}

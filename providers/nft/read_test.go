@@ -49,6 +49,11 @@ table inet filter {
 	chain pr { type nat hook prerouting priority -100; tcp dport 80 dnat ip to 10.0.0.1:8080; tcp dport 81 redirect to :82; }
 	chain po { type nat hook postrouting priority 100; oifname "eth0" masquerade; ip saddr 1.2.3.4 snat ip to 5.6.7.8; }
 }
+table inet verdicts { chain c { type filter hook input priority 1; tcp dport vmap { 22 : accept, 23 : drop }; }
+}
+table inet member { set s { type inet_service; elements = { 22 }; }
+	chain c { type filter hook input priority 2; tcp dport @s accept; }
+}
 table bridge b { chain c { type filter hook prerouting priority 0; meta mark 3 accept; }
 }
 table netdev n { chain c { type filter hook ingress device lo priority 0; policy drop; }
@@ -90,6 +95,8 @@ inet filter drops [input filter input drop] [raw filter prerouting accept] [syn 
   ct expectation sip (nft_ct)
   synproxy web (nft_synproxy)
   set t (nft_connlimit)
+inet verdicts drops [c filter input accept]
+inet member [c filter input accept]
 bridge b [c filter prerouting accept]
 netdev n [c filter ingress drop]
 arp a [c filter output accept]
