@@ -13,6 +13,7 @@ import (
 	"github.com/ctplan/ctplan/internal/journal"
 	"github.com/ctplan/ctplan/internal/view"
 	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/providers/flows"
 )
 
 // changeFlags are the flags of the commands that change the host.
@@ -60,8 +61,10 @@ func (e *env) canAsk(f changeFlags, otherwise string) error {
 func (e *env) change(ctx context.Context, where apply.Env, steps []planner.Step, plan planner.Plan, f changeFlags, o apply.Options) error {
 	where.Watch = e.watch
 	o.Summary = view.Summary(plan, view.Plan)
+	o.Back = plan.Mode == planner.GoingBack
 	o.ConfirmWithin = f.confirmWithin
 	o.Progress = e.progress()
+	o.Prepare = func(context.Context) { e.loosen(plan.Impact) }
 	e.changing.Store(true)
 	result, err := apply.Run(ctx, where, steps, o)
 	e.changing.Store(false)
@@ -76,6 +79,17 @@ func (e *env) change(ctx context.Context, where apply.Env, steps []planner.Step,
 		return e.awaitConfirmation(ctx, result.ID, result.Deadline)
 	}
 	return nil
+}
+
+// loosen has connections that leave tracking find back, whenever they are
+// tracked again.
+func (e *env) loosen(impact *planner.Impact) {
+	if impact == nil {
+		return
+	}
+	if err := flows.Loosen(impact.Leaving); err != nil {
+		e.warnf("%v: connections that are open now may break if they are tracked again later", err)
+	}
 }
 
 // slow is how long a step may take without a word about it.

@@ -190,6 +190,13 @@ func (r *rollbacker) rollback(ctx context.Context, id int) error {
 		return err
 	}
 	plan, steps, s, err := r.wayBack(ctx, env, id)
+	if err == nil && planner.NeedsConnections(plan) {
+		plan, err = r.judgeWayBack(plan, steps, s)
+	}
+	if errors.Is(err, apply.ErrNoTransaction) && id == 0 {
+		_, err := fmt.Fprintln(r.stdout, "nothing to take back: nothing was changed that was not taken back already")
+		return err
+	}
 	if errors.Is(err, apply.ErrNoTransaction) {
 		return hint(err, "ctplan history lists what was changed")
 	}
@@ -233,6 +240,17 @@ func (r *rollbacker) rollback(ctx context.Context, id int) error {
 			return err
 		},
 	})
+}
+
+// judgeWayBack adds what becomes of the connections that are open now.
+func (r *rollbacker) judgeWayBack(plan planner.Plan, steps []planner.Step, s *snapshot.Snapshot) (planner.Plan, error) {
+	with := *s
+	with.ReadConnections(r.root, r.getenv("SSH_CONNECTION"), 0)
+	live, err := with.Live()
+	if err != nil {
+		return plan, err
+	}
+	return plan.Judged(live, steps), nil
 }
 
 // wayBack reads the host and plans.

@@ -26,8 +26,12 @@ const (
 
 	ctaProtoNum, ctaProtoSrcPort, ctaProtoDstPort = 1, 2, 3
 
-	ctaProtoInfoTCP = 1
-	ctaTCPState     = 1
+	ctaProtoInfoTCP  = 1
+	ctaTCPState      = 1
+	ctaTCPFlagsOrig  = 4
+	ctaTCPFlagsReply = 5
+
+	tcpBeLiberal = 0x08 // IP_CT_TCP_FLAG_BE_LIBERAL (nf_conntrack_tcp.h)
 )
 
 // readTracked reads the table over netlink: 250,000 entries take 0.5 s so, where
@@ -56,6 +60,7 @@ func parseTracked(msg []byte) (f planner.Flow, ok bool) {
 		return f, false
 	}
 	var protoOrig, protoReply uint8
+	liberal := 0
 	attributes(msg[4:], func(typ uint16, v []byte) {
 		switch typ {
 		case ctaTupleOrig:
@@ -74,15 +79,18 @@ func parseTracked(msg []byte) (f planner.Flow, ok bool) {
 			attributes(v, func(typ uint16, v []byte) {
 				if typ == ctaProtoInfoTCP {
 					attributes(v, func(typ uint16, v []byte) {
-						if typ == ctaTCPState && len(v) == 1 {
+						switch {
+						case typ == ctaTCPState && len(v) == 1:
 							f.TCPState = v[0]
+						case (typ == ctaTCPFlagsOrig || typ == ctaTCPFlagsReply) && len(v) == 2 && v[0]&tcpBeLiberal != 0:
+							liberal++
 						}
 					})
 				}
 			})
 		}
 	})
-	f.Protocol = protoOrig
+	f.Protocol, f.Liberal = protoOrig, liberal == 2
 	whole := f.Orig.Src.IsValid() && f.Orig.Dst.IsValid() && f.Reply.Src.IsValid() && f.Reply.Dst.IsValid()
 	return f, whole && protoOrig == protoReply && protoOrig != 0
 }

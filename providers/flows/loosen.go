@@ -1,0 +1,92 @@
+package flows
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ctplan/ctplan/planner"
+)
+
+// msgNewConntrack, without NLM_F_CREATE, changes an entry that is there.
+const msgNewConntrack = unix.NFNL_SUBSYS_CTNETLINK << 8
+
+// Loosen has connection tracking take packets of these TCP connections that are
+// out of their windows, for as long as the connections last. Their entries stay
+// when a rule takes them out of tracking, and what is said then moves the
+// windows: without this, the packets would be INVALID when they come back.
+// Connections that are over meanwhile are no error. It needs CAP_NET_ADMIN.
+func Loosen(connections []planner.Tuple) error {
+	if len(connections) == 0 {
+		return nil
+	}
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
+	if err == nil {
+		defer unix.Close(fd)
+		err = unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
+	}
+	if err != nil {
+		return fmt.Errorf("loosening the tracking of %d connections: %w", len(connections), os.NewSyscallError("netlink", err))
+	}
+	buf := make([]byte, receiveBytes)
+	for i, c := range connections {
+		err := unix.Sendto(fd, loosen(c, uint32(i+1)), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
+		for err == nil {
+			var n int
+			if n, _, err = unix.Recvfrom(fd, buf, 0); errors.Is(err, unix.EINTR) {
+				err = nil
+				continue
+			}
+			if err == nil {
+				_, err = messages(buf[:n], func([]byte) bool { return true })
+			}
+			break
+		}
+		if err != nil && !errors.Is(err, unix.ENOENT) {
+			return fmt.Errorf("loosening the tracking of %s: %w", netip.AddrPortFrom(c.Src, c.SrcPort), err)
+		}
+	}
+	return nil
+}
+
+// loosen is the request about one connection.
+func loosen(c planner.Tuple, seq uint32) []byte {
+	family, src, dst := byte(unix.AF_INET6), uint16(ctaIPv6Src), uint16(ctaIPv6Dst)
+	if c.Src.Is4() {
+		family, src, dst = unix.AF_INET, ctaIPv4Src, ctaIPv4Dst
+	}
+	port := func(n uint16) []byte { return binary.BigEndian.AppendUint16(nil, n) }
+	flags := []byte{tcpBeLiberal, tcpBeLiberal} // values, mask
+	tuple := nested(ctaTupleOrig,
+		nested(ctaTupleIP, attribute(src, c.Src.AsSlice()), attribute(dst, c.Dst.AsSlice())),
+		nested(ctaTupleProto, attribute(ctaProtoNum, []byte{unix.IPPROTO_TCP}), attribute(ctaProtoSrcPort, port(c.SrcPort)), attribute(ctaProtoDstPort, port(c.DstPort))))
+	info := nested(ctaProtoInfo, nested(ctaProtoInfoTCP, attribute(ctaTCPFlagsOrig, flags), attribute(ctaTCPFlagsReply, flags)))
+	size := unix.NLMSG_HDRLEN + 4 + len(tuple) + len(info)
+	msg := binary.NativeEndian.AppendUint32(nil, uint32(size))
+	msg = binary.NativeEndian.AppendUint16(msg, msgNewConntrack)
+	msg = binary.NativeEndian.AppendUint16(msg, unix.NLM_F_REQUEST|unix.NLM_F_ACK)
+	msg = binary.NativeEndian.AppendUint32(msg, seq)
+	msg = binary.NativeEndian.AppendUint32(msg, 0)
+	msg = append(msg, family, 0, 0, 0) // struct nfgenmsg
+	return append(append(msg, tuple...), info...)
+}
+
+// attribute is a netlink attribute, padded.
+func attribute(typ uint16, value []byte) []byte {
+	b := binary.NativeEndian.AppendUint16(nil, uint16(4+len(value)))
+	b = binary.NativeEndian.AppendUint16(b, typ)
+	b = append(b, value...)
+	return append(b, make([]byte, align(len(b))-len(b))...)
+}
+
+func nested(typ uint16, inner ...[]byte) []byte {
+	var value []byte
+	for _, a := range inner {
+		value = append(value, a...)
+	}
+	return attribute(typ|unix.NLA_F_NESTED, value)
+}
