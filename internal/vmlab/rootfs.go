@@ -33,6 +33,7 @@ var programs = []string{
 // devices and the kept ones need.
 var kept = []string{
 	"kernel/net/netfilter/", "kernel/net/ipv4/netfilter/", "kernel/net/ipv6/netfilter/", "kernel/net/bridge/",
+	"kernel/net/ipv4/tcp_diag.", "kernel/net/ipv4/udp_diag.", "kernel/net/ipv4/raw_diag.", "kernel/net/ipv4/inet_diag.",
 	"kernel/drivers/net/dummy.", "kernel/drivers/net/veth.", "kernel/drivers/net/virtio_net.",
 }
 

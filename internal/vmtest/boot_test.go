@@ -10,6 +10,7 @@ import (
 // TestBoot shows that each kernel comes up with conntrack as a module that
 // nothing has loaded, and that what is written survives a reboot.
 func TestBoot(t *testing.T) {
+	t.Parallel()
 	for _, k := range vmlab.Kernels() {
 		t.Run(string(k), func(t *testing.T) {
 			t.Parallel()

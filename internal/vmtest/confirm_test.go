@@ -42,8 +42,9 @@ func TestClock(t *testing.T) {
 // a change waits for its confirmation and a boot script runs ctplan recover:
 // it comes up as it was before, and nobody can confirm the change any more.
 func TestRebootWaiting(t *testing.T) {
+	t.Parallel()
 	for i, k := range vmlab.Kernels() {
-		b := []planner.Backend{planner.NFT, planner.Legacy}[i%2]
+		b := backends[i%2]
 		t.Run(fmt.Sprintf("%s/%s", k, b), func(t *testing.T) {
 			t.Parallel()
 			h := newHost(t, k, b)

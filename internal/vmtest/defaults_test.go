@@ -30,6 +30,7 @@ var memories = []int{256, 512, 1500, 6000}
 // TestDefaults holds each kernel to the recorded figures, every row of them:
 // what planning knows of a boot rests on them.
 func TestDefaults(t *testing.T) {
+	t.Parallel()
 	type row struct{ how, want string }
 	for _, k := range vmlab.Kernels() {
 		rows := map[int64][]row{} // by the memory that the kernel managed, in KiB

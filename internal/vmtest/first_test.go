@@ -4,13 +4,13 @@ import (
 	"testing"
 
 	"github.com/ctplan/ctplan/internal/vmlab"
-	"github.com/ctplan/ctplan/planner"
 )
 
 // TestFirst has apply be the first that looks at a host's rules. Looking can
 // load modules; that must not pass for somebody's change of the host.
 func TestFirst(t *testing.T) {
-	for _, b := range []planner.Backend{planner.NFT, planner.Legacy} {
+	t.Parallel()
+	for _, b := range backends {
 		t.Run(string(b), func(t *testing.T) {
 			t.Parallel()
 			h := newHost(t, vmlab.Kernel61, b)

@@ -28,14 +28,26 @@ func (h *host) PowerCut() {
 }
 
 // foreseen reads what plan says that the next boot comes to, boots, and
-// compares. The machine's declaration is /root/host.hcl; without one, nothing
-// is compared.
+// compares. A machine without a declaration is only booted.
 func (h *host) foreseen(boot func()) {
+	h.t.Helper()
+	f := h.forecast()
+	boot()
+	if f == nil {
+		return
+	}
+	if got, want := h.booted(f.Now), expected(h, f.Now); got != want {
+		h.Fail("booted into:\n%s\nthe forecast was:\n%s", got, want)
+	}
+}
+
+// forecast is what plan says of the next boot, for the declaration in
+// /root/host.hcl; nil without one.
+func (h *host) forecast() *planner.BootForecast {
 	h.t.Helper()
 	out := h.Try("[ ! -e host.hcl ] || ctplan plan --json host.hcl")
 	if out.Stdout == "" && out.Status == 0 {
-		boot()
-		return
+		return nil
 	}
 	var plan struct {
 		Forecast *planner.BootForecast `json:"forecast"`
@@ -43,10 +55,7 @@ func (h *host) foreseen(boot func()) {
 	if err := json.Unmarshal([]byte(out.Stdout), &plan); err != nil || plan.Forecast == nil {
 		h.t.Fatalf("no forecast: %v\n%s%s", err, out.Stdout, out.Stderr)
 	}
-	boot()
-	if got, want := h.booted(plan.Forecast.Now), expected(h, plan.Forecast.Now); got != want {
-		h.Fail("booted into:\n%s\nthe forecast was:\n%s", got, want)
-	}
+	return plan.Forecast
 }
 
 // expected is a forecast in the form of booted.
@@ -112,6 +121,7 @@ func (h *host) booted(f planner.Forecast) string {
 // TestForecast boots hosts that others have configured, each in another way
 // that makes a difference, and holds each boot to its forecast.
 func TestForecast(t *testing.T) {
+	t.Parallel()
 	const install = "install nf_conntrack /bin/false\n"
 	nat := strings.Replace(stateful, "*filter", "*nat\n:PREROUTING ACCEPT [0:0]\n:INPUT ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\n:POSTROUTING ACCEPT [0:0]\nCOMMIT\n*filter", 1)
 	raw := "*raw\n:PREROUTING ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\n-A PREROUTING -i lo -j ACCEPT\nCOMMIT\n"
@@ -130,7 +140,9 @@ func TestForecast(t *testing.T) {
 		{"sysctl.conf is last", files{"/etc/modules-load.d/x.conf": "nf_conntrack_ftp\n", "/etc/sysctl.d/zz.conf": "net.netfilter.nf_conntrack_max = 5000\nnet.netfilter.nf_conntrack_buckets = 3000\n",
 			"/etc/sysctl.conf": "net.nf_conntrack_max = 6000\n"}, "loaded"},
 		{"blacklist, state rules", files{"/etc/modules-load.d/x.conf": "nf_conntrack\n", "/etc/modprobe.d/a.conf": "blacklist nf_conntrack\n", "/etc/sysctl.conf": "net.nf_conntrack_max = 6000\n"}, "loaded"},
-		{"blacklist, no rules", files{"/etc/modules-load.d/x.conf": "nf_conntrack\n", "/etc/modprobe.d/a.conf": "blacklist nf_conntrack\n", "/etc/iptables/rules.v4": plain, "/etc/iptables/rules.v6": plain}, "unloaded"},
+		{"blacklist, no rules", files{"/etc/modules-load.d/x.conf": "nf_conntrack\n", "/etc/modprobe.d/a.conf": "blacklist nf_conntrack\n", "/etc/iptables/rules.v4": plain, "/etc/iptables/rules.v6": plain}, "loaded"},
+		{"parameters", files{"/etc/modules-load.d/x.conf": "nf_conntrack hashsize=3000 acct=1\n", "/etc/modprobe.d/a.conf": "options nf_conntrack hashsize=9000\n"}, "loaded"},
+		{"another name, a soft dependency", files{"/etc/modules-load.d/x.conf": "dummy\n", "/etc/modprobe.d/a.alias": "alias dummy veth\nsoftdep veth pre: nf_conntrack\n", "/etc/iptables/rules.v4": plain, "/etc/iptables/rules.v6": plain}, "loaded"},
 		{"blocked", files{"/etc/modprobe.d/a.conf": install, "/etc/iptables/rules.v4": raw + stateful, "/etc/iptables/rules.v6": plain}, "unloaded"},
 		{"blocked, an empty nat table", files{"/etc/modprobe.d/a.conf": install, "/etc/iptables/rules.v4": plain + nat[:strings.Index(nat, "*filter")], "/etc/iptables/rules.v6": plain}, "unloaded"},
 		{"an empty nat table", files{"/etc/iptables/rules.v4": nat[:strings.Index(nat, "*filter")], "/etc/iptables/rules.v6": plain}, "loaded"},

@@ -44,7 +44,8 @@ func (h *host) names(blocks []block, want ...string) {
 // native nftables, and in network namespaces of both backends. The plan names
 // each; what it says to run about them is all that it takes.
 func TestHolders(t *testing.T) {
-	for _, b := range []planner.Backend{planner.NFT, planner.Legacy} {
+	t.Parallel()
+	for _, b := range backends {
 		t.Run(string(b), func(t *testing.T) {
 			t.Parallel()
 			h := newHost(t, map[planner.Backend]vmlab.Kernel{planner.NFT: vmlab.Kernel61, planner.Legacy: vmlab.Kernel510}[b], b)
@@ -94,6 +95,7 @@ func TestHolders(t *testing.T) {
 // TestHoldersAccepted leaves a native rule as it is: its module and those
 // below stay, the others go.
 func TestHoldersAccepted(t *testing.T) {
+	t.Parallel()
 	h := newHost(t, vmlab.Kernel612, planner.NFT)
 	h.Run(`nft 'add table inet fw; add chain inet fw in { type filter hook input priority 10; }; add rule inet fw in ct state new'`)
 	h.declare("disabled", `mode = "disabled"`, "mode = \"disabled\"\n  allow_risk = [\"module_held\"]")
@@ -106,6 +108,7 @@ func TestHoldersAccepted(t *testing.T) {
 // may have for it: what can be planned away is, the rest is named by file and
 // line, and after the reboot none of it has loaded anything.
 func TestLoaders(t *testing.T) {
+	t.Parallel()
 	h := newHost(t, vmlab.Kernel61, planner.NFT)
 	h.Write("/etc/modprobe.d/aaa.conf", "install nf_conntrack /sbin/modprobe --ignore-install nf_conntrack && /sbin/sysctl -q net.netfilter.nf_conntrack_max=9000\n"+
 		"softdep dummy pre: nf_conntrack\n")

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -30,8 +31,11 @@ var modes = []string{"tuned", "notrack", "disabled"}
 // TestMatrix takes a host into each mode, on each kernel with each backend: it
 // cuts the power at a random instant of apply, recovers, applies, restarts the
 // service that loads the rules, and reboots. Each is a cell of the table that
-// TestMain prints.
+// TestMain prints. Every boot but that after the cut itself is held to its
+// forecast: after recovery, and after apply and a restart to the one that plan
+// made before anything was changed.
 func TestMatrix(t *testing.T) {
+	t.Parallel()
 	cuts := cutsDefault
 	machines := len(vmlab.Kernels()) * len(backends)
 	if s := os.Getenv(cutsEnv); s != "" {
@@ -97,13 +101,23 @@ func matrix(t *testing.T, k vmlab.Kernel, b planner.Backend, order []string, cut
 			continue
 		}
 		at = mode
+		var after planner.Forecast
+		foretold := func(h *host) {
+			if now := h.forecast().Now; !reflect.DeepEqual(now, after) {
+				h.Fail("the plan foretold that a boot comes to\n%+v\nand now the forecast is\n%+v", after, now)
+			}
+		}
 		ok = run(applied, func(h *host) string {
+			h.mode(mode)
+			after = h.forecast().After
 			h.enter(mode)
 			h.holds(mode)
+			foretold(h)
 			return ""
 		}) && run(serviceRestart, func(h *host) string {
 			h.Run("iptables -F; ip6tables -F; /etc/init.d/netfilter-persistent restart")
 			h.holds(mode)
+			foretold(h)
 			return ""
 		}) && run(rebooted, func(h *host) string {
 			h.Reboot()
@@ -132,7 +146,7 @@ func (o cutOutcome) String() string {
 
 // cut cuts the power while the host goes from one mode to another, "" being
 // none. The machine boots without a failing step; once ctplan has recovered it
-// is as before or as declared, never something in between.
+// is as before or as declared, never something in between, and boots into that.
 func (h *host) cut(from, to string) cutOutcome {
 	h.t.Helper()
 	old := h.state()
@@ -167,6 +181,7 @@ func (h *host) cut(from, to string) cutOutcome {
 		h.t.Fatalf("%s: recovering: %s%s", what, recovered.Stdout, recovered.Stderr)
 	}
 	out.mid = strings.Contains(recovered.Stderr, "cut off")
+	h.Reboot() // from what recovery has left
 	planned := h.Try("ctplan plan --detailed-exitcode host.hcl")
 	out.new = planned.Status == 0
 	if out.new {
@@ -201,6 +216,40 @@ func (h *host) enter(mode string) {
 	h.t.Helper()
 	h.mode(mode)
 	h.Run("ctplan apply --auto-approve host.hcl")
+}
+
+// TestThereAndBack takes a host through all modes and back to what it was
+// before ctplan, with a reboot behind each step.
+func TestThereAndBack(t *testing.T) {
+	t.Parallel()
+	for i, k := range vmlab.Kernels() {
+		b := backends[(i+1)%2]
+		t.Run(fmt.Sprintf("%s/%s", k, b), func(t *testing.T) {
+			t.Parallel()
+			h := newHost(t, k, b)
+			h.VM.Reboot()
+			unmanaged := h.state()
+			for _, mode := range []string{"disabled", "tuned", "notrack", "disabled"} {
+				h.mode(mode)
+				h.change()
+				h.holds(mode)
+				h.Reboot()
+				h.holds(mode)
+			}
+			h.Run("ctplan rollback --auto-approve 1")
+			as := func(after string) {
+				if now := h.state(); now != unmanaged {
+					h.Fail("after %s the host is not as it was before ctplan:\n%s", after, unlike(unmanaged, now))
+				}
+			}
+			as("rollback")
+			h.Reboot()
+			as("rollback and a reboot")
+			if failed := h.BootFailed(); failed != "" {
+				h.Fail("a step of the boot failed: %s\n%s", failed, h.BootLog())
+			}
+		})
+	}
 }
 
 // leave brings the host back to the mode that it was in, "" being none.

@@ -109,16 +109,18 @@ func (s *service) reloads() {
 // TestService takes hosts of each shape through the modes. What each apply has
 // made of the host stays through restarts of the service and reboots.
 func TestService(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		kernel  vmlab.Kernel
 		backend planner.Backend
 		shape   inittest.Shape
 		modes   []string
 	}{
+		{vmlab.Kernel510, planner.Legacy, inittest.EL5, []string{"tuned", "disabled"}},
 		{vmlab.Kernel510, planner.Legacy, inittest.EL6, []string{"tuned", "notrack"}},
-		{vmlab.Kernel61, planner.NFT, inittest.EL7, []string{"tuned", "disabled"}},
-		{vmlab.Kernel612, planner.NFT, inittest.EL8, []string{"tuned"}},
-		{vmlab.Kernel612, planner.Legacy, inittest.Early, []string{"disabled", "tuned"}},
+		{vmlab.Kernel61, planner.NFT, inittest.EL7, []string{"tuned by restart", "disabled"}},
+		{vmlab.Kernel612, planner.NFT, inittest.EL8, []string{"tuned by restart"}},
+		{vmlab.Kernel612, planner.Legacy, inittest.Early, []string{"tuned by restart", "disabled", "tuned"}},
 	} {
 		t.Run(c.shape.Name, func(t *testing.T) {
 			t.Parallel()
@@ -126,9 +128,17 @@ func TestService(t *testing.T) {
 			s.reloads()
 			for _, mode := range c.modes {
 				switch mode {
-				case "tuned":
+				case "tuned", "tuned by restart":
 					s.declare("tuned")
-					s.change()
+					if mode == "tuned by restart" {
+						s.sizedByRestart()
+					} else {
+						s.change()
+					}
+					if c.shape.Sysctl == nil && c.shape.Unload != "" {
+						s.resets()
+						break
+					}
 					s.steady(s.sized)
 					s.Run("grep -q '^IPTABLES_SYSCTL_LOAD_LIST=\".nf_conntrack\"' /etc/sysconfig/iptables-config")
 					s.reloads() // also where disabled had emptied the array
@@ -147,11 +157,69 @@ func TestService(t *testing.T) {
 	}
 }
 
+// sizedByRestart has apply set sizes by a restart of the service: plan says
+// what it interrupts, and the table is a new one where stop unloads the module.
+func (s *service) sizedByRestart() {
+	s.t.Helper()
+	s.declare("tuned", `mode     = "tuned"`, "mode     = \"tuned\"\n  reload   = \"restart-service\"")
+	s.Run("conntrack -I -p udp -s 192.0.2.1 -d 192.0.2.2 --sport 1 --dport 2 -t 3600")
+	plan := strings.Join(strings.Fields(s.Exits(2, "ctplan plan --detailed-exitcode host.hcl")), " ")
+	want := []string{"service.iptables", "there are no rules for a moment"}
+	if s.shape.FlushFirst {
+		want = append(want, s.shape.Path(planner.IPv4)+" flushes before it sets policies to ACCEPT: INPUT drops everything in between")
+	}
+	for _, w := range want {
+		if !strings.Contains(plan, w) {
+			s.Fail("the plan does not say %q:\n%s", w, plan)
+		}
+	}
+	rules := s.rules()
+	s.change()
+	if now := s.rules(); now != rules {
+		s.Fail("after the restart the rules are:\n%s\nand were:\n%s", now, rules)
+	}
+	s.sized()
+	left := "0"
+	if s.shape.Unload == "" {
+		left = "1"
+	}
+	s.Expect("conntrack -L -p udp -s 192.0.2.1 2>/dev/null | wc -l", left)
+}
+
+// resets expects a restart of the service to lose max, where the script unloads
+// the module and sets no sysctl again. Plan says so before, drift after, and
+// what plan says to run mends it. A boot does not restart anything.
+func (s *service) resets() {
+	s.t.Helper()
+	plan := strings.Join(strings.Fields(s.Run("ctplan plan host.hcl")), " ")
+	const cure = "run sysctl -p /etc/sysctl.conf after it"
+	if !strings.Contains(plan, "a restart by "+s.shape.Path(planner.IPv4)+" that unloads nf_conntrack resets it") || !strings.Contains(plan, cure) {
+		s.Fail("plan does not warn of what a restart does:\n%s", plan)
+	}
+	s.Run("! grep SYSCTL_LOAD_LIST /etc/sysconfig/*-config") // no script reads it
+	s.sized()
+	s.do("restart")
+	if drift := s.Exits(2, "ctplan drift host.hcl"); !strings.Contains(drift, "sysctl.net.netfilter.nf_conntrack_max  1048576 -> 524288") {
+		s.Fail("drift does not name max:\n%s", drift)
+	}
+	s.Run("sysctl -p /etc/sysctl.conf")
+	s.sized()
+	s.Exits(0, "ctplan drift host.hcl")
+	s.Reboot()
+	s.settled()
+	s.sized()
+}
+
 // update is an update of the package while the mode is disabled: it brings the
 // init scripts as they were delivered, which is drift that names them, and
-// apply mends it.
+// apply mends it. A script without the array has nothing to mend.
 func (s *service) update() {
 	s.t.Helper()
+	if s.shape.Unload == "old names" {
+		s.install(planner.IPv4)
+		s.Exits(0, "ctplan drift host.hcl")
+		return
+	}
 	s.Exits(0, "ctplan drift host.hcl")
 	edited := s.files()
 	s.install(planner.IPv4)

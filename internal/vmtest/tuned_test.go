@@ -12,6 +12,7 @@ import (
 // module in another file, a sysctl file that is read earlier, and a module
 // that is unloaded and comes back by a rule.
 func TestTuned(t *testing.T) {
+	t.Parallel()
 	h := newHost(t, vmlab.Kernel612, planner.NFT)
 	h.Write("/etc/modprobe.d/aa.conf", "# of this site\noptions nf_conntrack acct=1 hashsize=4096\n")
 	h.Write("/etc/sysctl.d/50-vendor.conf", "net.netfilter.nf_conntrack_max=1000\n")
@@ -41,6 +42,7 @@ func TestTuned(t *testing.T) {
 // TestAbsent is a kernel without conntrack: disabled has nothing to unload or
 // to block, everything else is refused with the reason.
 func TestAbsent(t *testing.T) {
+	t.Parallel()
 	h := newHost(t, vmlab.Kernel61, planner.Legacy)
 	h.Run(`rm /etc/iptables/rules.v?; cd /lib/modules/$(uname -r) && rm kernel/net/netfilter/nf_conntrack.ko* && depmod && sync`)
 	h.Reboot()
