@@ -16,10 +16,11 @@ func (j *judge) exposures(total *Impact) {
 			continue
 		}
 		for _, r := range ch.Rules {
-			if named[r.Text] {
+			key := ch.Name + " " + r.Text
+			if named[key] {
 				continue
 			}
-			named[r.Text] = true
+			named[key] = true
 			if x, ok := j.exposed(ch.Hook, packetsOf(parseSpec(r.Words))); ok {
 				x.Rule, x.Source = "-A "+ch.Name+" "+r.Text, r.Source
 				total.Exposed = append(total.Exposed, x)
