@@ -181,19 +181,23 @@ func (h *host) cut(from, to string) cutOutcome {
 		h.t.Fatalf("%s: recovering: %s%s", what, recovered.Stdout, recovered.Stderr)
 	}
 	out.mid = strings.Contains(recovered.Stderr, "cut off")
-	h.Reboot() // from what recovery has left
 	planned := h.Try("ctplan plan --detailed-exitcode host.hcl")
 	out.new = planned.Status == 0
-	if out.new {
-		return out
-	}
-	if now := h.state(); now != old {
+	if now := h.state(); !out.new && now != old {
 		h.t.Fatalf("%s: the host is neither as before:\n%s\nnor as declared:\n%s%s", what,
 			unlike(old, now), planned.Stdout, planned.Stderr)
 	}
-	if from != "" {
+	files := h.files()
+	if !out.new && from != "" {
 		h.mode(from)
 		h.Exits(0, "ctplan plan --detailed-exitcode host.hcl")
+	}
+	h.Reboot()
+	if now := h.files(); now != files {
+		h.Fail("%s: a reboot changes files:\n%s", what, unlike(files, now))
+	}
+	if out.new || from != "" {
+		h.settled()
 	}
 	return out
 }
