@@ -144,7 +144,7 @@ func newCompiler(family Family, facts Facts) *compiler {
 			e.broadcasts[cast] = struct{}{}
 		}
 	}
-	return &compiler{e: e, facts: facts, rules: map[tableKey]map[string]compiledRule{}}
+	return &compiler{e: e, facts: facts, rules: map[tableKey]map[ruleKey]compiledRule{}}
 }
 
 // local is whether the address is one of the host's own.
@@ -215,8 +215,11 @@ type compiledChain struct {
 type compiler struct {
 	e     *Evaluator
 	facts Facts
-	rules map[tableKey]map[string]compiledRule
+	rules map[tableKey]map[ruleKey]compiledRule
 }
+
+// ruleKey is a rule among those of a table.
+type ruleKey struct{ chain, text string }
 
 // table compiles a table. Jumps in a circle, which no kernel takes, and jumps
 // to chains that do not exist become rules that nobody can know.
@@ -224,7 +227,11 @@ func (c *compiler) table(backend Backend, name string, sources []chainSource) ma
 	key := tableKey{backend, name}
 	known := c.rules[key]
 	if known == nil {
-		known = map[string]compiledRule{}
+		n := 0
+		for _, src := range sources {
+			n += len(src.rules)
+		}
+		known = make(map[ruleKey]compiledRule, n)
 		c.rules[key] = known
 	}
 	chains := make(map[string]*compiledChain, len(sources))
@@ -239,11 +246,11 @@ func (c *compiler) table(backend Backend, name string, sources []chainSource) ma
 		ch := chains[src.name]
 		ch.rules = make([]compiledRule, len(src.rules))
 		for i, r := range src.rules {
-			rule, ok := known[src.name+"\x00"+r.text]
+			rule, ok := known[ruleKey{src.name, r.text}]
 			if !ok {
 				rule = c.rule(backend, name, parseSpec(r.words))
 				rule.ref = &RuleRef{Family: c.e.family, Backend: backend, Table: name, Chain: src.name, Text: r.text}
-				known[src.name+"\x00"+r.text] = rule
+				known[ruleKey{src.name, r.text}] = rule
 			}
 			switch rule.chain = chains[rule.to]; {
 			case rule.chain == nil && (rule.target == targetJump || rule.target == targetGoto):

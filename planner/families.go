@@ -11,13 +11,24 @@ import (
 // other has the same traffic: accepts without which it no longer passes, and
 // notrack blocks that leave it in the table.
 func (p *planning) oneFamily(judges []*judge) {
+	has := map[Pos][2]bool{} // rules of which families a block has
+	for _, ch := range p.d.Chains {
+		f := slices.Index(Families, ch.Family)
+		for _, r := range ch.Rules {
+			of := has[r.Source]
+			of[f] = true
+			has[r.Source] = of
+		}
+	}
 	for i := range p.d.Accept {
-		if t, j := &p.d.Accept[i], p.uncovered(&p.d.Accept[i], judges); j != nil {
+		t := &p.d.Accept[i]
+		if j := t.uncovered(has[t.Source], judges); j != nil {
 			p.acceptsOneFamily(t, j)
 		}
 	}
 	for i := range p.d.Notrack {
-		if t, j := &p.d.Notrack[i], p.uncovered(&p.d.Notrack[i], judges); j != nil {
+		t := &p.d.Notrack[i]
+		if j := t.uncovered(has[t.Source], judges); j != nil {
 			p.untracksOneFamily(t, j)
 		}
 	}
@@ -26,15 +37,7 @@ func (p *planning) oneFamily(judges []*judge) {
 // uncovered judges the family that the block has no rules for. A block that
 // names who is at the other end, or traffic that one family alone has, means
 // just that.
-func (p *planning) uncovered(t *Traffic, judges []*judge) *judge {
-	var has [2]bool
-	for _, ch := range p.d.Chains {
-		for _, r := range ch.Rules {
-			if r.Source == t.Source {
-				has[slices.Index(Families, ch.Family)] = true
-			}
-		}
-	}
+func (t *Traffic) uncovered(has [2]bool, judges []*judge) *judge {
 	if has[0] == has[1] || t.ofOneFamily() {
 		return nil
 	}

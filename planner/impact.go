@@ -75,6 +75,7 @@ func (p *planning) impact() {
 	if p.l.Connections == nil || !NeedsConnections(p.plan) {
 		return
 	}
+	p.makeJudges(Families...)
 	total := &Impact{Groups: []FlowGroup{}, Services: []FlowGroup{}, Exposed: []Exposure{}}
 	for _, f := range Families {
 		if j := p.judge(f); j != nil && len(j.stages) > 1 {

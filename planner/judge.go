@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"strings"
+	"sync"
 )
 
 // judge knows one family's rules as they stand, as they will, and between:
@@ -31,12 +32,35 @@ type stage struct {
 	name string // address of the table that has just changed
 }
 
-// judge makes the family's judge of the rules in the kernel once; nil where
-// there are none.
+// judge is the family's judge of the rules in the kernel; nil where there are
+// none.
 func (p *planning) judge(f Family) *judge {
-	if j, ok := p.judges[f]; ok {
-		return j
+	p.makeJudges(f)
+	return p.judges[f]
+}
+
+// makeJudges makes those of families that are not there yet, at the same time:
+// many rules take a while.
+func (p *planning) makeJudges(families ...Family) {
+	if p.judges == nil {
+		p.judges = map[Family]*judge{}
 	}
+	made := make([]*judge, len(families))
+	var wg sync.WaitGroup
+	for i, f := range families {
+		if _, ok := p.judges[f]; !ok {
+			wg.Go(func() { made[i] = p.makeJudge(f) })
+		}
+	}
+	wg.Wait()
+	for i, f := range families {
+		if _, ok := p.judges[f]; !ok {
+			p.judges[f] = made[i]
+		}
+	}
+}
+
+func (p *planning) makeJudge(f Family) *judge {
 	var sets []*Ruleset
 	for i := range p.l.Rulesets {
 		if p.l.Rulesets[i].Family == f {
@@ -49,15 +73,10 @@ func (p *planning) judge(f Family) *judge {
 			work = append(work, s.Rules)
 		}
 	}
-	var j *judge
-	if len(sets) > 0 {
-		j = p.newJudge(f, sets, work)
+	if len(sets) == 0 {
+		return nil
 	}
-	if p.judges == nil {
-		p.judges = map[Family]*judge{}
-	}
-	p.judges[f] = j
-	return j
+	return p.newJudge(f, sets, work)
 }
 
 // newJudge compiles rulesets of one family, and what becomes of them in the
@@ -93,7 +112,9 @@ func (p *planning) newJudge(f Family, sets []*Ruleset, work []*RulesStep) *judge
 			state[key] = c.table(r.Backend, name, sourcesOf(sections))
 			for _, s := range sections {
 				for k := range s.Rules {
-					words[s.Rules[k].Text] = s.Rules[k].Words
+					if len(work) > 0 || name == "raw" {
+						words[s.Rules[k].Text] = s.Rules[k].Words
+					}
 				}
 			}
 		}

@@ -48,7 +48,8 @@ func (p *planning) once(key ...string) bool {
 }
 
 // worthJudging is the family's judge, unless there is nothing to judge: no
-// rule changes, and none stands in a raw table.
+// rule changes, and none of others stands in a raw table. What ctplan's own do
+// was said when they were planned.
 func (p *planning) worthJudging(f Family) *judge {
 	changes := slices.ContainsFunc(p.rules, func(c Change) bool { return c.(*RulesChange).Family == f })
 	if !changes && !slices.ContainsFunc(p.l.Rulesets, func(r Ruleset) bool { return r.Family == f && r.tracksByRaw() }) {
@@ -62,10 +63,11 @@ func (p *planning) anyRawRules() bool {
 	return slices.ContainsFunc(p.l.Rulesets, raw) || slices.ContainsFunc(p.l.SavedRules, raw)
 }
 
-// tracksByRaw is whether rules of the raw table change what is tracked.
+// tracksByRaw is whether rules of others in the raw table change what is
+// tracked.
 func (r *Ruleset) tracksByRaw() bool {
 	for i := range r.Tables {
-		if r.Tables[i].Name == "raw" && slices.ContainsFunc(r.Tables[i].Rules, func(rule Rule) bool { return rule.mayNeed("raw") }) {
+		if r.Tables[i].Name == "raw" && slices.ContainsFunc(r.Tables[i].Rules, func(rule Rule) bool { return !isOwn(rule.Chain) && rule.mayNeed("raw") }) {
 			return true
 		}
 	}
