@@ -28,7 +28,7 @@ test: ## all tests; as root they change real rules, in namespaces; then vm-test
 
 vm-test: ## whole machines in QEMU without KVM: modules, boots, CUTS power cuts (20)
 	@scripts/setup depmod:kmod mke2fs:e2fsprogs dpkg-deb:dpkg /usr/share/keyrings/debian-archive-keyring.gpg:debian-archive-keyring
-	CTPLAN_VM=1 CUTS=$(CUTS) go test -C internal/vmtest -count=1 -timeout $(if $(CUTS),4h,30m) $(ARGS)
+	CTPLAN_VM=1 CUTS=$(CUTS) go test -C internal/vmtest -count=1 -timeout $(if $(CUTS),4h,45m) $(ARGS)
 
 lint: ## gofmt, go vet, staticcheck and the import rule
 	@unformatted=$$(gofmt -l .) && [ -z "$$unformatted" ] || { echo "not formatted, run gofmt -w:" $$unformatted >&2; exit 1; }
