@@ -25,7 +25,9 @@ func behaviour(s *planner.InitScript) {
 	syntax.Walk(script, func(n syntax.Node) bool {
 		switch n := n.(type) {
 		case *syntax.FuncDecl:
-			w.functions[n.Name.Value] = n
+			if n.Name != nil { // the parser takes functions without
+				w.functions[n.Name.Value] = n
+			}
 		case *syntax.CallExpr:
 			s.Unloads = s.Unloads || unloads(n)
 		case *syntax.Lit:
