@@ -17,32 +17,51 @@ const receiveBytes = 64 << 10
 // dump sends one netlink request and hands every message of the answer to
 // each, without its header. Messages live until each returns.
 func dump(bus int, typ uint16, request []byte, each func(msg []byte) (more bool)) error {
+	s, err := open(bus)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(s.fd)
+	return s.ask(typ, unix.NLM_F_DUMP, request, each)
+}
+
+// netlinkSocket is a socket to the kernel, with room for what it answers.
+type netlinkSocket struct {
+	fd  int
+	buf []byte
+}
+
+func open(bus int) (*netlinkSocket, error) {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, bus)
 	if err != nil {
-		return os.NewSyscallError("socket", err)
+		return nil, os.NewSyscallError("socket", err)
 	}
-	defer unix.Close(fd)
 	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
-		return os.NewSyscallError("bind", err)
+		unix.Close(fd)
+		return nil, os.NewSyscallError("bind", err)
 	}
+	return &netlinkSocket{fd, make([]byte, receiveBytes)}, nil
+}
+
+// ask sends one request and hands every message of the answer to each.
+func (s *netlinkSocket) ask(typ, flags uint16, request []byte, each func(msg []byte) (more bool)) error {
 	msg := make([]byte, unix.NLMSG_HDRLEN, unix.NLMSG_HDRLEN+len(request))
 	binary.NativeEndian.PutUint32(msg, uint32(unix.NLMSG_HDRLEN+len(request)))
 	binary.NativeEndian.PutUint16(msg[4:], typ)
-	binary.NativeEndian.PutUint16(msg[6:], unix.NLM_F_REQUEST|unix.NLM_F_DUMP)
+	binary.NativeEndian.PutUint16(msg[6:], unix.NLM_F_REQUEST|flags)
 	binary.NativeEndian.PutUint32(msg[8:], 1)
-	if err := unix.Sendto(fd, append(msg, request...), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+	if err := unix.Sendto(s.fd, append(msg, request...), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
 		return os.NewSyscallError("sendto", err)
 	}
-	buf := make([]byte, receiveBytes)
 	for {
-		n, _, err := unix.Recvfrom(fd, buf, 0)
+		n, _, err := unix.Recvfrom(s.fd, s.buf, 0)
 		if errors.Is(err, unix.EINTR) {
 			continue
 		}
 		if err != nil {
 			return os.NewSyscallError("recvfrom", err)
 		}
-		done, err := messages(buf[:n], each)
+		done, err := messages(s.buf[:n], each)
 		if done || err != nil {
 			return err
 		}

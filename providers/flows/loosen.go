@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"os"
 
 	"golang.org/x/sys/unix"
 
@@ -24,28 +23,13 @@ func Loosen(connections []planner.Tuple) error {
 	if len(connections) == 0 {
 		return nil
 	}
-	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
-	if err == nil {
-		defer unix.Close(fd)
-		err = unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
-	}
+	s, err := open(unix.NETLINK_NETFILTER)
 	if err != nil {
-		return fmt.Errorf("loosening the tracking of %d connections: %w", len(connections), os.NewSyscallError("netlink", err))
+		return fmt.Errorf("loosening the tracking of %d connections: %w", len(connections), err)
 	}
-	buf := make([]byte, receiveBytes)
-	for i, c := range connections {
-		err := unix.Sendto(fd, loosen(c, uint32(i+1)), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
-		for err == nil {
-			var n int
-			if n, _, err = unix.Recvfrom(fd, buf, 0); errors.Is(err, unix.EINTR) {
-				err = nil
-				continue
-			}
-			if err == nil {
-				_, err = messages(buf[:n], func([]byte) bool { return true })
-			}
-			break
-		}
+	defer unix.Close(s.fd)
+	for _, c := range connections {
+		err := s.ask(msgNewConntrack, unix.NLM_F_ACK, loosen(c), func([]byte) bool { return true })
 		if err != nil && !errors.Is(err, unix.ENOENT) {
 			return fmt.Errorf("loosening the tracking of %s: %w", netip.AddrPortFrom(c.Src, c.SrcPort), err)
 		}
@@ -53,8 +37,8 @@ func Loosen(connections []planner.Tuple) error {
 	return nil
 }
 
-// loosen is the request about one connection.
-func loosen(c planner.Tuple, seq uint32) []byte {
+// loosen is the request about one connection: a struct nfgenmsg and attributes.
+func loosen(c planner.Tuple) []byte {
 	family, src, dst := byte(unix.AF_INET6), uint16(ctaIPv6Src), uint16(ctaIPv6Dst)
 	if c.Src.Is4() {
 		family, src, dst = unix.AF_INET, ctaIPv4Src, ctaIPv4Dst
@@ -65,14 +49,7 @@ func loosen(c planner.Tuple, seq uint32) []byte {
 		nested(ctaTupleIP, attribute(src, c.Src.AsSlice()), attribute(dst, c.Dst.AsSlice())),
 		nested(ctaTupleProto, attribute(ctaProtoNum, []byte{unix.IPPROTO_TCP}), attribute(ctaProtoSrcPort, port(c.SrcPort)), attribute(ctaProtoDstPort, port(c.DstPort))))
 	info := nested(ctaProtoInfo, nested(ctaProtoInfoTCP, attribute(ctaTCPFlagsOrig, flags), attribute(ctaTCPFlagsReply, flags)))
-	size := unix.NLMSG_HDRLEN + 4 + len(tuple) + len(info)
-	msg := binary.NativeEndian.AppendUint32(nil, uint32(size))
-	msg = binary.NativeEndian.AppendUint16(msg, msgNewConntrack)
-	msg = binary.NativeEndian.AppendUint16(msg, unix.NLM_F_REQUEST|unix.NLM_F_ACK)
-	msg = binary.NativeEndian.AppendUint32(msg, seq)
-	msg = binary.NativeEndian.AppendUint32(msg, 0)
-	msg = append(msg, family, 0, 0, 0) // struct nfgenmsg
-	return append(append(msg, tuple...), info...)
+	return append(append([]byte{family, 0, 0, 0}, tuple...), info...)
 }
 
 // attribute is a netlink attribute, padded.
