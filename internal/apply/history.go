@@ -50,7 +50,7 @@ func Back(env Env, id int, live planner.Live) (planner.Plan, []planner.Step, err
 		host: env.Host, live: live, plan: planner.Plan{Host: live.Host, Mode: planner.GoingBack},
 		reason: fmt.Sprintf("goes back to before transaction %d of %s", since[0].ID, since[0].Time.Format("2006-01-02 15:04:05 MST")),
 	}
-	if n := len(since); since[n-1].Back && n == 1 {
+	if len(since) == 1 && since[0].Back {
 		b.plan.Warnings = append(b.plan.Warnings, planner.Warning{Address: fmt.Sprintf("transaction %d", since[0].ID),
 			Text: "it took others back itself: taking it back brings again what they had changed"})
 	}
@@ -100,9 +100,9 @@ func asOne(since []journal.Transaction) (steps []journal.Step) {
 	for _, t := range since {
 		before := was
 		for _, s := range t.Steps {
-			first := !seen[object(s.Step)]
+			key := object(s.Step)
 			switch {
-			case !first || before == nil:
+			case seen[key] || before == nil:
 			case s.Module != nil && !s.Module.Load:
 				continue
 			case s.Sysctl != nil:
@@ -110,7 +110,7 @@ func asOne(since []journal.Transaction) (steps []journal.Step) {
 			case s.Hashsize != nil:
 				s.Hashsize = &planner.HashsizeStep{Before: before.Hashsize, After: s.Hashsize.After}
 			}
-			seen[object(s.Step)] = true
+			seen[key] = true
 			if was == nil && s.Module != nil && !s.Module.Load && s.Module.Module == nfConntrack {
 				was = s.Before.Module
 			}
