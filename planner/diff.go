@@ -18,6 +18,7 @@ type planning struct {
 	untrack []untracked
 	judges  map[Family]*judge
 	steps   []Step                    // of a way back, which has an order of its own; nil: those of the plan
+	split   func(string) []string     // reads the rules that a way back brings, which stand nowhere today
 	named   map[string]bool           // findings that are in the plan already
 	saved   map[*Ruleset][]*tableWork // of saved rules files
 }

@@ -38,8 +38,9 @@ type passage struct {
 // passages are those that packets of q may take at a hook.
 func (j *judge) passages(hook string, q packets) (out []passage) {
 	if hook == "FORWARD" {
-		for _, a := range j.ends() {
-			for _, b := range j.ends() {
+		ends := j.ends()
+		for _, a := range ends {
+			for _, b := range ends {
 				from, ok1 := j.remote(q.src, a)
 				to, ok2 := j.remote(q.dst, b)
 				if ok1 && ok2 && from != to {
@@ -116,15 +117,16 @@ func (s *portSet) note(r PortRange, from portSet) {
 // through an interface, or through this host where the routes lead: getting in
 // is enough.
 func (j *judge) firstPacket(proto uint8, t Tuple, in string) (today, end Decision, ok bool) {
-	c, ok := j.visit(proto, t, in)
+	var c connection
 	if in == "" {
 		c, ok = j.routed(proto, t)
+	} else {
+		c, ok = j.visit(proto, t, in)
 	}
 	if !ok {
 		return today, end, false
 	}
 	c.n = 1
-	c.packets[0].ICMPType = echo(proto, false)
 	return j.at(j.stages[0], &c, false), j.at(j.end(), &c, true), true
 }
 

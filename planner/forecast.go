@@ -156,12 +156,10 @@ func (f *foresight) loadEarly() {
 			f.out.Module = BootModule{state, why}
 		}
 	}
-	for _, param := range []string{"modules_load=", "rd.modules_load="} {
-		for _, list := range f.cmdline(param) {
+	if systemd {
+		for _, list := range slices.Concat(f.cmdline("modules_load="), f.cmdline("rd.modules_load=")) {
 			for m := range strings.SplitSeq(list, ",") {
-				if systemd {
-					try(strings.ReplaceAll(m, "-", "_"), "", "the kernel's command line")
-				}
+				try(strings.ReplaceAll(m, "-", "_"), "", "the kernel's command line")
 			}
 		}
 	}

@@ -93,9 +93,10 @@ func (p *planning) impact() {
 
 // Judged returns the plan of a way back with what its steps do to the
 // connections that are open. What they lose is a warning, and no block: who
-// goes back may have to, and has no HCL to accept a risk in.
-func (p Plan) Judged(l Live, steps []Step) Plan {
-	w := &planning{d: Desired{Mode: p.Mode}, l: l, plan: p, steps: steps}
+// goes back may have to, and has no HCL to accept a risk in. split takes the
+// words of a rule apart, as iptables-restore does.
+func (p Plan) Judged(l Live, steps []Step, split func(rule string) []string) Plan {
+	w := &planning{d: Desired{Mode: p.Mode}, l: l, plan: p, steps: steps, split: split}
 	w.impact()
 	for _, b := range w.plan.Blocks[len(p.Blocks):] {
 		w.warn(b.Address, fmt.Sprintf("%s (%s)", b.Why, b.Where), Pos{})
@@ -174,9 +175,7 @@ func (j *judge) decide(c *connection) (f fate, ok bool) {
 			f.after, f.stage = d.Rule, i
 		}
 	}
-	if today.tracked && end.Untracked && c.strict {
-		f.leaves = true
-	}
+	f.leaves = today.tracked && end.Untracked && c.strict
 	if f.result = FlowKept; open {
 		f.result = FlowUnknown
 		return f, true

@@ -99,15 +99,8 @@ func (j *judge) routed(proto uint8, t Tuple) (c connection, ok bool) {
 // opening is the first packet of a connection, with the answer.
 func (j *judge) opening(proto uint8, t Tuple) connection {
 	c := connection{proto: proto, orig: t}
-	first := Packet{Protocol: proto, State: StateNew, Tuple: t, Known: KnownReply | KnownTuples | KnownConnMark | KnownStatus}
-	first.Orig, first.Reply = t, turned(t)
-	back := first
-	back.State, back.IsReply, back.Tuple = StateEstablished, true, first.Reply
-	back.answers()
-	if proto == protoTCP {
-		first.TCPFlags, back.TCPFlags = TCPSyn, TCPSyn|TCPAck
-	}
-	j.route(&c, first, back, true)
+	j.route(&c, Packet{Protocol: proto, Tuple: t}, Packet{Protocol: proto, Tuple: turned(t)}, true)
+	c.begin()
 	return c
 }
 
@@ -165,6 +158,9 @@ func (j *judge) doors() []Address {
 // namedNetworks are those that rules name as sources, or as destinations, each
 // once, in their order: by address, range or set, today's and those to come.
 func (j *judge) namedNetworks(dst bool) []netip.Prefix {
+	if out, ok := j.named[dst]; ok {
+		return out
+	}
 	var out []netip.Prefix
 	seen := map[netip.Prefix]bool{}
 	add := func(words []string) {
@@ -191,6 +187,7 @@ func (j *judge) namedNetworks(dst bool) []netip.Prefix {
 			add(r.Words)
 		}
 	}
+	j.named[dst] = out
 	return out
 }
 
@@ -200,13 +197,7 @@ func (j *judge) sources() (out []netip.Addr, all bool) {
 	out, all = []netip.Addr{j.stranger()}, true
 	seen := map[netip.Addr]bool{out[0]: true}
 	add := func(p netip.Prefix) {
-		a := p.Masked().Addr()
-		if p.Bits() < p.Addr().BitLen() {
-			a = a.Next() // not the network itself
-		}
-		for j.places.local(a) && p.Contains(a.Next()) {
-			a = a.Next()
-		}
+		a, _ := j.remote(prefixSet{prefix: p}, out[0])
 		switch {
 		case seen[a] || a.Is4() != (j.family == IPv4) || a.IsUnspecified() || a.IsMulticast():
 		case len(out) == maxSources:

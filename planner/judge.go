@@ -20,8 +20,9 @@ type judge struct {
 	untracks  []RuleRef // what stands in raw tables at the end and keeps out of tracking, or sorts into zones
 	specs     map[RuleRef]spec
 	places    *placeMap
-	entrances []Address    // see doors
-	nobody    []netip.Addr // see stranger
+	entrances []Address               // see doors
+	nobody    []netip.Addr            // see stranger
+	named     map[bool][]netip.Prefix // see namedNetworks
 	operators map[Session]bool
 	tcpLoose  State // of a packet of a connection that tracking does not know
 	liberal   bool  // tracking takes packets of TCP that are out of its window
@@ -111,17 +112,18 @@ func (p *planning) newJudge(f Family, sets []*Ruleset, work []*RulesStep) *judge
 			models[key] = newTableModel(name, sections)
 			state[key] = c.table(r.Backend, name, sourcesOf(sections))
 			for _, s := range sections {
+				if len(work) == 0 && name != "raw" {
+					continue // compiled once, from the rules themselves
+				}
 				for k := range s.Rules {
-					if len(work) > 0 || name == "raw" {
-						words[s.Rules[k].Text] = s.Rules[k].Words
-					}
+					words[s.Rules[k].Text] = s.Rules[k].Words
 				}
 			}
 		}
 	}
 	c.e.twoBackends = len(backends) > 1
 	j := &judge{
-		p: p, family: f, file: sets[0].File, e: c.e, conns: conns, places: newPlaceMap(conns, f), operators: map[Session]bool{},
+		p: p, family: f, file: sets[0].File, e: c.e, conns: conns, places: newPlaceMap(conns, f), operators: map[Session]bool{}, named: map[bool][]netip.Prefix{},
 		stages: []stage{{v: assemble(backends, state)}}, specs: map[RuleRef]spec{},
 	}
 	admitting := *j.stages[0].v
@@ -137,6 +139,14 @@ func (p *planning) newJudge(f Family, sets []*Ruleset, work []*RulesStep) *judge
 			}
 			for _, op := range section.Ops {
 				m.apply(op)
+				if p.split == nil {
+					continue
+				}
+				for _, text := range append([]string{op.Rule}, op.Rules...) {
+					if _, ok := words[text]; !ok {
+						words[text] = p.split(text)
+					}
+				}
 			}
 			state[key] = c.table(key.backend, key.table, m.sources(words))
 			j.stages = append(j.stages, stage{assemble(backends, state), "iptables." + string(f) + "." + section.Table})
@@ -186,44 +196,13 @@ func (m *tableModel) sources(words map[string][]string) []chainSource {
 		out[i] = chainSource{name: c.Name, policy: c.Policy, rules: make([]ruleSource, len(m.rules[c.Name]))}
 		for k, text := range m.rules[c.Name] {
 			w, ok := words[text]
-			if !ok { // a jump of ctplan's own, or what a way back brings
-				w = ruleWords(text)
+			if !ok { // a jump of ctplan's own
+				w = strings.Fields(text)
 			}
 			out[i].rules[k] = ruleSource{text, w}
 		}
 	}
 	return out
-}
-
-// ruleWords are the words of a rule as iptables-save prints it: in quotes where
-// they hold blanks, a backslash before quotes and backslashes.
-func ruleWords(text string) []string {
-	if !strings.ContainsAny(text, `"\`) {
-		return strings.Fields(text)
-	}
-	var words []string
-	var word []byte
-	quoted, begun := false, false
-	for i := 0; i < len(text); i++ {
-		switch c := text[i]; {
-		case c == '\\' && i+1 < len(text):
-			i++
-			word, begun = append(word, text[i]), true
-		case c == '"':
-			quoted, begun = !quoted, true
-		case c == ' ' && !quoted:
-			if begun {
-				words = append(words, string(word))
-			}
-			word, begun = nil, false
-		default:
-			word, begun = append(word, c), true
-		}
-	}
-	if begun {
-		words = append(words, string(word))
-	}
-	return words
 }
 
 // at is the verdict of one connection at one stage: that of the packet that

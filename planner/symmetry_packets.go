@@ -135,8 +135,9 @@ func (x *connection) begin() {
 		p.Orig, p.Reply = x.orig, turned(x.orig)
 		p.ICMPType = echo(x.proto, i == 1)
 		if p.State = StateNew; i == 1 {
-			p.State, p.IsReply = StateEstablished, true
-			p.answers()
+			// The table has it by then, with a mark that rules may have given it.
+			p.State, p.IsReply, p.Status = StateEstablished, true, StatusConfirmed|StatusSeenReply
+			p.Known &^= KnownConnMark
 		}
 		if x.proto == protoTCP {
 			p.TCPFlags = TCPSyn
@@ -145,13 +146,6 @@ func (x *connection) begin() {
 			}
 		}
 	}
-}
-
-// answers makes the packet one of a connection whose first packet has passed:
-// the table has it, with a mark that rules may have given it.
-func (p *Packet) answers() {
-	p.Status = StatusConfirmed | StatusSeenReply
-	p.Known &^= KnownConnMark
 }
 
 // packet is a made-up one, with the interfaces that its hook has.

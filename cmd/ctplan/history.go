@@ -18,6 +18,7 @@ import (
 	"github.com/ctplan/ctplan/internal/snapshot"
 	"github.com/ctplan/ctplan/internal/view"
 	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/providers/iptables"
 )
 
 func newHistory(e *env) *cobra.Command {
@@ -250,7 +251,7 @@ func (r *rollbacker) judgeWayBack(plan planner.Plan, steps []planner.Step, s *sn
 	if err != nil {
 		return plan, err
 	}
-	return plan.Judged(live, steps), nil
+	return plan.Judged(live, steps, iptables.Words), nil
 }
 
 // wayBack reads the host and plans.

@@ -33,6 +33,12 @@ func plain(word string) bool {
 	return word != ""
 }
 
+// Words are those of a rule as iptables-save prints it behind "-A CHAIN ".
+func Words(rule string) []string {
+	words, _, _ := splitWords(nil, rule, nil)
+	return words
+}
+
 // splitWords appends the words of a line to dst, as iptables-restore reads
 // them (add_param_to_argv in xshared.c): a quote may open within a word, the
 // closing quote always ends the word, and a backslash escapes only within

@@ -38,7 +38,7 @@ func appendChain(chains []planner.Chain, f planner.Family, table, hook string, b
 	c := planner.Chain{Family: f, Table: table, Hook: hook, Name: planner.OwnPrefix + hook}
 	for _, t := range blocks {
 		for _, text := range rules(t, f, table, hook) {
-			words, _, _ := splitWords(nil, text, nil)
+			words := Words(text)
 			c.Rules = append(c.Rules, planner.TargetRule{
 				Rule:   planner.Rule{Chain: c.Name, Words: words, Text: text},
 				Source: t.Source,

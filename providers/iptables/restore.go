@@ -176,7 +176,7 @@ func (t Tools) Counters(f planner.Family, table, chain string) ([]Counters, erro
 var errNoCounters = errors.New("iptables printed a rule without counters")
 
 func cutCounters(rule string) (Counters, error) {
-	words, _, _ := splitWords(nil, rule, nil)
+	words := Words(rule)
 	for i := len(words) - 3; i >= 0; i-- {
 		if words[i] != "-c" {
 			continue
