@@ -23,12 +23,12 @@ demo: ## the main job, for real, in a throw-away network and mount namespace (ro
 
 test: ## all tests; as root they change real rules, in namespaces; then vm-test
 	@scripts/setup
-	go test -timeout 20m $(ARGS) $$(go list ./... | grep -v /internal/vmtest$$)
+	go test -timeout 20m $(ARGS) $$(go list ./... | grep -v /internal/test/vmtest$$)
 	@$(MAKE) --no-print-directory vm-test
 
 vm-test: ## whole machines in QEMU without KVM: modules, boots, CUTS power cuts (20)
 	@scripts/setup depmod:kmod mke2fs:e2fsprogs dpkg-deb:dpkg /usr/share/keyrings/debian-archive-keyring.gpg:debian-archive-keyring
-	CTPLAN_VM=1 CUTS=$(CUTS) go test -C internal/vmtest -count=1 -timeout $(if $(CUTS),4h,45m) $(ARGS)
+	CTPLAN_VM=1 CUTS=$(CUTS) go test -C internal/test/vmtest -count=1 -timeout $(if $(CUTS),4h,45m) $(ARGS)
 
 lint: ## gofmt, go vet, staticcheck and the import rule
 	@unformatted=$$(gofmt -l .) && [ -z "$$unformatted" ] || { echo "not formatted, run gofmt -w:" $$unformatted >&2; exit 1; }
@@ -38,7 +38,7 @@ lint: ## gofmt, go vet, staticcheck and the import rule
 
 bench: ## cost against the tools ctplan stands on, as ratios (root)
 	@scripts/setup
-	@go run ./internal/bench
+	@go run ./internal/test/bench
 
 fuzz: ## every fuzz target, FUZZTIME each (default 10s)
 	@scripts/fuzz $(FUZZTIME)

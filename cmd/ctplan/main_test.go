@@ -14,7 +14,7 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
-	"github.com/ctplan/ctplan/internal/nstest"
+	"github.com/ctplan/ctplan/internal/test/nstest"
 	"github.com/ctplan/ctplan/planner"
 )
 

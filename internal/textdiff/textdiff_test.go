@@ -13,7 +13,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/ctplan/ctplan/internal/testhost"
+	"github.com/ctplan/ctplan/internal/test/testhost"
 )
 
 func TestUnified(t *testing.T) {

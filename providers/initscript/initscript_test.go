@@ -10,7 +10,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/ctplan/ctplan/internal/inittest"
+	"github.com/ctplan/ctplan/internal/test/inittest"
 	"github.com/ctplan/ctplan/planner"
 	"github.com/ctplan/ctplan/providers/initscript"
 )

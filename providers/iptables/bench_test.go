@@ -4,7 +4,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/ctplan/ctplan/internal/nstest"
+	"github.com/ctplan/ctplan/internal/test/nstest"
 	"github.com/ctplan/ctplan/providers/iptables"
 )
 

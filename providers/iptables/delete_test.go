@@ -4,7 +4,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/ctplan/ctplan/internal/nstest"
+	"github.com/ctplan/ctplan/internal/test/nstest"
 	"github.com/ctplan/ctplan/planner"
 	"github.com/ctplan/ctplan/providers/iptables"
 )

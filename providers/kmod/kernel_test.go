@@ -5,7 +5,7 @@ import (
 	"testing"
 
 	"github.com/ctplan/ctplan/internal/hostfile"
-	"github.com/ctplan/ctplan/internal/nstest"
+	"github.com/ctplan/ctplan/internal/test/nstest"
 	"github.com/ctplan/ctplan/planner"
 	"github.com/ctplan/ctplan/providers/kmod"
 )

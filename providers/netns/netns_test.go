@@ -11,7 +11,7 @@ import (
 	"syscall"
 	"testing"
 
-	"github.com/ctplan/ctplan/internal/nstest"
+	"github.com/ctplan/ctplan/internal/test/nstest"
 )
 
 // TestFind finds a namespace by its process, and by where it is mounted once
