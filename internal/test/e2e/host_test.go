@@ -148,7 +148,7 @@ func (h *host) config(hcl string) string {
 // example puts one of the repository's examples on the host.
 func (h *host) example(name string) string {
 	h.t.Helper()
-	content, err := os.ReadFile(filepath.Join("..", "..", "examples", name+".hcl"))
+	content, err := os.ReadFile(filepath.Join("..", "..", "..", "examples", name+".hcl"))
 	if err != nil {
 		h.t.Fatal(err)
 	}
