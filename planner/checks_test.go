@@ -111,7 +111,7 @@ func TestNAT(t *testing.T) {
 func TestManyRulesAreCounted(t *testing.T) {
 	live := testHost(parseLines(t, IPv4, filterHead+strings.Repeat("-A INPUT -p tcp -m state --state NEW -j ACCEPT\n", 25)+"COMMIT\n"))
 	p := Diff(notrackTCP(RefuseStateful), live)
-	if len(p.Blocks) != maxNamed+1 || p.Blocks[maxNamed].Where != "and 15 more rules like these" {
+	if len(p.Blocks) != MaxNamed+1 || p.Blocks[MaxNamed].Where != "and 15 more rules like these" {
 		t.Errorf("got %d reasons, the last %+v", len(p.Blocks), p.Blocks[len(p.Blocks)-1])
 	}
 }

@@ -133,15 +133,6 @@ type Files struct {
 	RulesV6     string `json:"rules_v6,omitempty"`
 }
 
-// Default paths, where the HCL sets no others.
-const (
-	DefaultSysctlFile      = "/etc/sysctl.conf"
-	DropInSysctlFile       = "/etc/sysctl.d/99-netfilter.conf" // where boot does not read the former
-	SysctlFolder           = "/etc/sysctl.d"
-	DefaultModprobeFile    = "/etc/modprobe.d/netfilter.conf"
-	DefaultModulesLoadFile = "/etc/modules-load.d/netfilter.conf"
-)
-
 // Risk names one reason to block a plan, as allow_risk spells it.
 type Risk string
 
@@ -246,4 +237,15 @@ var TimeoutKeys = map[string]string{
 	"tcp_unacknowledged": "net.netfilter.nf_conntrack_tcp_timeout_unacknowledged",
 	"udp":                "net.netfilter.nf_conntrack_udp_timeout",
 	"udp_stream":         "net.netfilter.nf_conntrack_udp_timeout_stream",
+}
+
+// ChainsOf are the chains declared for a family.
+func (d Desired) ChainsOf(f Family) []Chain {
+	var out []Chain
+	for _, c := range d.Chains {
+		if c.Family == f {
+			out = append(out, c)
+		}
+	}
+	return out
 }

@@ -123,8 +123,8 @@ func NewEvaluator(family Family, rulesets []Ruleset, facts Facts) *Evaluator {
 			continue
 		}
 		backends = append(backends, r.Backend)
-		for _, name := range r.tableNames() {
-			if sections := r.sections(name); len(sections) > 0 {
+		for _, name := range r.TableNames() {
+			if sections := r.Sections(name); len(sections) > 0 {
 				t[tableKey{r.Backend, name}] = c.table(r.Backend, name, sourcesOf(sections))
 			}
 		}

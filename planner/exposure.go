@@ -9,9 +9,9 @@ import (
 
 // exposures tries what the accepts declared for this host let in, or through,
 // as somebody who opens a connection, against what is let in today.
-func (j *judge) exposures(total *Impact) {
+func exposures(j *judge, total *Impact) {
 	named := map[string]bool{}
-	for _, ch := range j.p.wanted(j.family) {
+	for _, ch := range j.d.ChainsOf(j.family) {
 		if ch.Table != "filter" || ch.Hook == "OUTPUT" {
 			continue
 		}
@@ -21,7 +21,7 @@ func (j *judge) exposures(total *Impact) {
 				continue
 			}
 			named[key] = true
-			if x, ok := j.exposed(ch.Hook, packetsOf(parseSpec(r.Words))); ok {
+			if x, ok := exposed(j, ch.Hook, packetsOf(parseSpec(r.Words))); ok {
 				x.Rule, x.Source = "-A "+ch.Name+" "+r.Text, r.Source
 				total.Exposed = append(total.Exposed, x)
 			}
@@ -36,7 +36,7 @@ type passage struct {
 }
 
 // passages are those that packets of q may take at a hook.
-func (j *judge) passages(hook string, q packets) (out []passage) {
+func passages(j *judge, hook string, q packets) (out []passage) {
 	if hook == "FORWARD" {
 		ends := j.ends()
 		for _, a := range ends {
@@ -62,7 +62,7 @@ func (j *judge) passages(hook string, q packets) (out []passage) {
 
 // exposed is what an accept for these packets newly lets in at a hook. Each
 // range of ports is tried at both its ends.
-func (j *judge) exposed(hook string, q packets) (Exposure, bool) {
+func exposed(j *judge, hook string, q packets) (Exposure, bool) {
 	proto, ok := uint8(protoTCP), true
 	if q.proto != "" {
 		proto, ok = ProtocolNumber(q.proto)
@@ -72,11 +72,11 @@ func (j *judge) exposed(hook string, q packets) (Exposure, bool) {
 	}
 	var before *RuleRef
 	news := packets{proto: q.proto, src: q.src}
-	for _, p := range j.passages(hook, q) {
+	for _, p := range passages(j, hook, q) {
 		for _, sports := range portsToTry(q.sports, proto, 40000) {
 			for _, dports := range portsToTry(q.dports, proto, 9) {
 				for _, t := range []Tuple{{p.from, p.to, sports.From, dports.From}, {p.from, p.to, sports.To, dports.To}} {
-					today, end, ok := j.firstPacket(proto, t, p.in)
+					today, end, ok := firstPacket(j, proto, t, p.in)
 					if !ok || today.Verdict != Dropped || end.Verdict != Accepted {
 						continue
 					}
@@ -116,7 +116,7 @@ func (s *portSet) note(r PortRange, from portSet) {
 // firstPacket is what becomes of one today and at the end, coming to this host
 // through an interface, or through this host where the routes lead: getting in
 // is enough.
-func (j *judge) firstPacket(proto uint8, t Tuple, in string) (today, end Decision, ok bool) {
+func firstPacket(j *judge, proto uint8, t Tuple, in string) (today, end Decision, ok bool) {
 	var c connection
 	if in == "" {
 		c, ok = j.routed(proto, t)
@@ -133,16 +133,16 @@ func (j *judge) firstPacket(proto uint8, t Tuple, in string) (today, end Decisio
 // looseStates tries strangers against foreign rules that mean untracked
 // packets without saying so: one for everything that is ! --ctstate NEW lets
 // in whatever leaves tracking.
-func (j *judge) looseStates(total *Impact) {
+func looseStates(j *judge, total *Impact) {
 	for _, proto := range []uint8{protoTCP, protoUDP} {
 		for _, to := range j.doors() {
-			today, end, ok := j.firstPacket(proto, Tuple{j.stranger(), to.Prefix.Addr(), 40000, 9}, to.Interface)
+			today, end, ok := firstPacket(j, proto, Tuple{j.stranger(), to.Prefix.Addr(), 40000, 9}, to.Interface)
 			if !ok || today.Verdict != Dropped || end.Verdict != Accepted || !end.Untracked || end.Rule == nil || end.Rule.Text == "" || isOwn(end.Rule.Chain) {
 				continue
 			}
 			name, _, _ := strings.Cut(service(proto, highPorts, wayIn), "/")
 			total.Exposed = append(total.Exposed, Exposure{
-				Family: j.family, Rule: end.Rule.String(), Before: today.Rule.String(), Source: j.p.d.Source,
+				Family: j.family, Rule: end.Rule.String(), Before: today.Rule.String(), Source: j.d.Source,
 				What: fmt.Sprintf("anybody may now open %s connections to every port of this host: packets that are not tracked are in state UNTRACKED, which the rule does not leave out", name),
 			})
 			break
@@ -201,11 +201,4 @@ func (s portSet) words() string {
 		return "port " + list[0]
 	}
 	return "ports " + strings.Join(list[:len(list)-1], ", ") + " and " + list[len(list)-1]
-}
-
-func rangeText(r PortRange) string {
-	if r.From == r.To {
-		return fmt.Sprint(r.From)
-	}
-	return fmt.Sprintf("%d-%d", r.From, r.To)
 }

@@ -44,7 +44,7 @@ func rules(n int) NFTTable {
 // TestHolders: everything that holds a module is named with its command; once
 // accepted, its module stays with those below, and no other does.
 func TestHolders(t *testing.T) {
-	for _, n := range []int{1, maxNamed, maxNamed + 1, maxNamed + 2, 300} {
+	for _, n := range []int{1, MaxNamed, MaxNamed + 1, MaxNamed + 2, 300} {
 		l := moduleHost("nft_ct", "xt_conntrack")
 		l.NFT = []NFTTable{rules(n)}
 		plan := Diff(disabling(), l)
@@ -59,7 +59,7 @@ func TestHolders(t *testing.T) {
 				}
 			}
 		}
-		if len(plan.Blocks) > maxNamed+1 {
+		if len(plan.Blocks) > MaxNamed+1 {
 			t.Errorf("%d rules: %d blocks", n, len(plan.Blocks))
 		}
 		plan = Diff(disabling(RiskModuleHeld), l)
@@ -134,11 +134,11 @@ func TestIncompatible(t *testing.T) {
 func TestNFTCommands(t *testing.T) {
 	for _, name := range []string{"", "-f", "a b", "a;b", "$(id)", "a\nb", "`a`", "a'b", "a\"b", "{", "é", "\uFFFD", "#", "3"} {
 		item := NFTItem{Kind: "rule", Chain: name, Handle: 3, Uses: []string{"ct"}}
-		if c := item.deletion(NFTTable{Family: "ip", Name: "t"}, ""); c != nil {
+		if c := deletionOf(NFTTable{Family: "ip", Name: "t"}, item, ""); c != nil {
 			t.Errorf("chain %q: %q", name, c)
 		}
 		item.Chain = "c"
-		if c := item.deletion(NFTTable{Family: "ip", Name: name}, ""); c != nil {
+		if c := deletionOf(NFTTable{Family: "ip", Name: name}, item, ""); c != nil {
 			t.Errorf("table %q: %q", name, c)
 		}
 	}

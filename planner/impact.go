@@ -64,53 +64,23 @@ type Exposure struct {
 
 const maxExamples = 5
 
-// NeedsConnections reports whether the plan can cut somebody off, so that
-// Diff is to be given Live.Connections.
-func NeedsConnections(p Plan) bool {
-	return slices.ContainsFunc(p.Changes, func(c Change) bool { _, ok := c.(*RulesChange); return ok })
-}
-
-// impact judges every connection against every state of the rules on the way.
-func (p *planning) impact() {
-	if p.l.Connections == nil || !NeedsConnections(p.plan) {
-		return
-	}
-	p.makeJudges(Families...)
+// JudgeImpact judges every connection against every state of the rules on the
+// way, and turns what is lost into blocks.
+func JudgeImpact(d Desired, l Live, judges Judges) (*Impact, Findings) {
+	report := NewReport(d)
 	total := &Impact{Groups: []FlowGroup{}, Services: []FlowGroup{}, Exposed: []Exposure{}}
-	for _, f := range Families {
-		if j := p.judge(f); j != nil && len(j.stages) > 1 {
-			j.flows(total)
-			j.services(total)
-			j.exposures(total)
-			j.looseStates(total)
+	for _, j := range judges.All() {
+		if len(j.stages) > 1 {
+			flows(j, total)
+			listening(j, total, &report)
+			exposures(j, total)
+			looseStates(j, total)
 		}
 	}
 	sortGroups(total.Groups)
 	sortGroups(total.Services)
-	p.plan.Impact = total
-	p.blockImpact(total)
-}
-
-// Judged returns the plan of a way back with what its steps do to the
-// connections that are open. What they lose is a warning, and no block: who
-// goes back may have to, and has no HCL to accept a risk in. split takes the
-// words of a rule apart, as iptables-restore does.
-func (p Plan) Judged(l Live, steps []Step, split func(rule string) []string) Plan {
-	w := &planning{d: Desired{Mode: p.Mode}, l: l, plan: p, steps: steps, split: split}
-	w.impact()
-	for _, b := range w.plan.Blocks[len(p.Blocks):] {
-		w.warn(b.Address, fmt.Sprintf("%s (%s)", b.Why, b.Where), Pos{})
-	}
-	w.plan.Blocks = p.Blocks
-	return w.plan
-}
-
-// ordered are the plan's steps as they are carried out.
-func (p *planning) ordered() []Step {
-	if p.steps != nil {
-		return p.steps
-	}
-	return Steps(p.plan)
+	blockImpact(d, l, total, &report)
+	return total, report.Findings
 }
 
 func sortGroups(g []FlowGroup) {
@@ -139,7 +109,7 @@ type fate struct {
 }
 
 // decide judges one connection. ok is false for one that is cut off already.
-func (j *judge) decide(c *connection) (f fate, ok bool) {
+func decide(j *judge, c *connection) (f fate, ok bool) {
 	f = fate{operator: c.operator, way: c.way, proto: c.packets[0].Protocol, port: c.port}
 	today := j.at(j.stages[0], c, false)
 	if today.Untracked && c.strict {
@@ -216,11 +186,11 @@ func (t *tally) add(f fate, c *connection) {
 }
 
 // flows judges the connections of the family, in parallel.
-func (j *judge) flows(total *Impact) {
+func flows(j *judge, total *Impact) {
 	workers := max(1, min(runtime.GOMAXPROCS(0), len(j.conns.Flows)/1024))
 	parts, leaving := make([]tally, workers+1), make([][]Tuple, workers+1)
 	j.each(workers, func(worker int, c *connection) {
-		fate, ok := j.decide(c)
+		fate, ok := decide(j, c)
 		if ok {
 			parts[worker].add(fate, c)
 		}
@@ -228,7 +198,7 @@ func (j *judge) flows(total *Impact) {
 			leaving[worker] = append(leaving[worker], c.packets[0].Orig)
 		}
 	})
-	j.collect(parts, total)
+	collect(j, parts, total)
 	for _, l := range leaving {
 		total.Leaving = append(total.Leaving, l...)
 	}
@@ -284,7 +254,7 @@ func (j *judge) each(workers int, visit func(worker int, c *connection)) {
 	}
 }
 
-func (j *judge) collect(parts []tally, total *Impact) {
+func collect(j *judge, parts []tally, total *Impact) {
 	at := map[groupKey]int{}
 	for _, t := range parts {
 		for _, f := range t.order {

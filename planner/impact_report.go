@@ -12,8 +12,8 @@ const maxSources = 256
 
 // services tries every listening socket with a first packet from whoever the
 // rules name, and from a stranger.
-func (j *judge) services(total *Impact) {
-	j.knock(func(s *Socket, visits []visited) {
+func listening(j *judge, total *Impact, report *Report) {
+	all := j.knock(func(s *Socket, visits []visited) {
 		group := FlowGroup{Result: FlowLost, Service: service(s.Protocol, s.Local.Port(), wayIn), Family: j.family, Examples: []string{}}
 		for _, v := range visits {
 			if v.today.Verdict != Accepted || v.end.Verdict != Dropped { // of some, if not of all
@@ -28,6 +28,9 @@ func (j *judge) services(total *Impact) {
 			total.Services = append(total.Services, group)
 		}
 	})
+	if !all {
+		report.Warn("connections", fmt.Sprintf("rules name more than %d networks of %s that packets come from: services were tried from %[1]d of them", maxSources-1, j.family), Pos{})
+	}
 }
 
 // visited is the first packet that somebody sends to a listening socket. Today
@@ -39,13 +42,10 @@ type visited struct {
 }
 
 // knock tries every listening socket, at each address that it listens on, from
-// each of the sources.
-func (j *judge) knock(each func(s *Socket, visits []visited)) {
+// each of the sources. It reports whether those are all that rules name.
+func (j *judge) knock(each func(s *Socket, visits []visited)) (all bool) {
 	conns := j.conns
 	sources, all := j.sources()
-	if !all && !j.p.once("sources", string(j.family)) {
-		j.p.warn("connections", fmt.Sprintf("rules name more than %d networks of %s that packets come from: services were tried from %[1]d of them", maxSources-1, j.family), Pos{})
-	}
 	type door struct {
 		proto uint8
 		at    netip.AddrPort
@@ -72,6 +72,7 @@ func (j *judge) knock(each func(s *Socket, visits []visited)) {
 			each(s, visits)
 		}
 	}
+	return all
 }
 
 // visit is the first packet of a connection to this host, with the answer.
@@ -171,8 +172,8 @@ func (j *judge) namedNetworks(dst bool) []netip.Prefix {
 			}
 		}
 	}
-	for i := range j.p.l.Rulesets {
-		r := &j.p.l.Rulesets[i]
+	for i := range j.l.Rulesets {
+		r := &j.l.Rulesets[i]
 		if r.Family != j.family {
 			continue
 		}
@@ -182,7 +183,7 @@ func (j *judge) namedNetworks(dst bool) []netip.Prefix {
 			}
 		}
 	}
-	for _, ch := range j.p.wanted(j.family) {
+	for _, ch := range j.d.ChainsOf(j.family) {
 		for _, r := range ch.Rules {
 			add(r.Words)
 		}
@@ -219,10 +220,10 @@ func (j *judge) sources() (out []netip.Addr, all bool) {
 }
 
 // blockImpact turns what is lost into reasons not to go on.
-func (p *planning) blockImpact(im *Impact) {
-	c := p.l.Connections
+func blockImpact(d Desired, l Live, im *Impact, p *Report) {
+	c := l.Connections
 	if c.Total > int64(len(c.Flows)) {
-		p.warn("connections", fmt.Sprintf("of %d tracked connections %d were read, and judged", c.Total, len(c.Flows)), Pos{})
+		p.Warn("connections", fmt.Sprintf("of %d tracked connections %d were read, and judged", c.Total, len(c.Flows)), Pos{})
 	}
 	blocks := func(risk Risk, groups []FlowGroup, what func(FlowGroup) string, noun, nouns string) {
 		n, more := 0, int64(0)
@@ -230,22 +231,22 @@ func (p *planning) blockImpact(im *Impact) {
 			if g.Result != FlowLost {
 				continue
 			}
-			if n++; n > maxNamed {
+			if n++; n > MaxNamed {
 				more += g.Count
 				continue
 			}
-			p.block(Block{
+			p.Block(Block{
 				Risk: risk, Address: string(g.Family) + "." + strings.ReplaceAll(g.Service, " ", "."),
 				Where:    g.After,
 				Why:      what(g),
 				Remedy:   remedy(g) + fmt.Sprintf(`, or set allow_risk = ["%s"] to let it happen`, risk),
-				Override: true, Source: p.d.Source,
+				Override: true, Source: d.Source,
 			})
 		}
-		if n > maxNamed {
-			p.block(Block{
-				Risk: risk, Address: "connections", Where: fmt.Sprintf("%d more groups", n-maxNamed), Why: "they would be lost too: " + plural(int(more), noun, nouns),
-				Remedy: "see the impact part of the plan's JSON", Override: true, Source: p.d.Source,
+		if n > MaxNamed {
+			p.Block(Block{
+				Risk: risk, Address: "connections", Where: fmt.Sprintf("%d more groups", n-MaxNamed), Why: "they would be lost too: " + plural(int(more), noun, nouns),
+				Remedy: "see the impact part of the plan's JSON", Override: true, Source: d.Source,
 			})
 		}
 	}
@@ -258,12 +259,12 @@ func (p *planning) blockImpact(im *Impact) {
 		if g.Result != FlowUnknown {
 			continue
 		}
-		if n++; n <= maxNamed {
-			p.warn(string(g.Family)+"."+strings.ReplaceAll(g.Service, " ", "."), fmt.Sprintf("whether %s survive cannot be told, because of this rule: %s (%s)", plural(int(g.Count), "connection", "connections"), g.After, join(g.Examples)), p.d.Source)
+		if n++; n <= MaxNamed {
+			p.Warn(string(g.Family)+"."+strings.ReplaceAll(g.Service, " ", "."), fmt.Sprintf("whether %s survive cannot be told, because of this rule: %s (%s)", plural(int(g.Count), "connection", "connections"), g.After, join(g.Examples)), d.Source)
 		}
 	}
 	for _, e := range im.Exposed {
-		p.warn("iptables."+string(e.Family)+".filter", fmt.Sprintf("%s. The rule %s lets it in, where today it meets: %s", e.What, e.Rule, e.Before), e.Source)
+		p.Warn("iptables."+string(e.Family)+".filter", fmt.Sprintf("%s. The rule %s lets it in, where today it meets: %s", e.What, e.Rule, e.Before), e.Source)
 	}
 }
 
@@ -288,12 +289,4 @@ func whyLost(g FlowGroup) string {
 		text += "; today this lets them through: " + g.Before
 	}
 	return text
-}
-
-// join lists examples, at most three.
-func join(list []string) string {
-	if len(list) > 3 {
-		return strings.Join(list[:3], ", ") + ", …"
-	}
-	return strings.Join(list, ", ")
 }

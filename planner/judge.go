@@ -3,6 +3,7 @@ package planner
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 )
@@ -10,7 +11,8 @@ import (
 // judge knows one family's rules as they stand, as they will, and between:
 // those in the kernel, or those of a saved file, which a boot restores.
 type judge struct {
-	p         *planning
+	d         Desired
+	l         Live
 	family    Family
 	file      *File // nil: the kernel's
 	e         *Evaluator
@@ -33,57 +35,56 @@ type stage struct {
 	name string // address of the table that has just changed
 }
 
-// judge is the family's judge of the rules in the kernel; nil where there are
-// none.
-func (p *planning) judge(f Family) *judge {
-	p.makeJudges(f)
-	return p.judges[f]
+// Judges are those of the rules in the kernel, by family. Each is made when it
+// is first asked for.
+type Judges map[Family]func() *judge
+
+// KernelJudges are judges of the rules in the kernel and of what steps make of
+// them. split takes the words of a rule apart, as iptables-restore does; it is
+// needed for rules that stand nowhere today, nor are declared.
+func KernelJudges(d Desired, l Live, steps []Step, split func(rule string) []string) Judges {
+	js := Judges{}
+	for _, f := range Families {
+		js[f] = sync.OnceValue(func() *judge {
+			var sets []*Ruleset
+			for i := range l.Rulesets {
+				if l.Rulesets[i].Family == f {
+					sets = append(sets, &l.Rulesets[i])
+				}
+			}
+			var work []*RulesStep
+			for _, s := range steps {
+				if s.Rules != nil && s.Rules.Family == f {
+					work = append(work, s.Rules)
+				}
+			}
+			if len(sets) == 0 {
+				return nil
+			}
+			return newJudge(d, l, f, sets, work, split)
+		})
+	}
+	return js
 }
 
-// makeJudges makes those of families that are not there yet, at the same time:
-// many rules take a while.
-func (p *planning) makeJudges(families ...Family) {
-	if p.judges == nil {
-		p.judges = map[Family]*judge{}
-	}
-	made := make([]*judge, len(families))
+// Of is the family's judge; nil where the family has no rules.
+func (js Judges) Of(f Family) *judge { return js[f]() }
+
+// All are those of all families, made at the same time: many rules take a while.
+func (js Judges) All() []*judge {
+	made := make([]*judge, len(Families))
 	var wg sync.WaitGroup
-	for i, f := range families {
-		if _, ok := p.judges[f]; !ok {
-			wg.Go(func() { made[i] = p.makeJudge(f) })
-		}
+	for i, f := range Families {
+		wg.Go(func() { made[i] = js.Of(f) })
 	}
 	wg.Wait()
-	for i, f := range families {
-		if _, ok := p.judges[f]; !ok {
-			p.judges[f] = made[i]
-		}
-	}
-}
-
-func (p *planning) makeJudge(f Family) *judge {
-	var sets []*Ruleset
-	for i := range p.l.Rulesets {
-		if p.l.Rulesets[i].Family == f {
-			sets = append(sets, &p.l.Rulesets[i])
-		}
-	}
-	var work []*RulesStep
-	for _, s := range p.ordered() {
-		if s.Rules != nil && s.Rules.Family == f {
-			work = append(work, s.Rules)
-		}
-	}
-	if len(sets) == 0 {
-		return nil
-	}
-	return p.newJudge(f, sets, work)
+	return slices.DeleteFunc(made, func(j *judge) bool { return j == nil })
 }
 
 // newJudge compiles rulesets of one family, and what becomes of them in the
 // sections of work.
-func (p *planning) newJudge(f Family, sets []*Ruleset, work []*RulesStep) *judge {
-	conns := p.l.Connections
+func newJudge(d Desired, l Live, f Family, sets []*Ruleset, work []*RulesStep, split func(string) []string) *judge {
+	conns := l.Connections
 	if conns == nil {
 		conns = &Connections{PolicyRouting: true}
 	}
@@ -96,20 +97,20 @@ func (p *planning) newJudge(f Family, sets []*Ruleset, work []*RulesStep) *judge
 	}
 	c := newCompiler(f, facts)
 	words := map[string][]string{}
-	for _, ch := range p.d.Chains {
+	for _, ch := range d.Chains {
 		for _, r := range ch.Rules {
 			words[r.Text] = r.Words
 		}
 	}
-	models := map[tableKey]*tableModel{}
+	models := map[tableKey]*TableModel{}
 	state := tables{}
 	var backends []Backend
 	for _, r := range sets {
 		backends = append(backends, r.Backend)
-		for _, name := range r.tableNames() {
-			sections := r.standing(name)
+		for _, name := range r.TableNames() {
+			sections := r.Standing(name)
 			key := tableKey{r.Backend, name}
-			models[key] = newTableModel(name, sections)
+			models[key] = NewTableModel(name, sections)
 			state[key] = c.table(r.Backend, name, sourcesOf(sections))
 			for _, s := range sections {
 				if len(work) == 0 && name != "raw" {
@@ -123,7 +124,7 @@ func (p *planning) newJudge(f Family, sets []*Ruleset, work []*RulesStep) *judge
 	}
 	c.e.twoBackends = len(backends) > 1
 	j := &judge{
-		p: p, family: f, file: sets[0].File, e: c.e, conns: conns, places: newPlaceMap(conns, f), operators: map[Session]bool{}, named: map[bool][]netip.Prefix{},
+		d: d, l: l, family: f, file: sets[0].File, e: c.e, conns: conns, places: newPlaceMap(conns, f), operators: map[Session]bool{}, named: map[bool][]netip.Prefix{},
 		stages: []stage{{v: assemble(backends, state)}}, specs: map[RuleRef]spec{},
 	}
 	admitting := *j.stages[0].v
@@ -134,17 +135,17 @@ func (p *planning) newJudge(f Family, sets []*Ruleset, work []*RulesStep) *judge
 			key := tableKey{step.Backend, section.Table}
 			m := models[key]
 			if m == nil {
-				m = newTableModel(section.Table, nil)
+				m = NewTableModel(section.Table, nil)
 				models[key] = m
 			}
 			for _, op := range section.Ops {
-				m.apply(op)
-				if p.split == nil {
+				m.Apply(op)
+				if split == nil {
 					continue
 				}
 				for _, text := range append([]string{op.Rule}, op.Rules...) {
 					if _, ok := words[text]; !ok {
-						words[text] = p.split(text)
+						words[text] = split(text)
 					}
 				}
 			}
@@ -158,13 +159,13 @@ func (p *planning) newJudge(f Family, sets []*Ruleset, work []*RulesStep) *judge
 	for _, s := range conns.Operator {
 		j.operators[s] = true
 	}
-	switch p.l.Sysctls["net.netfilter.nf_conntrack_tcp_loose"].Value {
+	switch l.Sysctls["net.netfilter.nf_conntrack_tcp_loose"].Value {
 	case "0":
 		j.tcpLoose = StateInvalid
 	default:
 		j.tcpLoose = StateNew | StateEstablished
 	}
-	j.liberal = p.l.Sysctls["net.netfilter.nf_conntrack_tcp_be_liberal"].Value == "1"
+	j.liberal = l.Sysctls["net.netfilter.nf_conntrack_tcp_be_liberal"].Value == "1"
 	return j
 }
 
@@ -172,7 +173,7 @@ func (p *planning) newJudge(f Family, sets []*Ruleset, work []*RulesStep) *judge
 func (j *judge) end() stage { return j.stages[len(j.stages)-1] }
 
 // rawRules notes what the rules of a raw table do to tracking.
-func (j *judge) rawRules(b Backend, m *tableModel, words map[string][]string) {
+func (j *judge) rawRules(b Backend, m *TableModel, words map[string][]string) {
 	if m == nil {
 		return
 	}
@@ -190,7 +191,7 @@ func (j *judge) rawRules(b Backend, m *tableModel, words map[string][]string) {
 }
 
 // sources is the table as the compiler takes it.
-func (m *tableModel) sources(words map[string][]string) []chainSource {
+func (m *TableModel) sources(words map[string][]string) []chainSource {
 	out := make([]chainSource, len(m.chains))
 	for i, c := range m.chains {
 		out[i] = chainSource{name: c.Name, policy: c.Policy, rules: make([]ruleSource, len(m.rules[c.Name]))}
@@ -218,7 +219,7 @@ func (j *judge) at(s stage, c *connection, last bool) Decision {
 		case d.tracked:
 			tracked++
 		}
-		if c.translated && (d.Untracked || last && j.p.d.Mode == Disabled) {
+		if c.translated && (d.Untracked || last && j.d.Mode == Disabled) {
 			// What is not tracked is not translated, and arrives nowhere.
 			d.Verdict = Dropped
 			d.Rule = translationEnds

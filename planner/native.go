@@ -1,7 +1,6 @@
 package planner
 
 import (
-	"fmt"
 	"slices"
 	"strings"
 )
@@ -68,7 +67,7 @@ func NFTModule(use string) string { return nftModules[use] }
 
 // modules are those that the thing keeps loaded, and connection tracking with
 // them.
-func (i NFTItem) modules() []string {
+func itemModules(i NFTItem) []string {
 	var out []string
 	for _, u := range i.Uses {
 		if m := NFTModule(u); m != "" && !slices.Contains(out, m) {
@@ -85,74 +84,4 @@ func (i NFTItem) modules() []string {
 		}
 	}
 	return out
-}
-
-// nativeState warns of rules on connection state in native nftables, which
-// see packets that are tracked no longer, and which ctplan does not evaluate.
-func (p *planning) nativeState() {
-	for _, t := range p.l.NFT {
-		var named []string
-		for _, i := range t.Items {
-			if i.Kind == "rule" {
-				named = append(named, i.describe(t))
-			}
-		}
-		if len(named) == 0 {
-			continue
-		}
-		if n := len(named) - maxNamed; n > 0 {
-			named = append(named[:maxNamed], plural(n, "more", "more"))
-		}
-		p.warn("nftables."+t.Family+"."+t.Name, "what is no longer tracked has no state and is not translated, and ctplan does not judge native nftables; see to it that the traffic still passes these: "+
-			strings.Join(named, "; "), p.d.Source)
-	}
-}
-
-// nativeChains says that chains of native nftables filter too, where the plan
-// changes rules: what becomes of connections is judged without them.
-func (p *planning) nativeChains() {
-	if !NeedsConnections(p.plan) {
-		return
-	}
-	var named []string
-	for _, t := range p.l.NFT {
-		if t.Family == "arp" {
-			continue
-		}
-		for _, c := range t.Chains {
-			if c.Policy == "drop" || t.Drops {
-				named = append(named, fmt.Sprintf("%s %s %s (%s, policy %s)", t.Family, t.Name, c.Name, c.Hook, orDefault(c.Policy, "accept")))
-			}
-		}
-	}
-	if len(named) == 0 {
-		return
-	}
-	slices.Sort(named)
-	if n := len(named) - maxNamed; n > 0 {
-		named = append(named[:maxNamed], plural(n, "more chain", "more chains"))
-	}
-	p.warn("", "native nftables can drop packets too, and what becomes of connections is judged without it: "+strings.Join(named, ", "), Pos{})
-}
-
-// incompatible sees to the tables that iptables cannot show. Rules cannot be
-// put into one whose other rules are not known.
-func (p *planning) incompatible(r *Ruleset) {
-	for _, table := range r.Incompatible {
-		native := "nft -a list table ip " + shellWords(table)
-		if r.Family == IPv6 {
-			native = "nft -a list table ip6 " + shellWords(table)
-		}
-		address := p.address(r, table)
-		const why = "iptables cannot show this table, because nft has put there what it has no words for"
-		ours := r.Primary && slices.ContainsFunc(p.wanted(r.Family), func(c Chain) bool { return c.Table == table })
-		if !ours {
-			p.warn(address, why, Pos{}, native)
-			continue
-		}
-		p.block(Block{
-			Risk: RiskUnshownRules, Address: address, Where: fmt.Sprintf("the %s table %s", r.Family, table), Why: why + ", so rules cannot be planned for it",
-			Remedy: "delete those rules, or move them into a table of nftables' own", Source: p.d.Source, Commands: []string{native},
-		})
-	}
 }

@@ -48,29 +48,6 @@ func (p Plan) Blocked() bool { return len(p.Blocks) > 0 }
 // Empty reports whether the host is as declared.
 func (p Plan) Empty() bool { return len(p.Changes) == 0 && len(p.Blocks) == 0 }
 
-// Block is one reason why a plan may not be applied.
-type Block struct {
-	Risk    Risk   `json:"risk"`
-	Address string `json:"address"` // the object it is about
-	Where   string `json:"where"`   // the exact rule, file:line or module
-	Why     string `json:"why"`     // what would go wrong: a sentence without a full stop
-	Remedy  string `json:"remedy"`  // what to do about it: the same
-	// Override is whether allow_risk lifts it.
-	Override bool `json:"override"`
-	Source   Pos  `json:"source"`
-	// Commands are what to run about it, a shell command each.
-	Commands []string `json:"commands,omitempty"`
-}
-
-// Warning is something to know that blocks nothing.
-type Warning struct {
-	Address string `json:"address,omitempty"`
-	Text    string `json:"text"`
-	Source  Pos    `json:"source"`
-	// Commands are what to run about it, a shell command each.
-	Commands []string `json:"commands,omitempty"`
-}
-
 // Change is one thing that apply does to one object. It is one of
 // *RulesChange, *FileChange, *SysctlChange, *HashsizeChange, *ModuleChange,
 // *ServiceChange.

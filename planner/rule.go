@@ -139,8 +139,8 @@ func isNumber(w string) bool {
 // are the same to the kernel. It evens out what iptables versions and backends
 // write differently: the order of matches and of state lists, implied -m tcp,
 // NOTRACK for CT --notrack, -m state for -m conntrack, --syn, host prefixes.
-func (r Rule) Key() string {
-	s := parseSpec(r.Words)
+func Key(words []string) string {
+	s := parseSpec(words)
 	var parts []string
 	for _, o := range s.opts {
 		part := canonicalOption(o)
@@ -260,11 +260,11 @@ func isNATTarget(name string) bool {
 }
 
 // needs classifies a rule of the table.
-func (r Rule) needs(table string) need {
-	if !r.mayNeed(table) {
+func needsOf(table string, words []string) need {
+	if !mayNeed(table, words) {
 		return needNothing
 	}
-	s := parseSpec(r.Words)
+	s := parseSpec(words)
 	switch {
 	case table == "nat", isNATTarget(s.target):
 		return needNAT
@@ -280,21 +280,21 @@ func (r Rule) needs(table string) need {
 
 // mayNeed is needs' quick first look, over rulesets of any size: it may say
 // yes because of a word in a comment, never no wrongly.
-func (r Rule) mayNeed(table string) bool {
+func mayNeed(table string, words []string) bool {
 	if table == "nat" {
 		return true
 	}
-	for i, w := range r.Words {
-		if i+1 == len(r.Words) || len(w) < 2 || w[0] != '-' {
+	for i, w := range words {
+		if i+1 == len(words) || len(w) < 2 || w[0] != '-' {
 			continue
 		}
 		switch w {
 		case "-m", "--match":
-			if isStateModule(r.Words[i+1]) {
+			if isStateModule(words[i+1]) {
 				return true
 			}
 		case "-j", "--jump", "-g", "--goto":
-			t := r.Words[i+1]
+			t := words[i+1]
 			if t == "CT" || t == "NOTRACK" || isStateTarget(t) || isNATTarget(t) {
 				return true
 			}

@@ -215,7 +215,7 @@ func TestDisabledModulesAndFiles(t *testing.T) {
 }
 
 func TestWordLists(t *testing.T) {
-	list := func(content string) (*fileWork, *WordList) {
+	list := func(content string) (*FileEdit, *WordList) {
 		start := strings.IndexByte(content, '=') + 1
 		if start < len(content) && strings.IndexByte(`("'`, content[start]) >= 0 {
 			start++
@@ -236,7 +236,7 @@ func TestWordLists(t *testing.T) {
 			l.Words = append(l.Words, Word{trimmed[:n], Span{at, at + n}})
 			at += n
 		}
-		return &fileWork{file: File{Content: content}}, l
+		return new(Edits).File(File{Content: content}, "file."), l
 	}
 	for in, want := range map[string]string{
 		"A=(x_tables nf_nat nf_conntrack)":        "A=(x_tables)",
@@ -249,7 +249,7 @@ func TestWordLists(t *testing.T) {
 	} {
 		w, l := list(in)
 		dropWords(w, l, IsConntrackModule)
-		if got := w.content(); got != want {
+		if got := w.Edited(); got != want {
 			t.Errorf("drop from %q: got %q, want %q", in, got, want)
 		}
 	}
@@ -265,7 +265,7 @@ func TestWordLists(t *testing.T) {
 	} {
 		w, l := list(in)
 		addWords(w, l, arrayWords)
-		if got := w.content(); got != want {
+		if got := w.Edited(); got != want {
 			t.Errorf("add to %q: got %q, want %q", in, got, want)
 		}
 	}

@@ -423,10 +423,10 @@ func (e *entry) comment() string {
 // admitted names what the plan newly lets reach a listening service, a
 // sentence for each rule that keeps it out today.
 func (c *cover) admitted(d Desired, l Live, plan Plan) []string {
-	p := &planning{d: d, l: l, plan: plan}
+	judges := KernelJudges(d, l, StepsOf(plan.Changes), nil)
 	var out []string
 	for _, f := range Families {
-		j := p.judge(f)
+		j := judges.Of(f)
 		if j == nil || len(j.stages) < 2 {
 			continue
 		}

@@ -121,15 +121,15 @@ func (c *cover) name(p netip.Prefix) {
 // learn adds what the plan for d would lose. It reports whether there is
 // anything that was not covered before.
 func (c *cover) learn(d Desired, l Live, plan Plan) bool {
-	p := &planning{d: d, l: l, plan: plan}
+	judges := KernelJudges(d, l, StepsOf(plan.Changes), nil)
 	news := false
 	for _, f := range Families {
-		j := p.judge(f)
+		j := judges.Of(f)
 		if j == nil || len(j.stages) < 2 {
 			continue
 		}
 		j.each(1, func(_ int, conn *connection) {
-			fate, ok := j.decide(conn)
+			fate, ok := decide(j, conn)
 			if !ok || conn.translated {
 				return
 			}

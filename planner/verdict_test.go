@@ -110,8 +110,7 @@ func TestLoMarks(t *testing.T) {
 // TestTableTwice: of a saved file that has a table twice, the last stands.
 func TestTableTwice(t *testing.T) {
 	r := parseLines(t, IPv4, "*filter\n:INPUT DROP\n-A INPUT -j ACCEPT\nCOMMIT\n*filter\n:INPUT DROP\n-A INPUT -p udp -j ACCEPT\nCOMMIT\n")
-	p := &planning{}
-	j := p.newJudge(IPv4, []*Ruleset{&r}, nil)
+	j := newJudge(Desired{}, Live{}, IPv4, []*Ruleset{&r}, nil, nil)
 	if got := j.end().v.verdict(j.e, packet(HookInput, protoTCP, "10.0.0.9", "10.0.0.1", 40000, 80, StateNew)); got.Verdict != Dropped {
 		t.Errorf("%s by %q", got.Verdict, got.Rule)
 	}

@@ -44,24 +44,24 @@ func parseLines(t testing.TB, f Family, text string) Ruleset {
 // kernel is the tables of one family, on which steps really run.
 type kernel struct {
 	family Family
-	tables []*tableModel
+	tables []*TableModel
 }
 
 func newKernel(r Ruleset) *kernel {
 	k := &kernel{family: r.Family}
 	for i := range r.Tables {
-		k.tables = append(k.tables, newTableModel(r.Tables[i].Name, []*Table{&r.Tables[i]}))
+		k.tables = append(k.tables, NewTableModel(r.Tables[i].Name, []*Table{&r.Tables[i]}))
 	}
 	return k
 }
 
-func (k *kernel) table(name string) *tableModel {
+func (k *kernel) table(name string) *TableModel {
 	for _, m := range k.tables {
 		if m.name == name {
 			return m
 		}
 	}
-	m := newTableModel(name, nil)
+	m := NewTableModel(name, nil)
 	k.tables = append(k.tables, m)
 	return m
 }
@@ -92,7 +92,7 @@ func (k *kernel) run(t testing.TB, s Section) {
 				}
 			}
 		}
-		m.apply(op)
+		m.Apply(op)
 	}
 }
 
@@ -101,7 +101,7 @@ func (k *kernel) run(t testing.TB, s Section) {
 func (k *kernel) text() string {
 	var b strings.Builder
 	for _, m := range k.tables {
-		lines := m.lines()
+		lines := m.Lines()
 		if !slices.ContainsFunc(lines, func(l string) bool { return strings.HasPrefix(l, "-A") || !strings.HasSuffix(l, "ACCEPT") }) {
 			continue
 		}
@@ -244,7 +244,7 @@ func (k *kernel) accepts(f flow) bool {
 	return v == "ACCEPT"
 }
 
-func (k *kernel) verdict(m *tableModel, chain string, f flow) string {
+func (k *kernel) verdict(m *TableModel, chain string, f flow) string {
 	for _, text := range m.rules[chain] {
 		s := parseSpec(strings.Fields(text))
 		drops := s.target == "DROP" || s.target == "REJECT"
