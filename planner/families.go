@@ -138,8 +138,8 @@ func (p *stageSides) untracksOneFamily(t *Traffic, j *judge) {
 		return
 	}
 	for _, x := range tries(j, t) {
-		end := j.end().v
-		if !end.verdict(j.e, &x.packets[0]).tracked || !end.verdict(j.e, &x.packets[1]).tracked || !hasTraffic(j, t, x) {
+		end := j.end()
+		if !end.Verdict(&x.packets[0]).Tracked || !end.Verdict(&x.packets[1]).Tracked || !hasTraffic(j, t, x) {
 			continue
 		}
 		name := strings.TrimSuffix(service(x.proto, servicePort(x.proto, x.orig.DstPort), x.way), "/high ports "+[...]string{"in", "out", "forward", "lo"}[x.way])

@@ -249,10 +249,10 @@ func automaticHelpers(l Live) bool {
 // that drops the first of them.
 func dataLost(j *judge, h helper, w way) (missing []dataKind, by *RuleRef) {
 	control := j.example(packets{proto: strconv.Itoa(int(h.protos[0])), dports: ports(h.port)}, w)
-	if control == nil || !j.stages[0].v.verdict(j.e, &control.packets[0]).tracked || j.opens(j.stages[0], &control.connection).Verdict == Dropped {
+	if control == nil || !j.stages[0].Verdict(&control.packets[0]).Tracked || j.opens(j.stages[0], &control.connection).Verdict == Dropped {
 		return nil, nil
 	}
-	sees := j.d.Mode != Disabled && j.end().v.verdict(j.e, &control.packets[0]).tracked && j.end().v.verdict(j.e, &control.packets[1]).tracked
+	sees := j.d.Mode != Disabled && j.end().Verdict(&control.packets[0]).Tracked && j.end().Verdict(&control.packets[1]).Tracked
 	for _, d := range h.data {
 		var drop *RuleRef
 		passes := false

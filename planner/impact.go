@@ -145,7 +145,7 @@ func decide(j *judge, c *connection) (f fate, ok bool) {
 			f.after, f.stage = d.Rule, i
 		}
 	}
-	f.leaves = today.tracked && end.Untracked && c.strict
+	f.leaves = today.Tracked && end.Untracked && c.strict
 	if f.result = FlowKept; open {
 		f.result = FlowUnknown
 		return f, true

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
-	"strings"
 	"sync"
 )
 
@@ -15,7 +14,7 @@ type judge struct {
 	l         Live
 	family    Family
 	file      *File // nil: the kernel's
-	e         *Evaluator
+	mixed     bool  // rules of two backends
 	conns     *Connections
 	stages    []stage   // the first is today, the last is the end
 	admitting stage     // today: is anybody let through?
@@ -30,9 +29,58 @@ type judge struct {
 	liberal   bool  // tracking takes packets of TCP that are out of its window
 }
 
+// stage is the rules between two commits.
 type stage struct {
-	v    *version
+	*Evaluator
 	name string // address of the table that has just changed
+}
+
+// tableStates are the tables of a family, one state after another.
+type tableStates struct {
+	compiler *Compiler
+	family   Family
+	models   map[TableID]*TableModel
+	compiled map[TableID]*CompiledTable
+	order    []TableID // in which tables of one priority come
+	words    map[string][]string
+}
+
+// stand compiles a table as it stands.
+func (t *tableStates) stand(id TableID, sections []*Table) {
+	t.models[id] = NewTableModel(id.Table, sections)
+	t.compiled[id] = t.compiler.Table(id, Sources(id.Table, sections))
+	t.order = append(t.order, id)
+}
+
+// change is the state after operations on a table.
+func (t *tableStates) change(id TableID, ops []RuleOp, split func(string) []string) stage {
+	m := t.models[id]
+	if m == nil {
+		m = NewTableModel(id.Table, nil)
+		t.models[id] = m
+		t.order = append(t.order, id)
+	}
+	for _, op := range ops {
+		m.Apply(op)
+		if split == nil {
+			continue
+		}
+		for _, text := range append([]string{op.Rule}, op.Rules...) {
+			if _, ok := t.words[text]; !ok {
+				t.words[text] = split(text)
+			}
+		}
+	}
+	t.compiled[id] = t.compiler.Table(id, ModelSources(id.Table, m, t.words))
+	return t.stage("iptables." + string(t.family) + "." + id.Table)
+}
+
+func (t *tableStates) stage(name string) stage {
+	tables := make([]*CompiledTable, len(t.order))
+	for i, id := range t.order {
+		tables[i] = t.compiled[id]
+	}
+	return stage{t.compiler.Evaluator(tables), name}
 }
 
 // Judges are those of the rules in the kernel, by family. Each is made when it
@@ -95,23 +143,18 @@ func newJudge(d Desired, l Live, f Family, sets []*Ruleset, work []*RulesStep, s
 			facts.Addresses = append(facts.Addresses, a.Prefix)
 		}
 	}
-	c := newCompiler(f, facts)
+	c := NewCompiler(f, facts, XTables(f), len(sets) > 1)
 	words := map[string][]string{}
 	for _, ch := range d.Chains {
 		for _, r := range ch.Rules {
 			words[r.Text] = r.Words
 		}
 	}
-	models := map[tableKey]*TableModel{}
-	state := tables{}
-	var backends []Backend
+	state := &tableStates{compiler: c, family: f, models: map[TableID]*TableModel{}, compiled: map[TableID]*CompiledTable{}, words: words}
 	for _, r := range sets {
-		backends = append(backends, r.Backend)
 		for _, name := range r.TableNames() {
 			sections := r.Standing(name)
-			key := tableKey{r.Backend, name}
-			models[key] = NewTableModel(name, sections)
-			state[key] = c.table(r.Backend, name, sourcesOf(sections))
+			state.stand(TableID{r.Backend, name}, sections)
 			for _, s := range sections {
 				if len(work) == 0 && name != "raw" {
 					continue // compiled once, from the rules themselves
@@ -122,39 +165,18 @@ func newJudge(d Desired, l Live, f Family, sets []*Ruleset, work []*RulesStep, s
 			}
 		}
 	}
-	c.e.twoBackends = len(backends) > 1
 	j := &judge{
-		d: d, l: l, family: f, file: sets[0].File, e: c.e, conns: conns, places: newPlaceMap(conns, f), operators: map[Session]bool{}, named: map[bool][]netip.Prefix{},
-		stages: []stage{{v: assemble(backends, state)}}, specs: map[RuleRef]spec{},
+		d: d, l: l, family: f, file: sets[0].File, mixed: len(sets) > 1, conns: conns, places: newPlaceMap(conns, f), operators: map[Session]bool{}, named: map[bool][]netip.Prefix{},
+		stages: []stage{state.stage("")}, specs: map[RuleRef]spec{},
 	}
-	admitting := *j.stages[0].v
-	admitting.admits = true
-	j.admitting.v = &admitting
+	j.admitting = stage{Evaluator: j.stages[0].Admitting()}
 	for _, step := range work {
 		for _, section := range step.Sections {
-			key := tableKey{step.Backend, section.Table}
-			m := models[key]
-			if m == nil {
-				m = NewTableModel(section.Table, nil)
-				models[key] = m
-			}
-			for _, op := range section.Ops {
-				m.Apply(op)
-				if split == nil {
-					continue
-				}
-				for _, text := range append([]string{op.Rule}, op.Rules...) {
-					if _, ok := words[text]; !ok {
-						words[text] = split(text)
-					}
-				}
-			}
-			state[key] = c.table(key.backend, key.table, m.sources(words))
-			j.stages = append(j.stages, stage{assemble(backends, state), "iptables." + string(f) + "." + section.Table})
+			j.stages = append(j.stages, state.change(TableID{step.Backend, section.Table}, section.Ops, split))
 		}
 	}
-	for _, b := range backends {
-		j.rawRules(b, models[tableKey{b, "raw"}], words)
+	for _, r := range sets {
+		j.rawRules(r.Backend, state.models[TableID{r.Backend, "raw"}], words)
 	}
 	for _, s := range conns.Operator {
 		j.operators[s] = true
@@ -177,10 +199,10 @@ func (j *judge) rawRules(b Backend, m *TableModel, words map[string][]string) {
 	if m == nil {
 		return
 	}
-	for _, c := range m.sources(words) {
-		for _, r := range c.rules {
-			if s := parseSpec(r.words); s.target == "CT" || s.notracks() {
-				ref := RuleRef{Family: j.family, Backend: b, Table: "raw", Chain: c.name, Text: r.text}
+	for _, c := range ModelSources("raw", m, words) {
+		for _, r := range c.Rules {
+			if s := parseSpec(r.Words); s.target == "CT" || s.notracks() {
+				ref := RuleRef{Family: j.family, Backend: b, Table: "raw", Chain: c.Name, Text: r.Text}
 				if _, ok := j.specs[ref]; !ok {
 					j.untracks = append(j.untracks, ref)
 					j.specs[ref] = s
@@ -190,33 +212,17 @@ func (j *judge) rawRules(b Backend, m *TableModel, words map[string][]string) {
 	}
 }
 
-// sources is the table as the compiler takes it.
-func (m *TableModel) sources(words map[string][]string) []chainSource {
-	out := make([]chainSource, len(m.chains))
-	for i, c := range m.chains {
-		out[i] = chainSource{name: c.Name, policy: c.Policy, rules: make([]ruleSource, len(m.rules[c.Name]))}
-		for k, text := range m.rules[c.Name] {
-			w, ok := words[text]
-			if !ok { // a jump of ctplan's own
-				w = strings.Fields(text)
-			}
-			out[i].rules[k] = ruleSource{text, w}
-		}
-	}
-	return out
-}
-
 // at is the verdict of one connection at one stage: that of the packet that
 // fares worst.
 func (j *judge) at(s stage, c *connection, last bool) Decision {
 	worst := Decision{Verdict: Accepted}
 	untracked, tracked := 0, 0
 	for i := range c.n {
-		d := s.v.verdict(j.e, &c.packets[i])
+		d := s.Verdict(&c.packets[i])
 		switch {
 		case d.Untracked:
 			untracked++
-		case d.tracked:
+		case d.Tracked:
 			tracked++
 		}
 		if c.translated && (d.Untracked || last && j.d.Mode == Disabled) {
@@ -251,7 +257,7 @@ func (j *judge) halfTracked(s stage, c *connection) Decision {
 	for i := range c.n {
 		p := c.packets[i]
 		p.State, p.TCPFlags = StateInvalid, TCPAck
-		worst = worse(i == 0, worst, s.v.verdict(j.e, &p))
+		worst = worse(i == 0, worst, s.Verdict(&p))
 	}
 	return worst
 }
@@ -261,18 +267,18 @@ func (j *judge) halfTracked(s stage, c *connection) Decision {
 // it has seen the first, and what it makes of the next on both.
 func (j *judge) opens(s stage, c *connection) Decision {
 	first, back := c.packets[0], c.packets[1]
-	there, here := s.v.verdict(j.e, &first), s.v.verdict(j.e, &back)
+	there, here := s.Verdict(&first), s.Verdict(&back)
 	worst := there
 	next := first
 	switch {
-	case there.Untracked && here.tracked:
+	case there.Untracked && here.Tracked:
 		back.State = stateAlone(c.proto)
-		here = s.v.verdict(j.e, &back)
-	case there.tracked && here.Untracked:
+		here = s.Verdict(&back)
+	case there.Tracked && here.Untracked:
 		if c.proto == protoTCP {
 			next.State, next.TCPFlags = StateInvalid, TCPAck // tracking waits for a SYN-ACK
 		}
-		worst = worse(false, worst, s.v.verdict(j.e, &next))
+		worst = worse(false, worst, s.Verdict(&next))
 	}
 	return worse(false, worst, here)
 }
@@ -292,7 +298,7 @@ var translationEnds = &RuleRef{Policy: "addresses are no longer translated: what
 
 // name is the rule, with its backend where both have rules.
 func (j *judge) name(r *RuleRef) string {
-	if r != nil && r.Chain != "" && j.e.twoBackends {
+	if r != nil && r.Chain != "" && j.mixed {
 		return fmt.Sprintf("%s (iptables-%s)", r, r.Backend)
 	}
 	return r.String()

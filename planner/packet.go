@@ -137,9 +137,9 @@ type Decision struct {
 	Untracked bool // a rule of the raw table surely takes it out of connection tracking
 	Rule      *RuleRef
 
-	tracked bool     // no rule may take it out
-	by      *RuleRef // what takes it out
-	zone    zone     // of tracking, where it is tracked
+	Tracked bool     // no rule may take it out
+	By      *RuleRef // what takes it out
+	Zone    Zone     // of tracking, where it is tracked
 }
 
 // RuleRef names a rule, or a chain's policy, of a compiled ruleset.

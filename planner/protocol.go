@@ -30,3 +30,22 @@ func canonicalProtocol(p string) string {
 	}
 	return p
 }
+
+// IANA protocol numbers.
+const (
+	protoICMP    = 1
+	protoTCP     = 6
+	protoUDP     = 17
+	protoGRE     = 47
+	protoDCCP    = 33
+	protoICMPv6  = 58
+	protoSCTP    = 132
+	protoUDPLite = 136
+)
+
+// ProtocolNumber is the IANA number of a protocol by name or number, as
+// Traffic and rules spell it.
+func ProtocolNumber(name string) (uint8, bool) {
+	n, err := strconv.ParseUint(canonicalProtocol(name), 10, 8)
+	return uint8(n), err == nil
+}

@@ -29,9 +29,9 @@ func (p *stageSides) icmpErrors(j *judge) {
 		}
 		err.ICMPType, err.ICMPCode = typ, code
 		err.State = StateRelated
-		today := j.stages[0].v.verdict(j.e, &err)
+		today := j.stages[0].Verdict(&err)
 		err.State = StateInvalid
-		end := j.end().v.verdict(j.e, &err)
+		end := j.end().Verdict(&err)
 		if today.Verdict != Accepted || end.Verdict != Dropped {
 			continue
 		}
@@ -62,7 +62,7 @@ func stopsTracking(j *judge, routed bool) bool {
 				continue
 			}
 			packet := &x.packets[x.mine]
-			if j.stages[0].v.verdict(j.e, packet).tracked && j.end().v.verdict(j.e, packet).Untracked {
+			if j.stages[0].Verdict(packet).Tracked && j.end().Verdict(packet).Untracked {
 				return true
 			}
 		}
@@ -108,7 +108,7 @@ func (p *stageSides) neighbours(j *judge) {
 			}
 			nd := j.packet(hook, protoICMPv6, t, j.places.toward(near), j.places.toward(near))
 			nd.ICMPType, nd.State = typ, StateUntracked
-			today, end := j.stages[0].v.verdict(j.e, &nd), j.end().v.verdict(j.e, &nd)
+			today, end := j.stages[0].Verdict(&nd), j.end().Verdict(&nd)
 			if today.Verdict != Accepted || end.Verdict != Dropped {
 				continue
 			}

@@ -326,7 +326,7 @@ func (c *cover) silent(j *judge) bool {
 	loses := func(forward bool, tries func(Packet) []Packet, kinds []uint8, state State) bool {
 		for _, kind := range kinds {
 			for _, p := range tries(Packet{Protocol: proto, State: state, ICMPType: kind, ICMPCode: fragmentationNeeded(proto, kind)}) {
-				if j.stages[0].v.verdict(j.e, &p).Verdict == Accepted && j.stages[len(j.stages)-1].v.verdict(j.e, &p).Verdict == Dropped {
+				if j.stages[0].Verdict(&p).Verdict == Accepted && j.stages[len(j.stages)-1].Verdict(&p).Verdict == Dropped {
 					c.icmp[icmpKey{j.family, forward}] = true
 					return true
 				}

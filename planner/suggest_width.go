@@ -218,7 +218,7 @@ func (c *cover) opens(j *judge, q alikeKey, from, to netip.Addr) bool {
 	if q.proto == protoTCP || q.way != wayIn {
 		p.PktType, p.Known = PktHost, p.Known|KnownPktType
 	}
-	return j.admitting.v.verdict(j.e, &p).Verdict == Accepted
+	return j.admitting.Verdict(&p).Verdict == Accepted
 }
 
 // reduced is a list of networks without those that others cover, neighbours

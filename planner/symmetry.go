@@ -188,13 +188,13 @@ func (o *oneSide) add(other *oneSide) {
 // halves is whether the rule surely has an effect on the one packet of the
 // connection that c.packets holds first, and surely none is had on the other.
 func halves(j *judge, ref RuleRef, c *example) (zone, ok bool) {
-	end := j.end().v
-	mine, other := end.verdict(j.e, &c.packets[c.mine]), end.verdict(j.e, &c.packets[1-c.mine])
+	end := j.end()
+	mine, other := end.Verdict(&c.packets[c.mine]), end.Verdict(&c.packets[1-c.mine])
 	switch {
-	case mine.Untracked && mine.by != nil && *mine.by == ref:
-		return false, other.tracked
-	case mine.tracked && other.tracked && mine.zone.by != nil && *mine.zone.by == ref:
-		return true, !mine.zone.unsure && !other.zone.unsure && mine.zone.id != other.zone.id
+	case mine.Untracked && mine.By != nil && *mine.By == ref:
+		return false, other.Tracked
+	case mine.Tracked && other.Tracked && mine.Zone.By != nil && *mine.Zone.By == ref:
+		return true, !mine.Zone.Unsure && !other.Zone.Unsure && mine.Zone.ID != other.Zone.ID
 	}
 	return false, false
 }

@@ -111,7 +111,7 @@ func TestLoMarks(t *testing.T) {
 func TestTableTwice(t *testing.T) {
 	r := parseLines(t, IPv4, "*filter\n:INPUT DROP\n-A INPUT -j ACCEPT\nCOMMIT\n*filter\n:INPUT DROP\n-A INPUT -p udp -j ACCEPT\nCOMMIT\n")
 	j := newJudge(Desired{}, Live{}, IPv4, []*Ruleset{&r}, nil, nil)
-	if got := j.end().v.verdict(j.e, packet(HookInput, protoTCP, "10.0.0.9", "10.0.0.1", 40000, 80, StateNew)); got.Verdict != Dropped {
+	if got := j.end().Verdict(packet(HookInput, protoTCP, "10.0.0.9", "10.0.0.1", 40000, 80, StateNew)); got.Verdict != Dropped {
 		t.Errorf("%s by %q", got.Verdict, got.Rule)
 	}
 }
@@ -141,11 +141,11 @@ func manyRules(r *rand.Rand, n int) string {
 
 // unindexed is the same rules, scanned.
 func unindexed(e *Evaluator) *Evaluator {
-	for h := range e.v.hooks {
-		for i := range e.v.hooks[h] {
-			c := *e.v.hooks[h][i].chain
+	for h := range e.hooks {
+		for i := range e.hooks[h] {
+			c := *e.hooks[h][i].chain
 			c.index = nil
-			e.v.hooks[h][i].chain = &c
+			e.hooks[h][i].chain = &c
 		}
 	}
 	return e
