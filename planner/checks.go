@@ -3,7 +3,6 @@ package planner
 import (
 	"fmt"
 	"slices"
-	"strings"
 )
 
 // RulesWork is what is to be done to the rules of a host.
@@ -258,32 +257,6 @@ func (p *stageRules) natRule(r *Ruleset, table string, rule *Rule, named map[Ris
 			"packets that are not tracked are not translated: this rule"+madeBy(rule)+" would no longer apply to them",
 			`narrow the notrack blocks until they leave its traffic alone, or use mode = "tuned"`, true)
 	}
-}
-
-// makers are the programs that are known by the names of their chains.
-var makers = []struct{ prefix, who string }{
-	{"DOCKER", "docker"}, {"KUBE-", "kube-proxy"}, {"CNI-", "a CNI plugin"}, {"cali-", "calico"}, {"LIBVIRT_", "libvirt"}, {"NETAVARK", "podman"},
-	{"FLANNEL-", "flannel"}, {"CILIUM_", "cilium"}, {"ufw-", "ufw"}, {"ufw6-", "ufw"}, {"f2b-", "fail2ban"},
-}
-
-// madeBy names who writes rules of this shape, so that the operator knows
-// that they come back.
-func madeBy(rule *Rule) string {
-	if who := makerOf(append([]string{rule.Chain}, rule.Words...)...); who != "" {
-		return " (made by " + who + ")"
-	}
-	return ""
-}
-
-// makerOf is the program that gives such names to chains; "" where none is
-// known by them.
-func makerOf(names ...string) string {
-	for _, m := range makers {
-		if slices.ContainsFunc(names, func(n string) bool { return strings.HasPrefix(n, m.prefix) }) {
-			return m.who
-		}
-	}
-	return ""
 }
 
 // untracks reports whether the declared notrack traffic touches q, and whether

@@ -6,18 +6,6 @@ import (
 	"slices"
 )
 
-// Family is an address family, as iptables has one tool for each.
-type Family string
-
-// The two families.
-const (
-	IPv4 Family = "ipv4"
-	IPv6 Family = "ipv6"
-)
-
-// Families lists both, in the order in which ctplan works through them.
-var Families = []Family{IPv4, IPv6}
-
 // Mode is what a host does with connection tracking.
 type Mode string
 
@@ -99,12 +87,6 @@ const (
 	LocalSide  Initiator = "local"
 	RemoteSide Initiator = "remote"
 )
-
-// PortRange is an inclusive range of ports; a single port has From == To.
-type PortRange struct {
-	From uint16 `json:"from"`
-	To   uint16 `json:"to"`
-}
 
 // Traffic is one notrack or accept block, written from the host's point of
 // view. Empty lists mean any. Ports are declared only with a protocol that

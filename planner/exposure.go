@@ -83,8 +83,8 @@ func exposed(j *judge, hook string, q packets) (Exposure, bool) {
 					if before == nil {
 						before = today.Rule
 					}
-					news.sports.note(sports, q.sports)
-					news.dports.note(dports, q.dports)
+					notePorts(&news.sports, sports, q.sports)
+					notePorts(&news.dports, dports, q.dports)
 				}
 			}
 		}
@@ -106,8 +106,8 @@ func portsToTry(s portSet, proto uint8, any uint16) []PortRange {
 	return s.ranges
 }
 
-// note adds a range to a set, unless it stands for any.
-func (s *portSet) note(r PortRange, from portSet) {
+// notePorts adds a range to a set, unless it stands for any.
+func notePorts(s *portSet, r PortRange, from portSet) {
 	if slices.Contains(from.ranges, r) && !from.not && !slices.Contains(s.ranges, r) {
 		s.ranges = append(s.ranges, r)
 	}
@@ -150,13 +150,6 @@ func looseStates(j *judge, total *Impact) {
 	}
 }
 
-func anyAddress(f Family) netip.Addr {
-	if f == IPv6 {
-		return netip.IPv6Unspecified()
-	}
-	return netip.IPv4Unspecified()
-}
-
 // exposes says in words what an accept lets in.
 func exposes(hook string, proto uint8, q packets) string {
 	who := "anybody"
@@ -171,9 +164,9 @@ func exposes(hook string, proto uint8, q packets) string {
 	const keeps = `; initiator = "local" in the accept block keeps them out`
 	switch {
 	case len(q.dports.ranges) > 0:
-		text := fmt.Sprintf("%s may now open %s connections%s to %s", who, name, where, q.dports.words())
+		text := fmt.Sprintf("%s may now open %s connections%s to %s", who, name, where, portWords(q.dports))
 		if len(q.sports.ranges) > 0 {
-			text += " from source " + q.sports.words()
+			text += " from source " + portWords(q.sports)
 		}
 		return text
 	case q.proto == "":
@@ -181,7 +174,7 @@ func exposes(hook string, proto uint8, q packets) string {
 	case carriesPorts(proto):
 		text := fmt.Sprintf("%s may now open %s connections to every port of %s", who, name, to)
 		if len(q.sports.ranges) > 0 {
-			text += ", as long as they come from source " + q.sports.words()
+			text += ", as long as they come from source " + portWords(q.sports)
 		}
 		if proto == protoTCP && hook == "INPUT" {
 			text += keeps
@@ -191,8 +184,8 @@ func exposes(hook string, proto uint8, q packets) string {
 	return fmt.Sprintf("%s may now send %s to %s that no connection of its own asked for", who, name, to)
 }
 
-// words are the ports as people write them: "port 22", "ports 22 and 8000-8010".
-func (s portSet) words() string {
+// portWords are the ports as people write them: "port 22", "ports 22 and 8000-8010".
+func portWords(s portSet) string {
 	var list []string
 	for _, r := range s.ranges {
 		list = append(list, rangeText(r))

@@ -2,11 +2,9 @@ package planner
 
 import (
 	"cmp"
-	"fmt"
 	"runtime"
 	"slices"
 	"strings"
-	"sync"
 )
 
 // FlowResult is what a plan does to a connection.
@@ -204,56 +202,6 @@ func flows(j *judge, total *Impact) {
 	}
 }
 
-// each calls visit with every connection of the family: what is tracked, from
-// that many goroutines at once and with their numbers, then, numbered last,
-// what only a socket knows of. A connection is gone when visit returns.
-func (j *judge) each(workers int, visit func(worker int, c *connection)) {
-	conns := j.conns
-	known := make(map[socketKey]bool, len(conns.Sockets))
-	listens := map[portKey]bool{}
-	for _, s := range conns.Sockets {
-		if s.Listening {
-			listens[portKey{s.Protocol, s.Local.Port()}] = true
-		} else {
-			known[socketKey{s.Protocol, s.Local, s.Remote}] = false
-		}
-	}
-	tracked := make([][]socketKey, workers)
-	var wg sync.WaitGroup
-	for w := range workers {
-		wg.Go(func() {
-			var c connection
-			for i := len(conns.Flows) * w / workers; i < len(conns.Flows)*(w+1)/workers; i++ {
-				f := &conns.Flows[i]
-				if f.Orig.Src.Is4() != (j.family == IPv4) || !j.ofFlow(&c, f) {
-					continue
-				}
-				for _, key := range c.sockets(f) {
-					if _, ok := known[key]; ok {
-						tracked[w] = append(tracked[w], key)
-					}
-				}
-				visit(w, &c)
-			}
-		})
-	}
-	wg.Wait()
-	for _, keys := range tracked {
-		for _, k := range keys {
-			known[k] = true
-		}
-	}
-	var c connection
-	for i := range conns.Sockets {
-		s := &conns.Sockets[i]
-		if s.Listening || s.Local.Addr().Is4() != (j.family == IPv4) || known[socketKey{s.Protocol, s.Local, s.Remote}] {
-			continue
-		}
-		j.ofSocket(&c, s, listens[portKey{s.Protocol, s.Local.Port()}])
-		visit(workers, &c)
-	}
-}
-
 func collect(j *judge, parts []tally, total *Impact) {
 	at := map[groupKey]int{}
 	for _, t := range parts {
@@ -301,33 +249,4 @@ type groupKey struct {
 	result                        FlowResult
 	operator                      bool
 	service, before, after, stage string
-}
-
-// service names what a connection is for.
-func service(proto uint8, port uint16, w way) string {
-	name := fmt.Sprint(proto)
-	switch proto {
-	case protoTCP:
-		name = "tcp"
-	case protoUDP:
-		name = "udp"
-	case protoICMP:
-		name = "icmp"
-	case protoICMPv6:
-		name = "icmpv6"
-	case protoSCTP:
-		name = "sctp"
-	case protoDCCP:
-		name = "dccp"
-	case protoUDPLite:
-		name = "udplite"
-	}
-	switch {
-	case !carriesPorts(proto):
-	case port == highPorts:
-		name += "/high ports"
-	default:
-		name += fmt.Sprintf("/%d", port)
-	}
-	return name + " " + [...]string{"in", "out", "forward", "lo"}[w]
 }

@@ -6,39 +6,6 @@ import (
 	"strings"
 )
 
-// NFTFile is a rules file of nft.
-type NFTFile struct {
-	File
-	Lines    []NFTLine // that need connection tracking
-	Includes []NFTInclude
-}
-
-// NFTLine is a line of such a file.
-type NFTLine struct {
-	Line int
-	Text string
-}
-
-// NFTInclude is an include line: a path, which may be a pattern.
-type NFTInclude struct {
-	Path string
-	Line int
-}
-
-// BootScript is a script of boot with the modules that it loads.
-type BootScript struct {
-	File
-	Loads []ScriptLoad
-}
-
-// ScriptLoad is a command that loads a module.
-type ScriptLoad struct {
-	Module string // with "-" written as "_"
-	Line   int
-	Text   string // the line
-	Past   bool   // goes past what modprobe.d says of the module
-}
-
 // services are those that need connection tracking, and for what; those that
 // restore rules files need what stands in the files.
 var services = []struct{ name, does string }{

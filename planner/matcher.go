@@ -30,38 +30,6 @@ func (t truth) invert(not bool) truth {
 	return t
 }
 
-// addr128 is an address as two words, IPv4 in the low one: it compares and
-// masks without a loop.
-type addr128 struct{ hi, lo uint64 }
-
-func words128(a netip.Addr) addr128 {
-	if a.Is4() {
-		b := a.As4()
-		return addr128{0, uint64(b[0])<<24 | uint64(b[1])<<16 | uint64(b[2])<<8 | uint64(b[3])}
-	}
-	b := a.As16()
-	var w addr128
-	for i := range 8 {
-		w.hi = w.hi<<8 | uint64(b[i])
-		w.lo = w.lo<<8 | uint64(b[i+8])
-	}
-	return w
-}
-
-func mask128(bits, width int) addr128 {
-	if width == 32 {
-		return addr128{0, ^uint64(0) << (32 - bits) & 0xffffffff}
-	}
-	if bits >= 64 {
-		return addr128{^uint64(0), ^uint64(0) << (128 - bits)}
-	}
-	return addr128{^uint64(0) << (64 - bits), 0}
-}
-
-func (a addr128) and(m addr128) addr128 { return addr128{a.hi & m.hi, a.lo & m.lo} }
-
-func (a addr128) less(b addr128) bool { return a.hi < b.hi || a.hi == b.hi && a.lo < b.lo }
-
 // matchKind says what a condition compares.
 type matchKind uint8
 
@@ -213,23 +181,6 @@ func compareMark(mark, known, value, mask uint32) truth {
 		return maybe
 	}
 	return yes
-}
-
-func carriesPorts(proto uint8) bool {
-	switch proto {
-	case protoTCP, protoUDP, protoUDPLite, protoSCTP, protoDCCP:
-		return true
-	}
-	return false
-}
-
-func inPorts(ranges []PortRange, port uint16) bool {
-	for _, r := range ranges {
-		if r.From <= port && port <= r.To {
-			return true
-		}
-	}
-	return false
 }
 
 // addrType is whether the address is of one of the types

@@ -1,8 +1,5 @@
 package planner
 
-// FormatVersion is the version of everything that ctplan writes as JSON.
-const FormatVersion = 1
-
 // Action is what a change does; its value is the glyph that views print.
 type Action string
 
@@ -27,26 +24,6 @@ func (a Action) String() string {
 		return "run"
 	}
 }
-
-// Plan is what Diff returns. It is blocked when Blocks is not empty: then no
-// change may be applied. An empty plan has neither.
-type Plan struct {
-	Host     Host
-	Mode     Mode
-	Block    string // label of the conntrack block
-	Source   Pos
-	Changes  []Change // in the order in which they are applied
-	Blocks   []Block
-	Warnings []Warning
-	Impact   *Impact       // on the connections that were open; nil where none were read or no rule changes
-	Forecast *BootForecast // what the host boots into; nil where nobody has looked: see Foreseen
-}
-
-// Blocked reports whether a safety check holds the plan back.
-func (p Plan) Blocked() bool { return len(p.Blocks) > 0 }
-
-// Empty reports whether the host is as declared.
-func (p Plan) Empty() bool { return len(p.Changes) == 0 && len(p.Blocks) == 0 }
 
 // Change is one thing that apply does to one object. It is one of
 // *RulesChange, *FileChange, *SysctlChange, *HashsizeChange, *ModuleChange,

@@ -116,11 +116,3 @@ func (c *cover) mayOpen(j *judge, h helper, w way) (clients, servers []netip.Pre
 	clients = widest(func(p netip.Prefix) bool { return lets(p, anyOf(j.family)) })
 	return clients, own
 }
-
-// towards is the interface that leads to a network; for any, to strangers.
-func (j *judge) towards(p netip.Prefix) string {
-	if p.Bits() == 0 {
-		return j.places.toward(j.stranger())
-	}
-	return j.places.toward(p.Addr())
-}

@@ -94,10 +94,6 @@ func (c *cover) width(j *judge, at *oriented) (local, remote netip.Prefix) {
 	return local, remote
 }
 
-func host(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
-
-func anyOf(f Family) netip.Prefix { return netip.PrefixFrom(anyAddress(f), 0) }
-
 // narrow is the interface that the service must name, "" for none. Routed
 // traffic names it where nothing else tells the sides apart.
 func (c *cover) narrow(k *serviceKey, at *oriented, src netip.Prefix, opens func(in, out string) bool) string {

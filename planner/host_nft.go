@@ -1,10 +1,5 @@
 package planner
 
-import (
-	"slices"
-	"strings"
-)
-
 // NFTTable is a table of nftables that iptables-save does not show, or not
 // whole. Names and texts come from whoever wrote the rules.
 type NFTTable struct {
@@ -46,42 +41,21 @@ type Namespace struct {
 	Rulesets []Ruleset  // of iptables-legacy
 }
 
-// nftModules says which module stands behind a part of nftables that needs
-// connection tracking (MODULE_ALIAS_NFT_EXPR and the like in net/netfilter).
-var nftModules = map[string]string{
-	"ct": "nft_ct", "notrack": "nft_ct", "ct helper": "nft_ct", "ct timeout": "nft_ct", "ct expectation": "nft_ct",
-	"nat": "nft_nat", "masq": "nft_masq", "redir": "nft_redir", "chain nat": "nft_chain_nat",
-	"connlimit": "nft_connlimit", "flow_offload": "nft_flow_offload", "flowtable": "nf_flow_table", "synproxy": "nft_synproxy",
-
-	"match conntrack": "xt_conntrack", "match state": "xt_conntrack", "match connbytes": "xt_connbytes",
-	"match connlimit": "xt_connlimit", "match connmark": "xt_connmark", "match connlabel": "xt_connlabel",
-	"match helper": "xt_helper", "match cluster": "xt_cluster",
-	"target CT": "xt_CT", "target NOTRACK": "xt_CT", "target CONNMARK": "xt_connmark", "target CONNSECMARK": "xt_CONNSECMARK",
-	"target SYNPROXY": "xt_SYNPROXY", "target SNAT": "xt_nat", "target DNAT": "xt_nat", "target MASQUERADE": "xt_MASQUERADE",
-	"target REDIRECT": "xt_REDIRECT", "target NETMAP": "xt_NETMAP",
+// NFTFile is a rules file of nft.
+type NFTFile struct {
+	File
+	Lines    []NFTLine // that need connection tracking
+	Includes []NFTInclude
 }
 
-// NFTModule is the module that a part of nftables (see NFTItem.Uses) keeps
-// loaded, and connection tracking with it; "" when it needs none.
-func NFTModule(use string) string { return nftModules[use] }
+// NFTLine is a line of such a file.
+type NFTLine struct {
+	Line int
+	Text string
+}
 
-// modules are those that the thing keeps loaded, and connection tracking with
-// them.
-func itemModules(i NFTItem) []string {
-	var out []string
-	for _, u := range i.Uses {
-		if m := NFTModule(u); m != "" && !slices.Contains(out, m) {
-			out = append(out, m)
-		}
-	}
-	if i.Kind == "ct helper" {
-		switch i.Text {
-		case "":
-		case "RAS", "Q.931":
-			out = append(out, "nf_conntrack_h323")
-		default:
-			out = append(out, "nf_conntrack_"+strings.ReplaceAll(i.Text, "-", "_"))
-		}
-	}
-	return out
+// NFTInclude is an include line: a path, which may be a pattern.
+type NFTInclude struct {
+	Path string
+	Line int
 }
