@@ -215,13 +215,13 @@ func TestJump(t *testing.T) {
 						}
 					}
 					after := parseLines(t, IPv4, content)
-					rules = newKernel(after).table("filter").rules["INPUT"]
+					rules = newKernel(after).table("filter").Rules("INPUT")
 				} else {
 					k := newKernel(r)
 					for _, s := range rulesSections(Diff(notrackTCP(RemoveStateful), testHost(r))) {
 						k.run(t, s)
 					}
-					rules = k.table("filter").rules["INPUT"]
+					rules = k.table("filter").Rules("INPUT")
 				}
 				if got := strings.Join(rules, "|"); got != tt.after {
 					t.Errorf("saved %v: got  %s\nwant %s", saved, got, tt.after)

@@ -9,7 +9,7 @@ import (
 )
 
 // plainModules are the matches that say nothing beyond their options.
-var plainModules = set("tcp", "udp", "udplite", "sctp", "dccp", "icmp", "icmp6", "icmpv6", "comment", "multiport", "state", "conntrack", "iprange", "addrtype",
+var plainModules = wordSet("tcp", "udp", "udplite", "sctp", "dccp", "icmp", "icmp6", "icmpv6", "comment", "multiport", "state", "conntrack", "iprange", "addrtype",
 	"limit", "hashlimit", "mark", "connmark", "set", "owner", "mac", "pkttype", "length", "physdev", "recent", "statistic", "string", "ttl", "hl", "tos", "dscp", "ecn",
 	"time", "rt", "frag", "hbh", "dst", "u32", "bpf", "quota", "connbytes", "connlimit", "connlabel", "helper", "tcpmss", "esp", "ah", "realm", "policy", "cpu", "cgroup", "devgroup", "nfacct", "osf")
 

@@ -6,7 +6,7 @@ import (
 )
 
 // plainTargets go on to the next rule, and change nothing that rules look at.
-var plainTargets = set("", "LOG", "NFLOG", "ULOG", "TCPMSS", "TCPOPTSTRIP", "DSCP", "TOS", "TTL", "HL", "ECN", "CLASSIFY", "TRACE", "CHECKSUM", "AUDIT",
+var plainTargets = wordSet("", "LOG", "NFLOG", "ULOG", "TCPMSS", "TCPOPTSTRIP", "DSCP", "TOS", "TTL", "HL", "ECN", "CLASSIFY", "TRACE", "CHECKSUM", "AUDIT",
 	"SECMARK", "CONNSECMARK", "LED", "IDLETIMER", "RATEEST", "TEE")
 
 // targetOf is what a rule does.

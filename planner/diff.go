@@ -14,8 +14,8 @@ func Diff(d Desired, l Live) Plan {
 	}
 	judges := KernelJudges(d, l, StepsOf(w.changes()), nil)
 	if l.Connections != nil && touchesRules(w.changes()) {
-		impact, found := JudgeImpact(d, l, judges)
-		w.impact = impact
+		lost, found := JudgeImpact(d, l, judges)
+		w.impact = lost
 		w.Add(found)
 	}
 	w.Add(CheckSides(SidesInput{Desired: d, Live: l, Judges: judges, Rules: w.rules.Kernel, Saved: w.rules.Saved, Impact: w.impact}))
@@ -61,9 +61,9 @@ func newDraft(d Desired, l Live) *draft {
 		w.edits(&w.last)(BlockLoad(d, l))
 		w.takes(&w.unload)(UnloadModules(d, l))
 	}
-	rules, found := PlanRules(d, l)
-	w.rules = rules
-	w.edits(&w.files)(rules.Files, found)
+	work, found := PlanRules(d, l)
+	w.rules = work
+	w.edits(&w.files)(work.Files, found)
 	return w
 }
 
@@ -177,12 +177,12 @@ func (p Plan) Judged(l Live, steps []Step, split func(rule string) []string) Pla
 		return p
 	}
 	d := Desired{Mode: p.Mode}
-	impact, found := JudgeImpact(d, l, KernelJudges(d, l, steps, split))
+	lost, found := JudgeImpact(d, l, KernelJudges(d, l, steps, split))
 	for _, b := range found.Blocks {
 		found.Warnings = append(found.Warnings, Warning{Address: b.Address, Text: fmt.Sprintf("%s (%s)", b.Why, b.Where)})
 	}
 	all := Findings{Blocks: p.Blocks, Warnings: slices.Clone(p.Warnings)}
 	all.Add(Findings{Warnings: found.Warnings})
-	p.Impact, p.Warnings = impact, all.Warnings
+	p.Impact, p.Warnings = lost, all.Warnings
 	return p
 }

@@ -79,12 +79,7 @@ func (f *foresight) proven() (buckets, max int64, ok bool) {
 	if !c.Loaded || len(f.applied()) > 0 {
 		return 0, 0, false
 	}
-	for i := range eras {
-		if b, m := eras[i].sizes(h.Memory, h.PageSize, h.PointerSize); b == c.Hashsize && m == c.Max {
-			return b, m, true
-		}
-	}
-	return 0, 0, false
+	return c.Hashsize, c.Max, SomeDefault(c.Hashsize, c.Max, h.Memory, h.PageSize, h.PointerSize)
 }
 
 // hashsize is the option as a number; not ok is one that the kernel may

@@ -84,15 +84,6 @@ func (p *stageModules) untraced(stay map[string]bool) {
 	}
 }
 
-// ruleModules are those whose only users besides modules are rules.
-var ruleModules = func() map[string]bool {
-	list := map[string]bool{}
-	for _, m := range nftModules {
-		list[m] = m != "nft_chain_nat" && m != "nf_flow_table"
-	}
-	return list
-}()
-
 func (p *stageModules) blockHolders(address, where string, list []holder, stay map[string]bool) {
 	accepted := p.d.Allows(RiskModuleHeld)
 	for _, h := range list {

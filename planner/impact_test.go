@@ -132,8 +132,8 @@ func TestImpactStages(t *testing.T) {
 		&RulesChange{Family: IPv4, Backend: NFT, Table: "raw", Open: []RuleOp{{Kind: SetChain, Chain: "CTPLAN-PREROUTING"}}},
 	}
 	d := untrackTCP(nil)
-	impact, _ := JudgeImpact(d, l, KernelJudges(d, l, StepsOf(changes), nil))
-	if g := impact.Groups; len(g) != 1 || g[0].Result != FlowLost || g[0].Stage != "iptables.ipv4.filter" || g[0].After != "-A INPUT -j DROP" {
+	total, _ := JudgeImpact(d, l, KernelJudges(d, l, StepsOf(changes), nil))
+	if g := total.Groups; len(g) != 1 || g[0].Result != FlowLost || g[0].Stage != "iptables.ipv4.filter" || g[0].After != "-A INPUT -j DROP" {
 		t.Errorf("%+v", g)
 	}
 }

@@ -29,11 +29,6 @@ type maskLists struct {
 	lists map[addr128][]int32
 }
 
-type portKey struct {
-	proto uint8
-	port  uint16
-}
-
 func newIndex(rules []CompiledRule) *chainIndex {
 	if len(rules) <= scanLimit {
 		return nil

@@ -9,7 +9,7 @@ import (
 // services are those that need connection tracking, and for what; those that
 // restore rules files need what stands in the files.
 var services = []struct{ name, does string }{
-	{"netfilter-persistent", ""}, {"iptables-persistent", ""}, {"iptables", ""}, {"ip6tables", ""}, {nftables, ""},
+	{"netfilter-persistent", ""}, {"iptables-persistent", ""}, {"iptables", ""}, {"ip6tables", ""}, {nftService, ""},
 	{"docker", "makes nat rules for its containers"},
 	{"containerd", "runs containers, whose network plugins make nat rules"},
 	{"crio", "runs containers, whose network plugins make nat rules"},
@@ -38,8 +38,8 @@ var services = []struct{ name, does string }{
 	{"conntrackd", "shares tracked connections with other hosts"},
 }
 
-// nftables is the service that loads nftables.conf.
-const nftables = "nftables"
+// nftService is the service that loads nftables.conf.
+const nftService = "nftables"
 
 // Services are the names of the services that a plan can be about, as boot
 // knows them.
@@ -150,7 +150,7 @@ func (p *stageModules) scriptLoads() {
 // nftFiles: nft loads a file whole or not at all, so one line that needs
 // connection tracking leaves a host that cannot load it without any of them.
 func (p *stageModules) nftFiles() {
-	enabled := p.l.Boot != nil && slices.Contains(p.l.Boot.Services, nftables)
+	enabled := p.l.Boot != nil && slices.Contains(p.l.Boot.Services, nftService)
 	for _, f := range p.l.NFTFiles {
 		for i, l := range f.Lines {
 			where := fmt.Sprintf("%s:%d: %s", f.Path, l.Line, l.Text)

@@ -149,3 +149,12 @@ func describeNamespace(n Namespace) (name, enter string) {
 	}
 	return name, fmt.Sprintf("nsenter --net=/proc/%d/ns/net ", n.PID)
 }
+
+// ruleModules are those whose only users besides modules are rules.
+var ruleModules = func() map[string]bool {
+	list := map[string]bool{}
+	for _, m := range nftModules {
+		list[m] = m != "nft_chain_nat" && m != "nf_flow_table"
+	}
+	return list
+}()

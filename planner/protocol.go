@@ -68,3 +68,8 @@ func protocolText(n uint8) string {
 	}
 	return fmt.Sprint(n)
 }
+
+type portKey struct {
+	proto uint8
+	port  uint16
+}

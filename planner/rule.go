@@ -35,7 +35,7 @@ var longName = map[string]string{
 }
 
 // noArgs are the options that stand alone (iptables-extensions(8)).
-var noArgs = set(
+var noArgs = wordSet(
 	"-f", "-4", "-6", "--ipv4", "--ipv6", "--notrack", "--syn", "--random", "--random-fully",
 	"--persistent", "--log-tcp-sequence", "--log-tcp-options", "--log-ip-options", "--log-uid",
 	"--log-macdecode", "--rcheck", "--update", "--remove", "--rttl", "--rsource", "--rdest", "--reap",
@@ -49,23 +49,15 @@ var noArgs = set(
 )
 
 // twoArgs are the options that take two words.
-var twoArgs = set("--tcp-flags", "--match-set", "--add-set", "--del-set", "--map-set", "--chunk-types", "-c", "--set-counters")
+var twoArgs = wordSet("--tcp-flags", "--match-set", "--add-set", "--del-set", "--map-set", "--chunk-types", "-c", "--set-counters")
 
 // anyArg are the options whose one word may look like an option itself,
 // because somebody chose it freely.
-var anyArg = set(
+var anyArg = wordSet(
 	"--comment", "--log-prefix", "--nflog-prefix", "--ulog-prefix", "--string", "--hex-string", "--name",
 	"--hashlimit-name", "--helper", "--uid-owner", "--gid-owner", "--path", "--label", "--nfacct-name",
 	"--led-trigger-id", "-m", "--match", "-j", "--jump", "-g", "--goto", "-i", "-o", "-p", "-s", "-d",
 )
-
-func set(words ...string) map[string]bool {
-	m := make(map[string]bool, len(words))
-	for _, w := range words {
-		m[w] = true
-	}
-	return m
-}
 
 // parseSpec reads a rule's words. It never fails: an option it does not know
 // takes the words up to the next option.

@@ -79,12 +79,12 @@ func planTable(table string, sections []*Table, want []Chain, remove []*Rule) *t
 
 // survey sorts a table's rules: those of our chains, those of the hook that
 // leads to each wanted chain, and jumps to our chains that nothing wants.
-func survey(sections []*Table, want []Chain) (own map[string][]*Rule, declared map[string]bool, hooks [][]*Rule, strays []*Rule) {
-	own, declared, hooks = map[string][]*Rule{}, map[string]bool{}, make([][]*Rule, len(want))
+func survey(sections []*Table, want []Chain) (own map[string][]*Rule, there map[string]bool, hooks [][]*Rule, strays []*Rule) {
+	own, there, hooks = map[string][]*Rule{}, map[string]bool{}, make([][]*Rule, len(want))
 	for _, s := range sections {
 		for _, decl := range s.Chains {
 			if isOwn(decl.Name) {
-				declared[decl.Name] = true
+				there[decl.Name] = true
 			}
 		}
 		for i := range s.Rules {
@@ -102,7 +102,7 @@ func survey(sections []*Table, want []Chain) (own map[string][]*Rule, declared m
 			}
 		}
 	}
-	return own, declared, hooks, strays
+	return own, there, hooks, strays
 }
 
 func sameRules(have []*Rule, want []TargetRule) bool {

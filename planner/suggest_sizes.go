@@ -159,18 +159,11 @@ func tableBytes(l Live, max, hashsize int64) int64 {
 // bucketsFor is a bucket for each entry where the kernel refuses what makes a
 // chain too long (5.15 and later), and one for four before.
 func bucketsFor(l Live, limit int64) int64 {
-	return max(1, limit/entriesPerBucket(l.Host.Kernel))
-}
-
-func entriesPerBucket(release string) int64 {
-	if e := eraOf(release); e != nil {
-		return e.factor
-	}
-	return 4
+	return max(1, limit/EntriesPerBucket(l.Host.Kernel))
 }
 
 func hashNote(release string, z sizing) string {
-	if entriesPerBucket(release) == 1 {
+	if EntriesPerBucket(release) == 1 {
 		return fmt.Sprintf("A bucket for each entry, as this kernel (%s) does by itself: it drops new connections where a chain grows too long, however empty the table is.", release)
 	}
 	return fmt.Sprintf("%d / 4: four entries to a bucket, as kernels before 5.15 do by themselves.", z.max)

@@ -3,7 +3,6 @@ package planner
 import (
 	"net/netip"
 	"slices"
-	"strings"
 )
 
 // maxNetworks is how many networks a block names one by one.
@@ -116,13 +115,6 @@ func (c *cover) narrow(k *serviceKey, at *oriented, src netip.Prefix, opens func
 		}
 	}
 	return ""
-}
-
-// plainInterface reports whether the language can name the interface, and
-// means that one alone.
-func plainInterface(name string) bool {
-	return name != "" && len(name) <= 15 && name[0] != '-' && name != "." && name != ".." &&
-		strings.IndexFunc(name, func(r rune) bool { return r <= ' ' || r > '~' || strings.ContainsRune("/:\"'`\\!+", r) }) < 0
 }
 
 // widest is the widest of the networks around an address that passes: any,

@@ -81,6 +81,9 @@ func (m *TableModel) Deletion(r *Rule) RuleOp {
 	return RuleOp{Kind: DeleteRule, Chain: r.Chain, Pos: slices.Index(m.rules[r.Chain], r.Text) + 1, Rule: r.Text}
 }
 
+// Name is the table's name.
+func (m *TableModel) Name() string { return m.name }
+
 // Has reports whether the chain exists.
 func (m *TableModel) Has(chain string) bool {
 	return slices.ContainsFunc(m.chains, func(c ChainDecl) bool { return c.Name == chain })

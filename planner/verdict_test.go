@@ -139,51 +139,6 @@ func manyRules(r *rand.Rand, n int) string {
 	return b.String()
 }
 
-// unindexed is the same rules, scanned.
-func unindexed(e *Evaluator) *Evaluator {
-	for h := range e.hooks {
-		for i := range e.hooks[h] {
-			c := *e.hooks[h][i].chain
-			c.index = nil
-			e.hooks[h][i].chain = &c
-		}
-	}
-	return e
-}
-
-func TestIndexScansTheSame(t *testing.T) {
-	r := rand.New(rand.NewPCG(2, 2))
-	for range 40 {
-		set := parseLines(t, IPv4, manyRules(r, 20+r.IntN(600)))
-		fast, slow := NewEvaluator(IPv4, []Ruleset{set}, Facts{}), unindexed(NewEvaluator(IPv4, []Ruleset{set}, Facts{}))
-		for range 300 {
-			p := packet(HookInput, []uint8{protoTCP, protoUDP, protoICMP}[r.IntN(3)], fmt.Sprintf("10.%d.%d.%d", r.IntN(4), r.IntN(250), r.IntN(250)), fmt.Sprintf("10.%d.%d.%d", r.IntN(4), r.IntN(250), r.IntN(250)),
-				uint16(r.IntN(60000)), uint16(r.IntN(60000)), StateNew)
-			p.In = []string{"eth0", "eth1", "lo", SomeInterface}[r.IntN(4)]
-			// Half of the packets are made to meet a rule.
-			if rules := set.Tables[0].Rules; r.IntN(2) == 0 {
-				w := rules[r.IntN(len(rules))].Words
-				for i := range len(w) - 1 {
-					switch w[i] {
-					case "-s":
-						p.Src = netip.MustParsePrefix(w[i+1]).Addr()
-					case "-d":
-						p.Dst = netip.MustParsePrefix(w[i+1]).Addr()
-					case "--dport":
-						fmt.Sscan(w[i+1], &p.DstPort)
-					case "--sports":
-						fmt.Sscan(w[i+1], &p.SrcPort)
-					}
-				}
-			}
-			a, b := fast.Verdict(p), slow.Verdict(p)
-			if a.Verdict != b.Verdict || a.Rule.String() != b.Rule.String() {
-				t.Fatalf("%+v: the index says %s by %s, a scan %s by %s", p, a.Verdict, a.Rule, b.Verdict, b.Rule)
-			}
-		}
-	}
-}
-
 func TestVerdictAllocatesNothing(t *testing.T) {
 	r := rand.New(rand.NewPCG(3, 3))
 	text := strings.Replace(manyRules(r, 400), "COMMIT\n", "-A INPUT -m conntrack --ctstate NEW -m addrtype --dst-type LOCAL -m limit --limit 1/sec -j ACCEPT\nCOMMIT\n", 1)

@@ -59,3 +59,11 @@ func join(list []string) string {
 	}
 	return strings.Join(list, ", ")
 }
+
+func wordSet(words ...string) map[string]bool {
+	m := make(map[string]bool, len(words))
+	for _, w := range words {
+		m[w] = true
+	}
+	return m
+}

@@ -57,7 +57,7 @@ func newKernel(r Ruleset) *kernel {
 
 func (k *kernel) table(name string) *TableModel {
 	for _, m := range k.tables {
-		if m.name == name {
+		if m.Name() == name {
 			return m
 		}
 	}
@@ -70,7 +70,7 @@ func (k *kernel) run(t testing.TB, s Section) {
 	t.Helper()
 	m := k.table(s.Table)
 	for _, op := range s.Ops {
-		rules := m.rules[op.Chain]
+		rules := m.Rules(op.Chain)
 		switch op.Kind {
 		case InsertRule:
 			if op.Pos < 1 || op.Pos > len(rules)+1 {
@@ -85,9 +85,9 @@ func (k *kernel) run(t testing.TB, s Section) {
 				t.Fatalf("%s %s had %q, the operation says %q", op.Kind, op.Chain, rules, op.Was)
 			}
 			if op.Kind == DropChain {
-				for c, rr := range m.rules {
-					if slices.Contains(rr, jumpText(op.Chain)) {
-						t.Fatalf("%s is dropped while %s jumps to it", op.Chain, c)
+				for _, c := range m.Chains() {
+					if slices.Contains(m.Rules(c.Name), jumpText(op.Chain)) {
+						t.Fatalf("%s is dropped while %s jumps to it", op.Chain, c.Name)
 					}
 				}
 			}
@@ -105,7 +105,7 @@ func (k *kernel) text() string {
 		if !slices.ContainsFunc(lines, func(l string) bool { return strings.HasPrefix(l, "-A") || !strings.HasSuffix(l, "ACCEPT") }) {
 			continue
 		}
-		b.WriteString("*" + m.name + "\n" + strings.Join(lines, "\n") + "\nCOMMIT\n")
+		b.WriteString("*" + m.Name() + "\n" + strings.Join(lines, "\n") + "\nCOMMIT\n")
 	}
 	return b.String()
 }
@@ -238,14 +238,14 @@ func (k *kernel) accepts(f flow) bool {
 	}
 	v := k.verdict(filter, f.hook, f)
 	if v == "" {
-		i := slices.IndexFunc(filter.chains, func(c ChainDecl) bool { return c.Name == f.hook })
-		v = filter.chains[i].Policy
+		i := slices.IndexFunc(filter.Chains(), func(c ChainDecl) bool { return c.Name == f.hook })
+		v = filter.Chains()[i].Policy
 	}
 	return v == "ACCEPT"
 }
 
 func (k *kernel) verdict(m *TableModel, chain string, f flow) string {
-	for _, text := range m.rules[chain] {
+	for _, text := range m.Rules(chain) {
 		s := parseSpec(strings.Fields(text))
 		drops := s.target == "DROP" || s.target == "REJECT"
 		hit := true
@@ -276,7 +276,7 @@ func (k *kernel) verdict(m *TableModel, chain string, f flow) string {
 			return s.target
 		case s.target == "RETURN":
 			return ""
-		case m.rules[s.target] != nil:
+		case m.Has(s.target):
 			if v := k.verdict(m, s.target, f); v != "" {
 				return v
 			}
