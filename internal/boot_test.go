@@ -11,6 +11,10 @@ import (
 
 	"github.com/ctplan/ctplan/internal/snapshot"
 	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/boot"
+	"github.com/ctplan/ctplan/planner/change"
+	"github.com/ctplan/ctplan/planner/declared"
+	"github.com/ctplan/ctplan/planner/host"
 	"github.com/ctplan/ctplan/providers/iptables"
 	"github.com/ctplan/ctplan/schema"
 )
@@ -29,28 +33,28 @@ COMMIT
 var bootKinds = []struct {
 	name, init, as, sysctls string
 }{
-	{"systemd", planner.InitSystemd, "/etc/sysctl.d/99-sysctl.conf", "/etc/sysctl.conf"},
-	{"systemd-no-link", planner.InitSystemd, "", "/etc/sysctl.d/99-netfilter.conf"},
-	{"sysv", planner.InitSysv, "", "/etc/sysctl.conf"},
+	{"systemd", host.InitSystemd, "/etc/sysctl.d/99-sysctl.conf", "/etc/sysctl.conf"},
+	{"systemd-no-link", host.InitSystemd, "", "/etc/sysctl.d/99-netfilter.conf"},
+	{"sysv", host.InitSysv, "", "/etc/sysctl.conf"},
 }
 
 // bootHost is a stateful server that has never heard of ctplan.
 func bootHost(init, as string) *snapshot.Snapshot {
 	file := func(kind snapshot.Kind, name, content string) snapshot.File {
-		return snapshot.File{Kind: kind, File: planner.File{Path: name, Exists: content != "", Content: content}}
+		return snapshot.File{Kind: kind, File: host.File{Path: name, Exists: content != "", Content: content}}
 	}
 	conf := file(snapshot.KindSysctl, "/etc/sysctl.conf", "net.ipv4.ip_forward = 0\n")
 	conf.As = as
 	return &snapshot.Snapshot{
-		Host:      planner.Host{Name: "h", Kernel: "6.1.0-18-amd64", CPUs: 1, Memory: 8 << 30, PageSize: 4096, PointerSize: 8},
-		Conntrack: planner.Conntrack{Kind: planner.ConntrackModule, Loaded: true, Hashsize: 262144, InitialNetns: true, Max: 262144},
-		Modules:   []planner.Module{{Name: "nf_conntrack", Refs: 1, By: []string{"xt_conntrack"}}, {Name: "xt_conntrack"}},
-		Sysctls: map[string]planner.Sysctl{
+		Host:      host.Host{Name: "h", Kernel: "6.1.0-18-amd64", CPUs: 1, Memory: 8 << 30, PageSize: 4096, PointerSize: 8},
+		Conntrack: host.Conntrack{Kind: host.ConntrackModule, Loaded: true, Hashsize: 262144, InitialNetns: true, Max: 262144},
+		Modules:   []host.Module{{Name: "nf_conntrack", Refs: 1, By: []string{"xt_conntrack"}}, {Name: "xt_conntrack"}},
+		Sysctls: map[string]host.Sysctl{
 			"net.netfilter.nf_conntrack_max":         {Value: "262144", Writable: true},
 			"net.netfilter.nf_conntrack_udp_timeout": {Value: "30", Writable: true},
 		},
-		Rules: []snapshot.Rules{{Family: planner.IPv4, Backend: planner.NFT, Primary: true, Text: stateful}, {Family: planner.IPv6, Backend: planner.NFT, Primary: true, Text: stateful}},
-		Boot:  &planner.Boot{Init: init, Services: []string{"netfilter-persistent"}},
+		Rules: []snapshot.Rules{{Family: host.IPv4, Backend: host.NFT, Primary: true, Text: stateful}, {Family: host.IPv6, Backend: host.NFT, Primary: true, Text: stateful}},
+		Boot:  &host.Boot{Init: init, Services: []string{"netfilter-persistent"}},
 		Files: []snapshot.File{
 			file(snapshot.KindSysctl, "/usr/lib/sysctl.d/50-default.conf", "kernel.sysrq = 16\n"), conf,
 			file(snapshot.KindModprobe, "/etc/modprobe.d/netfilter.conf", ""),
@@ -61,7 +65,7 @@ func bootHost(init, as string) *snapshot.Snapshot {
 }
 
 // bootPlan plans as the commands do.
-func bootPlan(t *testing.T, d planner.Desired, s *snapshot.Snapshot) planner.Plan {
+func bootPlan(t *testing.T, d declared.Desired, s *snapshot.Snapshot) planner.Plan {
 	t.Helper()
 	live, err := s.Live()
 	if err != nil {
@@ -78,7 +82,7 @@ func bootPlan(t *testing.T, d planner.Desired, s *snapshot.Snapshot) planner.Pla
 func carryOut(s *snapshot.Snapshot, p planner.Plan) {
 	for _, c := range p.Changes {
 		switch c := c.(type) {
-		case *planner.FileChange:
+		case *change.FileChange:
 			if i := slices.IndexFunc(s.Files, func(f snapshot.File) bool { return f.File.Path == c.After.Path }); i >= 0 {
 				s.Files[i].File = c.After
 				continue
@@ -90,21 +94,21 @@ func carryOut(s *snapshot.Snapshot, p planner.Plan) {
 				}
 				return strings.Compare(path.Base(cmp.Or(a.As, a.File.Path)), path.Base(cmp.Or(b.As, b.File.Path)))
 			})
-		case *planner.SysctlChange:
-			s.Sysctls[c.Key] = planner.Sysctl{Value: c.After, Writable: true}
+		case *change.SysctlChange:
+			s.Sysctls[c.Key] = host.Sysctl{Value: c.After, Writable: true}
 			if c.Key == "net.netfilter.nf_conntrack_max" {
 				fmt.Sscan(c.After, &s.Conntrack.Max)
 			}
-		case *planner.HashsizeChange:
+		case *change.HashsizeChange:
 			s.Conntrack.Hashsize = c.After
-		case *planner.ModuleChange:
+		case *change.ModuleChange:
 			s.Conntrack.Loaded = c.Load
-			s.Modules, s.Sysctls = []planner.Module{}, map[string]planner.Sysctl{}
+			s.Modules, s.Sysctls = []host.Module{}, map[string]host.Sysctl{}
 		}
 	}
 	// The kernel has what the saved files say.
 	for i := range s.Rules {
-		kind := map[planner.Family]snapshot.Kind{planner.IPv4: snapshot.KindRulesV4, planner.IPv6: snapshot.KindRulesV6}[s.Rules[i].Family]
+		kind := map[host.Family]snapshot.Kind{host.IPv4: snapshot.KindRulesV4, host.IPv6: snapshot.KindRulesV6}[s.Rules[i].Family]
 		for _, f := range s.Files {
 			if f.Kind == kind {
 				s.Rules[i].Text = f.File.Content
@@ -149,8 +153,8 @@ func TestBoot(t *testing.T) {
 			t.Run(fmt.Sprintf("%s/%s", boot.name, d.Mode), func(t *testing.T) {
 				sound := bootPlan(t, d, settled(t)).Forecast.Now
 				type damage struct{ what, path, old, new string }
-				damages := map[planner.Mode][]damage{
-					planner.Tuned: {
+				damages := map[declared.Mode][]damage{
+					declared.Tuned: {
 						{"max", boot.sysctls, "net.netfilter.nf_conntrack_max = 200000\n", ""},
 						{"max, another", boot.sysctls, "net.netfilter.nf_conntrack_max = 200000\n", "net.netfilter.nf_conntrack_max = 9\n"},
 						{"timeout", boot.sysctls, "net.netfilter.nf_conntrack_udp_timeout = 20\n", ""},
@@ -159,12 +163,12 @@ func TestBoot(t *testing.T) {
 						{"blacklist", "/etc/modprobe.d/netfilter.conf", "options", "blacklist nf_conntrack\noptions"},
 						{"block", "/etc/modprobe.d/netfilter.conf", "options", "install nf_conntrack /bin/true\noptions"},
 					},
-					planner.Notrack: {
+					declared.Notrack: {
 						{"saved rules", "/etc/iptables/rules.v4", "", stateful},
 						{"saved rules of IPv6", "/etc/iptables/rules.v6", "", stateful},
 						{"block", "/etc/modprobe.d/netfilter.conf", "", "install nf_conntrack /bin/false\n"},
 					},
-					planner.Disabled: {
+					declared.Disabled: {
 						{"block", "/etc/modprobe.d/netfilter.conf", "install nf_conntrack /bin/false\n", "install nf_nat /bin/false\n"},
 						{"saved rules", "/etc/iptables/rules.v6", "", stateful},
 						{"module", "/etc/modules-load.d/netfilter.conf", "", "nf_conntrack\n"},
@@ -176,7 +180,7 @@ func TestBoot(t *testing.T) {
 					t.Fatal("no damages")
 				}
 				for _, c := range damages {
-					if c.what == "blacklist" && boot.init == planner.InitSysv {
+					if c.what == "blacklist" && boot.init == host.InitSysv {
 						continue // nobody heeds it
 					}
 					s := settled(t)
@@ -196,7 +200,7 @@ func TestBoot(t *testing.T) {
 						t.Errorf("%s: the plan changes %q, want %s: %+v %+v", c.what, got, c.path, p.Blocks, p.Warnings)
 					}
 					// A module that only modules-load.d names is kept out by the block.
-					quiet := d.Mode == planner.Disabled && c.what == "module" || d.Mode == planner.Disabled && c.what == "block"
+					quiet := d.Mode == declared.Disabled && c.what == "module" || d.Mode == declared.Disabled && c.what == "block"
 					if !quiet && sense(p.Forecast.Now) == sense(sound) {
 						t.Errorf("%s: the host boots as declared: %s", c.what, sense(sound))
 					}
@@ -214,7 +218,7 @@ func TestBoot(t *testing.T) {
 func changed(p planner.Plan) []string {
 	var out []string
 	for _, c := range p.Changes {
-		if f, ok := c.(*planner.FileChange); ok {
+		if f, ok := c.(*change.FileChange); ok {
 			out = append(out, f.After.Path)
 			continue
 		}
@@ -224,13 +228,13 @@ func changed(p planner.Plan) []string {
 }
 
 // sense is a forecast without lines, which edits move.
-func sense(f planner.Forecast) string {
+func sense(f boot.Forecast) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s", f.Module.State)
 	for _, v := range f.Sysctls {
 		fmt.Fprintf(&b, ", %s %d %t", v.Key, v.Value, v.Known)
 	}
-	for _, v := range []*planner.BootValue{f.Max, f.Hashsize} {
+	for _, v := range []*boot.Value{f.Max, f.Hashsize} {
 		if v != nil {
 			fmt.Fprintf(&b, ", %d %t", v.Value, v.Known)
 		}

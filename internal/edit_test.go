@@ -9,6 +9,9 @@ import (
 
 	"github.com/ctplan/ctplan/internal/snapshot"
 	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/change"
+	"github.com/ctplan/ctplan/planner/declared"
+	"github.com/ctplan/ctplan/planner/host"
 	"github.com/ctplan/ctplan/providers/iptables"
 	"github.com/ctplan/ctplan/schema"
 )
@@ -129,9 +132,9 @@ func FuzzEditors(f *testing.F) {
 			}
 		}
 	}
-	machine := planner.Host{Name: "h", Kernel: "6.1.0", CPUs: 4, Memory: 8 << 30, PageSize: 4096, PointerSize: 8}
-	conntrack := planner.Conntrack{Kind: planner.ConntrackModule, Loaded: true, Hashsize: 65536, InitialNetns: true, Max: 65536}
-	var desired []planner.Desired
+	machine := host.Host{Name: "h", Kernel: "6.1.0", CPUs: 4, Memory: 8 << 30, PageSize: 4096, PointerSize: 8}
+	conntrack := host.Conntrack{Kind: host.ConntrackModule, Loaded: true, Hashsize: 65536, InitialNetns: true, Max: 65536}
+	var desired []declared.Desired
 	for _, hcl := range modes {
 		conf, diags := schema.Load([]schema.Source{{Name: "main.hcl", Content: []byte(hcl)}}, schema.Vars{}, &schema.Facts{Host: machine, Conntrack: conntrack})
 		if diags.HasErrors() {
@@ -147,18 +150,18 @@ func FuzzEditors(f *testing.F) {
 
 	f.Fuzz(func(t *testing.T, which, mode uint8, content string) {
 		editor, d := editors[int(which)%len(editors)], desired[int(mode)%len(desired)]
-		file := planner.File{
+		file := host.File{
 			Path: editor.path, Exists: true, Content: content, Mode: 0o4751, UID: 12, GID: 34,
 			Target: "/real", Xattrs: map[string]string{"user.x": "\x00y"},
 		}
-		edit := func(file planner.File) *planner.FileChange {
+		edit := func(file host.File) *change.FileChange {
 			s := snapshot.Snapshot{
-				Host: machine, Conntrack: conntrack, Modules: []planner.Module{},
-				Sysctls: map[string]planner.Sysctl{
+				Host: machine, Conntrack: conntrack, Modules: []host.Module{},
+				Sysctls: map[string]host.Sysctl{
 					"net.netfilter.nf_conntrack_max":         {Value: "65536", Writable: true},
 					"net.netfilter.nf_conntrack_udp_timeout": {Value: "30", Writable: true},
 				},
-				Rules: []snapshot.Rules{{Family: planner.IPv4, Backend: planner.NFT, Primary: true}, {Family: planner.IPv6, Backend: planner.NFT, Primary: true}},
+				Rules: []snapshot.Rules{{Family: host.IPv4, Backend: host.NFT, Primary: true}, {Family: host.IPv6, Backend: host.NFT, Primary: true}},
 				Files: []snapshot.File{{Kind: editor.kind, File: file}},
 			}
 			live, err := s.Live()
@@ -166,7 +169,7 @@ func FuzzEditors(f *testing.F) {
 				t.Skip(err)
 			}
 			for _, c := range planner.Diff(d, live).Changes {
-				if c, ok := c.(*planner.FileChange); ok && c.Before.Path == file.Path {
+				if c, ok := c.(*change.FileChange); ok && c.Before.Path == file.Path {
 					return c
 				}
 			}

@@ -12,13 +12,18 @@ import (
 
 	"github.com/ctplan/ctplan/internal/snapshot"
 	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/change"
+	"github.com/ctplan/ctplan/planner/declared"
+	"github.com/ctplan/ctplan/planner/host"
+	"github.com/ctplan/ctplan/planner/importer"
+	"github.com/ctplan/ctplan/planner/xtables"
 	"github.com/ctplan/ctplan/providers/iptables"
 	"github.com/ctplan/ctplan/schema"
 )
 
 // applied is the snapshot after a plan was carried out on it: tables as the
 // planner models them, files as they are written.
-func applied(t *testing.T, s *snapshot.Snapshot, d planner.Desired) *snapshot.Snapshot {
+func applied(t *testing.T, s *snapshot.Snapshot, d declared.Desired) *snapshot.Snapshot {
 	t.Helper()
 	live, err := s.For(d.Files, d.InitScripts).Live()
 	if err != nil {
@@ -26,7 +31,7 @@ func applied(t *testing.T, s *snapshot.Snapshot, d planner.Desired) *snapshot.Sn
 	}
 	out := *s
 	out.Connections, live.Connections = nil, nil
-	out.Rules, out.Files, out.Sysctls = nil, nil, map[string]planner.Sysctl{}
+	out.Rules, out.Files, out.Sysctls = nil, nil, map[string]host.Sysctl{}
 	for k, v := range s.Sysctls {
 		out.Sysctls[k] = v
 	}
@@ -35,21 +40,21 @@ func applied(t *testing.T, s *snapshot.Snapshot, d planner.Desired) *snapshot.Sn
 		t.Fatalf("blocked: %+v", plan.Blocks)
 	}
 	tables := map[string][]string{}
-	files := map[string]planner.File{}
+	files := map[string]host.File{}
 	for _, c := range plan.Changes {
 		switch c := c.(type) {
-		case *planner.RulesChange:
+		case *change.RulesChange:
 			tables[string(c.Family)+c.Table] = c.After
-		case *planner.FileChange:
+		case *change.FileChange:
 			files[c.After.Path] = c.After
-		case *planner.SysctlChange:
-			out.Sysctls[c.Key] = planner.Sysctl{Value: c.After, Writable: true}
+		case *change.SysctlChange:
+			out.Sysctls[c.Key] = host.Sysctl{Value: c.After, Writable: true}
 			if c.Key == "net.netfilter.nf_conntrack_max" {
 				fmt.Sscan(c.After, &out.Conntrack.Max)
 			}
-		case *planner.HashsizeChange:
+		case *change.HashsizeChange:
 			out.Conntrack.Hashsize = c.After
-		case *planner.ModuleChange:
+		case *change.ModuleChange:
 			t.Fatalf("a module on a kernel that has it built in: %+v", c)
 		}
 	}
@@ -63,7 +68,7 @@ func applied(t *testing.T, s *snapshot.Snapshot, d planner.Desired) *snapshot.Sn
 			lines, ok := tables[string(r.Family)+name]
 			delete(tables, string(r.Family)+name)
 			if !ok {
-				model := planner.Model(live.Rulesets[i], name)
+				model := xtables.Model(live.Rulesets[i], name)
 				if lines = model.Lines(); !contains(names, name) {
 					continue
 				}
@@ -114,7 +119,7 @@ func without(list []string, s string) (out []string) {
 
 // checkImport imports the host that a declaration was carried out on: nothing
 // is left to plan, and the rules are the same.
-func checkImport(t *testing.T, s *snapshot.Snapshot, want planner.Desired) {
+func checkImport(t *testing.T, s *snapshot.Snapshot, want declared.Desired) {
 	t.Helper()
 	after := applied(t, s, want)
 	live, err := after.Live()
@@ -125,7 +130,7 @@ func checkImport(t *testing.T, s *snapshot.Snapshot, want planner.Desired) {
 	if again := planner.Diff(want, direct); !again.Empty() {
 		t.Fatalf("the declaration itself is not carried out: %+v %+v", again.Changes, again.Blocks)
 	}
-	got := planner.Import(live, iptables.Render)
+	got := importer.Import(live, iptables.Render)
 	hcl, desired := reload(t, got.Declaration, after)
 	if !got.Plan.Empty() {
 		t.Fatalf("not empty:\n%s\n%s", hcl, after.Rules[0].Text)
@@ -134,10 +139,10 @@ func checkImport(t *testing.T, s *snapshot.Snapshot, want planner.Desired) {
 	if plan := planner.Diff(desired, live); !plan.Empty() {
 		t.Fatalf("loaded again, its plan is not empty: %+v %+v\n%s", plan.Changes, plan.Blocks, hcl)
 	}
-	keys := func(d planner.Desired) (out []string) {
+	keys := func(d declared.Desired) (out []string) {
 		for _, c := range d.Chains {
 			for _, r := range c.Rules {
-				out = append(out, string(c.Family)+" "+c.Table+" "+c.Name+" "+planner.Key(r.Words))
+				out = append(out, string(c.Family)+" "+c.Table+" "+c.Name+" "+xtables.Key(r.Words))
 			}
 		}
 		return out
@@ -178,7 +183,7 @@ func TestImportExamples(t *testing.T) {
 				if diags.HasErrors() {
 					t.Fatal(diags.Err())
 				}
-				if want.Mode == planner.Unmanaged {
+				if want.Mode == declared.Unmanaged {
 					t.Skip("not managed")
 				}
 				want.Chains = iptables.Render(want)
@@ -190,16 +195,16 @@ func TestImportExamples(t *testing.T) {
 
 // plainHost has iptables for both families, and no rules but these.
 func plainHost(name, rules string) *snapshot.Snapshot {
-	s := &snapshot.Snapshot{FormatVersion: planner.FormatVersion, Host: planner.Host{Name: name, Kernel: "6.1.0-30-amd64", CPUs: 4, Memory: 16 << 30, PageSize: 4096, PointerSize: 8}}
-	s.Conntrack = planner.Conntrack{Kind: planner.ConntrackBuiltin, Loaded: true, InitialNetns: true, Hashsize: 65536, Max: 65536}
-	s.Sysctls = map[string]planner.Sysctl{"net.netfilter.nf_conntrack_max": {Value: "65536", Writable: true}}
+	s := &snapshot.Snapshot{FormatVersion: planner.FormatVersion, Host: host.Host{Name: name, Kernel: "6.1.0-30-amd64", CPUs: 4, Memory: 16 << 30, PageSize: 4096, PointerSize: 8}}
+	s.Conntrack = host.Conntrack{Kind: host.ConntrackBuiltin, Loaded: true, InitialNetns: true, Hashsize: 65536, Max: 65536}
+	s.Sysctls = map[string]host.Sysctl{"net.netfilter.nf_conntrack_max": {Value: "65536", Writable: true}}
 	for name, seconds := range map[string]string{"tcp_timeout_established": "432000", "udp_timeout": "30", "udp_timeout_stream": "120", "generic_timeout": "600", "tcp_timeout_time_wait": "120"} {
-		s.Sysctls["net.netfilter.nf_conntrack_"+name] = planner.Sysctl{Value: seconds, Writable: true}
+		s.Sysctls["net.netfilter.nf_conntrack_"+name] = host.Sysctl{Value: seconds, Writable: true}
 	}
-	for _, f := range planner.Families {
-		s.Rules = append(s.Rules, snapshot.Rules{Family: f, Backend: planner.NFT, Primary: true, Version: "1.8.9", Text: rules})
+	for _, f := range host.Families {
+		s.Rules = append(s.Rules, snapshot.Rules{Family: f, Backend: host.NFT, Primary: true, Version: "1.8.9", Text: rules})
 	}
-	s.Files = []snapshot.File{{Kind: snapshot.KindSysctl, File: planner.File{Path: "/etc/sysctl.conf", Exists: true, Mode: 0o644, Content: "net.ipv4.ip_forward = 1\n"}}}
+	s.Files = []snapshot.File{{Kind: snapshot.KindSysctl, File: host.File{Path: "/etc/sysctl.conf", Exists: true, Mode: 0o644, Content: "net.ipv4.ip_forward = 1\n"}}}
 	return s
 }
 
@@ -315,15 +320,15 @@ func FuzzImport(f *testing.F) {
 		}
 		s := plainHost(strings.ToValidUTF8(name, "?"), "*filter\n:INPUT DROP [0:0]\n:FORWARD DROP [0:0]\n:OUTPUT DROP [0:0]\n:CTPLAN-INPUT - [0:0]\n:CTPLAN-OUTPUT - [0:0]\n:CTPLAN-FORWARD - [0:0]\n-A INPUT -j CTPLAN-INPUT\n"+rules+"\nCOMMIT\n")
 		s.Conntrack.Max, s.Conntrack.Hashsize = limit, hashsize
-		s.Sysctls["net.netfilter.nf_conntrack_max"] = planner.Sysctl{Value: fmt.Sprint(limit), Writable: true}
+		s.Sysctls["net.netfilter.nf_conntrack_max"] = host.Sysctl{Value: fmt.Sprint(limit), Writable: true}
 		s.Files[0].File.Content = sysctls
-		s.Files = append(s.Files, snapshot.File{Kind: snapshot.KindModprobe, File: planner.File{Path: "/etc/modprobe.d/x.conf", Exists: true, Mode: 0o644, Content: modprobe}},
-			snapshot.File{Kind: snapshot.KindSysctl, File: planner.File{Path: "/etc/sysctl.d/" + strings.ReplaceAll(s.Host.Name, ".", "") + ".conf", Exists: true, Content: sysctls}})
+		s.Files = append(s.Files, snapshot.File{Kind: snapshot.KindModprobe, File: host.File{Path: "/etc/modprobe.d/x.conf", Exists: true, Mode: 0o644, Content: modprobe}},
+			snapshot.File{Kind: snapshot.KindSysctl, File: host.File{Path: "/etc/sysctl.d/" + strings.ReplaceAll(s.Host.Name, ".", "") + ".conf", Exists: true, Content: sysctls}})
 		live, err := s.Live()
 		if err != nil {
 			return
 		}
-		got := planner.Import(live, iptables.Render)
+		got := importer.Import(live, iptables.Render)
 		hcl, desired := reload(t, got.Declaration, s)
 		desired.Chains = iptables.Render(desired)
 		if plan := planner.Diff(desired, live); plan.Empty() != got.Plan.Empty() || plan.Blocked() != got.Plan.Blocked() {

@@ -9,7 +9,11 @@ import (
 	"time"
 
 	"github.com/ctplan/ctplan/internal/snapshot"
-	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/declared"
+	"github.com/ctplan/ctplan/planner/host"
+	"github.com/ctplan/ctplan/planner/protocol"
+	"github.com/ctplan/ctplan/planner/sizes"
+	"github.com/ctplan/ctplan/planner/suggest"
 	"github.com/ctplan/ctplan/providers/iptables"
 )
 
@@ -20,34 +24,34 @@ func connected(t *testing.T, rules string, flows ...string) *snapshot.Snapshot {
 	t.Helper()
 	s := plainHost("h", "")
 	s.Rules[0].Text = "*filter\n:INPUT DROP [0:0]\n:FORWARD DROP [0:0]\n:OUTPUT DROP [0:0]\n" + rules + "COMMIT\n"
-	c := &planner.Connections{Sockets: []planner.Socket{}}
-	for _, a := range []planner.Address{{Interface: "eth0", Prefix: netip.MustParsePrefix("192.0.2.1/24")}, {Interface: "eth0", Prefix: netip.MustParsePrefix("192.0.2.2/24")}, {Interface: "eth1", Prefix: netip.MustParsePrefix("10.0.0.1/24")}} {
+	c := &host.Connections{Sockets: []host.Socket{}}
+	for _, a := range []host.Address{{Interface: "eth0", Prefix: netip.MustParsePrefix("192.0.2.1/24")}, {Interface: "eth0", Prefix: netip.MustParsePrefix("192.0.2.2/24")}, {Interface: "eth1", Prefix: netip.MustParsePrefix("10.0.0.1/24")}} {
 		c.Addresses = append(c.Addresses, a)
-		c.Routes = append(c.Routes, planner.Route{Prefix: a.Prefix.Masked(), Interface: a.Interface})
+		c.Routes = append(c.Routes, host.Route{Prefix: a.Prefix.Masked(), Interface: a.Interface})
 	}
-	c.Routes = append(c.Routes, planner.Route{Prefix: netip.MustParsePrefix("0.0.0.0/0"), Interface: "eth0"})
+	c.Routes = append(c.Routes, host.Route{Prefix: netip.MustParsePrefix("0.0.0.0/0"), Interface: "eth0"})
 	for _, text := range flows {
 		w := strings.Fields(text)
-		proto, _ := planner.ProtocolNumber(w[0])
+		proto, _ := protocol.Number(w[0])
 		if len(w) == 2 { // a socket that listens
-			c.Sockets = append(c.Sockets, planner.Socket{Protocol: proto, Local: netip.MustParseAddrPort(w[1]), Listening: true})
+			c.Sockets = append(c.Sockets, host.Socket{Protocol: proto, Local: netip.MustParseAddrPort(w[1]), Listening: true})
 			continue
 		}
 		a, b := netip.MustParseAddrPort(w[1]), netip.MustParseAddrPort(w[2])
-		f := planner.Flow{Protocol: proto, Status: planner.StatusSeenReply | planner.StatusAssured | planner.StatusConfirmed, Orig: planner.Tuple{Src: a.Addr(), Dst: b.Addr(), SrcPort: a.Port(), DstPort: b.Port()}}
-		f.Reply = planner.Tuple{Src: b.Addr(), Dst: a.Addr(), SrcPort: b.Port(), DstPort: a.Port()}
+		f := host.Flow{Protocol: proto, Status: host.StatusSeenReply | host.StatusAssured | host.StatusConfirmed, Orig: host.Tuple{Src: a.Addr(), Dst: b.Addr(), SrcPort: a.Port(), DstPort: b.Port()}}
+		f.Reply = host.Tuple{Src: b.Addr(), Dst: a.Addr(), SrcPort: b.Port(), DstPort: a.Port()}
 		switch w[len(w)-1] {
 		case "data":
-			f.Status |= planner.StatusExpected
+			f.Status |= host.StatusExpected
 		case "silent": // nobody has answered
-			f.Status = planner.StatusConfirmed
+			f.Status = host.StatusConfirmed
 		}
 		if proto == 6 {
 			f.TCPState = 3
 		}
 		c.Flows = append(c.Flows, f)
 	}
-	c.Sets = map[string]*planner.IPSet{"admins": {Type: "hash:net", Prefixes: []planner.IPSetEntry{{Prefix: netip.MustParsePrefix("198.51.100.64/28")}, {Prefix: netip.MustParsePrefix("203.0.113.9/32")}}}}
+	c.Sets = map[string]*host.IPSet{"admins": {Type: "hash:net", Prefixes: []host.IPSetEntry{{Prefix: netip.MustParsePrefix("198.51.100.64/28")}, {Prefix: netip.MustParsePrefix("203.0.113.9/32")}}}}
 	c.Total = int64(len(c.Flows))
 	s.Connections = c
 	return s
@@ -121,14 +125,14 @@ func TestSuggestedBlocks(t *testing.T) {
 			rules := tt.rules
 			s := connected(t, rules, append(tt.flows, icmp)...)
 			s.Rules[0].Text = strings.Replace(s.Rules[0].Text, ":OUTPUT DROP [0:0]\n", ":OUTPUT DROP [0:0]\n:office - [0:0]\n", 1)
-			got := checkSuggestion(t, s, planner.Notrack)
+			got := checkSuggestion(t, s, declared.Notrack)
 			if got.Blocked {
 				t.Errorf("blocked: %q", got.Remains)
 			}
 			var have []string
 			for _, c := range iptables.Render(got.Desired) {
 				for _, r := range c.Rules {
-					if c.Family == planner.IPv4 && (c.Hook == "INPUT" || c.Hook == "FORWARD") && !strings.Contains(r.Text, "--comment icmp -j") {
+					if c.Family == host.IPv4 && (c.Hook == "INPUT" || c.Hook == "FORWARD") && !strings.Contains(r.Text, "--comment icmp -j") {
 						have = append(have, r.Text)
 					}
 				}
@@ -143,36 +147,36 @@ func TestSuggestedBlocks(t *testing.T) {
 // TestSuggestedMode: which mode fits, and what rules it out.
 func TestSuggestedMode(t *testing.T) {
 	const plain = "-A INPUT -m state --state ESTABLISHED -j ACCEPT\n"
-	propose := func(s *snapshot.Snapshot, mode planner.Mode) (planner.Suggestion, error) {
+	propose := func(s *snapshot.Snapshot, mode declared.Mode) (suggest.Suggestion, error) {
 		live, err := s.Live()
 		if err != nil {
 			t.Fatal(err)
 		}
-		return planner.Suggest(live, planner.SuggestOptions{Mode: mode, Render: iptables.Render})
+		return suggest.Suggest(live, suggest.Options{Mode: mode, Render: iptables.Render})
 	}
-	if got, err := propose(connected(t, plain), ""); err != nil || got.Desired.Mode != planner.Disabled {
+	if got, err := propose(connected(t, plain), ""); err != nil || got.Desired.Mode != declared.Disabled {
 		t.Errorf("nothing speaks against disabled: %q, %v", got.Desired.Mode, err)
 	}
 	held := connected(t, plain)
-	held.Conntrack.Kind = planner.ConntrackModule
-	held.Modules = []planner.Module{{Name: "nf_conntrack", Refs: 1, By: []string{"openvswitch"}}, {Name: "openvswitch", Refs: 1}}
-	if got, err := propose(held, ""); err != nil || got.Desired.Mode != planner.Notrack || !strings.Contains(got.Notes[planner.NoteHead][0], "openvswitch") {
-		t.Errorf("a module that is held: %q, %v, %q", got.Desired.Mode, err, got.Notes[planner.NoteHead])
+	held.Conntrack.Kind = host.ConntrackModule
+	held.Modules = []host.Module{{Name: "nf_conntrack", Refs: 1, By: []string{"openvswitch"}}, {Name: "openvswitch", Refs: 1}}
+	if got, err := propose(held, ""); err != nil || got.Desired.Mode != declared.Notrack || !strings.Contains(got.Notes[declared.NoteHead][0], "openvswitch") {
+		t.Errorf("a module that is held: %q, %v, %q", got.Desired.Mode, err, got.Notes[declared.NoteHead])
 	}
 	nat := connected(t, plain)
 	nat.Rules[1].Text = "*nat\n:POSTROUTING ACCEPT [0:0]\n-A POSTROUTING -o eth0 -j MASQUERADE\nCOMMIT\n"
-	if got, err := propose(nat, ""); err != nil || got.Desired.Mode != planner.Tuned {
+	if got, err := propose(nat, ""); err != nil || got.Desired.Mode != declared.Tuned {
 		t.Errorf("nat: %q, %v", got.Desired.Mode, err)
 	}
-	var refused *planner.NATError
-	if _, err := propose(nat, planner.Disabled); !errors.As(err, &refused) || refused.Total != 1 {
+	var refused *suggest.NATError
+	if _, err := propose(nat, declared.Disabled); !errors.As(err, &refused) || refused.Total != 1 {
 		t.Errorf("disabled with nat: %v", err)
 	}
 	nat.Connections = nil
-	if _, err := propose(nat, planner.Tuned); err != nil {
+	if _, err := propose(nat, declared.Tuned); err != nil {
 		t.Errorf("tuned needs no connections: %v", err)
 	}
-	if _, err := propose(nat, ""); !errors.Is(err, planner.ErrNoConnections) {
+	if _, err := propose(nat, ""); !errors.Is(err, suggest.ErrNoConnections) {
 		t.Errorf("without connections: %v", err)
 	}
 }
@@ -181,36 +185,36 @@ func TestSuggestedMode(t *testing.T) {
 func TestSuggestedSizes(t *testing.T) {
 	for _, tt := range []struct {
 		name          string
-		conntrack     planner.Conntrack
+		conntrack     host.Conntrack
 		memory        int64
 		kernel        string
-		readings      []planner.Reading
+		readings      []suggest.Reading
 		max, hashsize int64
 	}{
-		{"twice what is tracked", planner.Conntrack{Count: 100000, Max: 200000}, 64 << 30, "4.19.0", nil, 262144, 65536},
-		{"four times a table that was full", planner.Conntrack{Count: 100, Max: 262144, Drops: 1}, 64 << 30, "4.19.0", nil, 1048576, 262144},
-		{"a bucket an entry", planner.Conntrack{Count: 400000, Max: 262144}, 64 << 30, "6.1.0", nil, 1048576 * 2, 1048576 * 2},
-		{"no less than today", planner.Conntrack{Count: 5, Max: 500000}, 64 << 30, "4.19.0", nil, 500000, 125000},
-		{"no less than the kernel's own", planner.Conntrack{Count: 5, Max: 1000}, 64 << 30, "6.1.0", nil, 262144, 262144},
-		{"an hour of growth", planner.Conntrack{Count: 100, Max: 1000}, 64 << 30, "4.19.0", []planner.Reading{{Count: 100}, {After: 10 * time.Second, Count: 2100}}, 2097152, 524288},
-		{"a quarter of the memory", planner.Conntrack{Count: 400000, Max: 400000}, 256 << 20, "4.19.0", nil, 173856, 43464},
+		{"twice what is tracked", host.Conntrack{Count: 100000, Max: 200000}, 64 << 30, "4.19.0", nil, 262144, 65536},
+		{"four times a table that was full", host.Conntrack{Count: 100, Max: 262144, Drops: 1}, 64 << 30, "4.19.0", nil, 1048576, 262144},
+		{"a bucket an entry", host.Conntrack{Count: 400000, Max: 262144}, 64 << 30, "6.1.0", nil, 1048576 * 2, 1048576 * 2},
+		{"no less than today", host.Conntrack{Count: 5, Max: 500000}, 64 << 30, "4.19.0", nil, 500000, 125000},
+		{"no less than the kernel's own", host.Conntrack{Count: 5, Max: 1000}, 64 << 30, "6.1.0", nil, 262144, 262144},
+		{"an hour of growth", host.Conntrack{Count: 100, Max: 1000}, 64 << 30, "4.19.0", []suggest.Reading{{Count: 100}, {After: 10 * time.Second, Count: 2100}}, 2097152, 524288},
+		{"a quarter of the memory", host.Conntrack{Count: 400000, Max: 400000}, 256 << 20, "4.19.0", nil, 173856, 43464},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			s := plainHost("h", "")
-			tt.conntrack.Kind, tt.conntrack.Loaded, tt.conntrack.InitialNetns = planner.ConntrackBuiltin, true, true
+			tt.conntrack.Kind, tt.conntrack.Loaded, tt.conntrack.InitialNetns = host.ConntrackBuiltin, true, true
 			s.Conntrack, s.Host.Memory, s.Host.Kernel = tt.conntrack, tt.memory, tt.kernel
 			live, err := s.Live()
 			if err != nil {
 				t.Fatal(err)
 			}
-			got, err := planner.Suggest(live, planner.SuggestOptions{Mode: planner.Tuned, Render: iptables.Render, Readings: tt.readings})
+			got, err := suggest.Suggest(live, suggest.Options{Mode: declared.Tuned, Render: iptables.Render, Readings: tt.readings})
 			if err != nil {
 				t.Fatal(err)
 			}
 			if got.Desired.Max.Value != tt.max || got.Desired.Hashsize.Value != tt.hashsize {
 				t.Errorf("max %d, hashsize %d, want %d, %d\n%q", got.Desired.Max.Value, got.Desired.Hashsize.Value, tt.max, tt.hashsize, got.Notes["max"])
 			}
-			if bytes := planner.TableBytes(got.Desired.Max.Value, got.Desired.Hashsize.Value, 8); bytes > tt.memory/4 {
+			if bytes := sizes.TableBytes(got.Desired.Max.Value, got.Desired.Hashsize.Value, 8); bytes > tt.memory/4 {
 				t.Errorf("%d bytes of %d", bytes, tt.memory)
 			}
 			reload(t, got.Declaration, s)

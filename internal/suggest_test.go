@@ -14,6 +14,9 @@ import (
 
 	"github.com/ctplan/ctplan/internal/snapshot"
 	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/declared"
+	"github.com/ctplan/ctplan/planner/host"
+	"github.com/ctplan/ctplan/planner/suggest"
 	"github.com/ctplan/ctplan/providers/iptables"
 	"github.com/ctplan/ctplan/schema"
 )
@@ -25,35 +28,35 @@ var hostile = []string{"web-1", "a b", "x\ny = 1", `" } conntrack "z" { #`, "${h
 // connections that may or may not fit it.
 func randomHost(r *rand.Rand) *snapshot.Snapshot {
 	pick := func(list ...string) string { return list[r.IntN(len(list))] }
-	s := &snapshot.Snapshot{FormatVersion: planner.FormatVersion, Host: planner.Host{
+	s := &snapshot.Snapshot{FormatVersion: planner.FormatVersion, Host: host.Host{
 		Name: hostile[r.IntN(len(hostile))], Kernel: pick("6.1.0-30-amd64", "5.10.0-32-amd64", "3.10.0-1160.el7.x86_64", "odd"), CPUs: 4, PageSize: 4096, PointerSize: 8,
 		Memory: []int64{0, 64 << 20, 512 << 20, 2 << 30, 64 << 30}[r.IntN(5)],
 	}}
-	s.Conntrack = planner.Conntrack{Kind: planner.ConntrackBuiltin, Loaded: true, InitialNetns: true, Hashsize: 512, Max: 1 << r.IntN(22), Count: int64(r.IntN(1 << 20))}
+	s.Conntrack = host.Conntrack{Kind: host.ConntrackBuiltin, Loaded: true, InitialNetns: true, Hashsize: 512, Max: 1 << r.IntN(22), Count: int64(r.IntN(1 << 20))}
 	s.Conntrack.Drops = int64(r.IntN(2))
-	s.Sysctls = map[string]planner.Sysctl{"net.netfilter.nf_conntrack_max": {Value: fmt.Sprint(s.Conntrack.Max), Writable: true}}
-	c := &planner.Connections{Sockets: []planner.Socket{}, Addresses: []planner.Address{}, Bridged: r.IntN(8) == 0}
+	s.Sysctls = map[string]host.Sysctl{"net.netfilter.nf_conntrack_max": {Value: fmt.Sprint(s.Conntrack.Max), Writable: true}}
+	c := &host.Connections{Sockets: []host.Socket{}, Addresses: []host.Address{}, Bridged: r.IntN(8) == 0}
 	s.Connections = c
 	c.Anonymised = r.IntN(6) == 0
 	if r.IntN(2) == 0 {
-		c.Ephemeral = planner.PortRange{From: 15000, To: 61000}
+		c.Ephemeral = host.PortRange{From: 15000, To: 61000}
 	}
 	lan, wan := "eth1", pick("eth0", "wan+", "a:b", "ppp0")
-	for _, f := range planner.Families {
+	for _, f := range host.Families {
 		own, peers := "192.0.2.1/24", []string{"192.0.2.9", "198.51.100.7", "198.51.100.8", "8.8.8.8", "10.0.0.9"}
 		inner, zero := "10.0.0.1/8", "0.0.0.0/0"
-		if f == planner.IPv6 {
+		if f == host.IPv6 {
 			own, peers = "2001:db8::1/64", []string{"2001:db8::9", "2001:db8:5::7", "2620:fe::fe", "fd00::9"}
 			inner, zero = "fd00::1/64", "::/0"
 		}
-		c.Addresses = append(c.Addresses, planner.Address{Interface: wan, Prefix: netip.MustParsePrefix(own)}, planner.Address{Interface: lan, Prefix: netip.MustParsePrefix(inner)})
-		c.Routes = append(c.Routes, planner.Route{Prefix: netip.MustParsePrefix(own).Masked(), Interface: wan}, planner.Route{Prefix: netip.MustParsePrefix(inner).Masked(), Interface: lan}, planner.Route{Prefix: netip.MustParsePrefix(zero), Interface: wan})
-		s.Rules = append(s.Rules, snapshot.Rules{Family: f, Backend: planner.NFT, Primary: true, Version: "1.8.9", Text: firewall(r, f, wan, lan, netip.MustParsePrefix(inner).Masked().String(), peers)})
+		c.Addresses = append(c.Addresses, host.Address{Interface: wan, Prefix: netip.MustParsePrefix(own)}, host.Address{Interface: lan, Prefix: netip.MustParsePrefix(inner)})
+		c.Routes = append(c.Routes, host.Route{Prefix: netip.MustParsePrefix(own).Masked(), Interface: wan}, host.Route{Prefix: netip.MustParsePrefix(inner).Masked(), Interface: lan}, host.Route{Prefix: netip.MustParsePrefix(zero), Interface: wan})
+		s.Rules = append(s.Rules, snapshot.Rules{Family: f, Backend: host.NFT, Primary: true, Version: "1.8.9", Text: firewall(r, f, wan, lan, netip.MustParsePrefix(inner).Masked().String(), peers)})
 		addr := func(p string) netip.Addr { return netip.MustParsePrefix(p).Addr() }
 		us := []netip.Addr{addr(own), addr(inner)}
 		for range r.IntN(40) {
 			proto := []uint8{6, 6, 6, 17, 17, 1, 47, 132}[r.IntN(8)]
-			if proto == 1 && f == planner.IPv6 {
+			if proto == 1 && f == host.IPv6 {
 				proto = 58
 			}
 			port := []uint16{21, 22, 53, 80, 443, 8080, 50051, 123}[r.IntN(8)]
@@ -64,15 +67,15 @@ func randomHost(r *rand.Rand) *snapshot.Snapshot {
 			case 1:
 				a, b = netip.MustParseAddr(peers[len(peers)-1]), netip.MustParseAddr(peers[r.IntN(len(peers)-1)])
 			}
-			flow := planner.Flow{Protocol: proto, Status: planner.StatusSeenReply | planner.StatusAssured | planner.StatusConfirmed, TCPState: 3}
-			flow.Orig = planner.Tuple{Src: a, Dst: b}
+			flow := host.Flow{Protocol: proto, Status: host.StatusSeenReply | host.StatusAssured | host.StatusConfirmed, TCPState: 3}
+			flow.Orig = host.Tuple{Src: a, Dst: b}
 			if proto != 1 && proto != 58 && proto != 47 {
 				flow.Orig.SrcPort, flow.Orig.DstPort = uint16(1024+r.IntN(60000)), port
 				if r.IntN(8) == 0 {
 					flow.Orig.SrcPort, flow.Orig.DstPort = port, uint16(1024+r.IntN(60000)) // picked up in the middle
 				}
 				if r.IntN(8) == 0 {
-					flow.Status |= planner.StatusExpected
+					flow.Status |= host.StatusExpected
 					flow.Orig.DstPort = uint16(1024 + r.IntN(60000))
 					if r.IntN(2) == 0 {
 						flow.Orig.SrcPort = 20
@@ -82,14 +85,14 @@ func randomHost(r *rand.Rand) *snapshot.Snapshot {
 			if proto != 6 {
 				flow.TCPState = 0
 			}
-			flow.Reply = planner.Tuple{Src: flow.Orig.Dst, Dst: flow.Orig.Src, SrcPort: flow.Orig.DstPort, DstPort: flow.Orig.SrcPort}
+			flow.Reply = host.Tuple{Src: flow.Orig.Dst, Dst: flow.Orig.Src, SrcPort: flow.Orig.DstPort, DstPort: flow.Orig.SrcPort}
 			c.Flows = append(c.Flows, flow)
 			if r.IntN(3) == 0 {
-				c.Sockets = append(c.Sockets, planner.Socket{Protocol: 6, Local: netip.AddrPortFrom(us[0], port), Remote: netip.AddrPortFrom(netip.MustParseAddr(peers[0]), uint16(1024+r.IntN(60000)))})
+				c.Sockets = append(c.Sockets, host.Socket{Protocol: 6, Local: netip.AddrPortFrom(us[0], port), Remote: netip.AddrPortFrom(netip.MustParseAddr(peers[0]), uint16(1024+r.IntN(60000)))})
 			}
 		}
 		for _, port := range []uint16{22, 53, 443, 5353, 40000}[:r.IntN(6)] {
-			c.Sockets = append(c.Sockets, planner.Socket{Protocol: []uint8{6, 17}[r.IntN(2)], Local: netip.AddrPortFrom(netip.IPv6Unspecified(), port), Listening: true, Dual: true})
+			c.Sockets = append(c.Sockets, host.Socket{Protocol: []uint8{6, 17}[r.IntN(2)], Local: netip.AddrPortFrom(netip.IPv6Unspecified(), port), Listening: true, Dual: true})
 		}
 	}
 	c.Total = int64(len(c.Flows))
@@ -97,7 +100,7 @@ func randomHost(r *rand.Rand) *snapshot.Snapshot {
 }
 
 // firewall is a ruleset on connection state.
-func firewall(r *rand.Rand, f planner.Family, wan, lan, inner string, peers []string) string {
+func firewall(r *rand.Rand, f host.Family, wan, lan, inner string, peers []string) string {
 	maybe := func(text string) string {
 		if r.IntN(2) == 0 {
 			return ""
@@ -106,11 +109,11 @@ func firewall(r *rand.Rand, f planner.Family, wan, lan, inner string, peers []st
 	}
 	policy := func() string { return []string{"ACCEPT", "DROP", "DROP"}[r.IntN(3)] }
 	icmp := "icmp"
-	if f == planner.IPv6 {
+	if f == host.IPv6 {
 		icmp = "ipv6-icmp"
 	}
 	remark := ` -m comment --comment "` + strings.NewReplacer(`\`, ``, `"`, ``, "\n", "").Replace(hostile[r.IntN(len(hostile)-3)]) + `"`
-	if f == planner.IPv6 && r.IntN(4) == 0 {
+	if f == host.IPv6 && r.IntN(4) == 0 {
 		return "" // no table at all
 	}
 	var b strings.Builder
@@ -131,13 +134,13 @@ func firewall(r *rand.Rand, f planner.Family, wan, lan, inner string, peers []st
 
 // checkSuggestion holds what is written against what was meant, and its plan
 // against what was promised.
-func checkSuggestion(t *testing.T, s *snapshot.Snapshot, mode planner.Mode) planner.Suggestion {
+func checkSuggestion(t *testing.T, s *snapshot.Snapshot, mode declared.Mode) suggest.Suggestion {
 	t.Helper()
 	live, err := s.Live()
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := planner.Suggest(live, planner.SuggestOptions{Mode: mode, Render: iptables.Render})
+	got, err := suggest.Suggest(live, suggest.Options{Mode: mode, Render: iptables.Render})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -151,21 +154,21 @@ func checkSuggestion(t *testing.T, s *snapshot.Snapshot, mode planner.Mode) plan
 		t.Fatalf("blocked: %v, suggested as %v\n%s\n%+v", plan.Blocked(), got.Blocked, hcl, plan.Blocks)
 	}
 	for _, b := range plan.Blocks {
-		if b.Risk == planner.RiskMemory {
+		if b.Risk == declared.RiskMemory {
 			t.Fatalf("suggested more than the memory bears: %s\n%s", b.Why, hcl)
 		}
 	}
 	if plan.Impact != nil && plan.Impact.Lost > 0 && !got.Blocked {
 		t.Fatalf("loses %d connections in silence\n%s", plan.Impact.Lost, hcl)
 	}
-	if again, err := planner.Suggest(live, planner.SuggestOptions{Mode: mode, Render: iptables.Render}); err != nil || !reflect.DeepEqual(again, got) {
+	if again, err := suggest.Suggest(live, suggest.Options{Mode: mode, Render: iptables.Render}); err != nil || !reflect.DeepEqual(again, got) {
 		t.Fatalf("not the same twice: %v\n%s", err, cmp.Diff(string(schema.Write(got.Declaration)), string(schema.Write(again.Declaration))))
 	}
 	return got
 }
 
 // reload writes a declaration and loads it as plan would.
-func reload(t *testing.T, d planner.Declaration, s *snapshot.Snapshot) (string, planner.Desired) {
+func reload(t *testing.T, d declared.Declaration, s *snapshot.Snapshot) (string, declared.Desired) {
 	t.Helper()
 	hcl := schema.Write(d)
 	src := schema.Source{Name: "host.hcl", Content: hcl}
@@ -189,21 +192,21 @@ func reload(t *testing.T, d planner.Declaration, s *snapshot.Snapshot) (string, 
 		t.Fatalf("%v\n%s", diags.List(), hcl)
 	}
 	desired, diags := config.For(s.Host.Name)
-	if len(diags.List()) > 0 || desired.Mode == planner.Unmanaged {
+	if len(diags.List()) > 0 || desired.Mode == declared.Unmanaged {
 		t.Fatalf("for %q: %v, mode %q\n%s", s.Host.Name, diags.List(), desired.Mode, hcl)
 	}
 	return string(hcl), desired
 }
 
-func sameDesired(t *testing.T, hcl string, want, got planner.Desired) {
+func sameDesired(t *testing.T, hcl string, want, got declared.Desired) {
 	t.Helper()
-	opts := []cmp.Option{cmpopts.IgnoreTypes(planner.Pos{}), cmpopts.EquateEmpty(), cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })}
+	opts := []cmp.Option{cmpopts.IgnoreTypes(declared.Pos{}), cmpopts.EquateEmpty(), cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })}
 	if diff := cmp.Diff(want, got, opts...); diff != "" {
 		t.Fatalf("written and loaded again (-want +got):\n%s\n%s", diff, hcl)
 	}
 }
 
-var suggestModes = []planner.Mode{planner.Unmanaged, planner.Disabled, planner.Notrack, planner.Tuned}
+var suggestModes = []declared.Mode{declared.Unmanaged, declared.Disabled, declared.Notrack, declared.Tuned}
 
 // TestSuggest: whatever the firewall and its connections, what is suggested is
 // valid, and its plan loses nothing.
@@ -214,7 +217,7 @@ func TestSuggest(t *testing.T) {
 		s := randomHost(r)
 		mode := suggestModes[r.IntN(4)]
 		got := checkSuggestion(t, s, mode)
-		if mode != planner.Tuned && got.Blocked {
+		if mode != declared.Tuned && got.Blocked {
 			t.Errorf("seed %d: %q\n%s\n%s", seed, got.Remains, s.Rules[0].Text, s.Rules[1].Text)
 		}
 		// Without the accept blocks there is something to lose, or this shows nothing.
@@ -249,7 +252,7 @@ func FuzzSuggest(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if _, err := planner.Suggest(live, planner.SuggestOptions{Mode: suggestModes[mode%4], Render: iptables.Render}); err != nil {
+		if _, err := suggest.Suggest(live, suggest.Options{Mode: suggestModes[mode%4], Render: iptables.Render}); err != nil {
 			return
 		}
 		checkSuggestion(t, s, suggestModes[mode%4])
@@ -262,7 +265,7 @@ func TestSuggestAnonymised(t *testing.T) {
 	for seed := range uint64(100) {
 		s := randomHost(rand.New(rand.NewPCG(seed, 6)))
 		s.Connections.Anonymised = false
-		for _, mode := range []planner.Mode{planner.Disabled, planner.Notrack} {
+		for _, mode := range []declared.Mode{declared.Disabled, declared.Notrack} {
 			hidden := *s
 			hidden.Anonymise(nil)
 			got := checkSuggestion(t, &hidden, mode)

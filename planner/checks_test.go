@@ -4,12 +4,16 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/ctplan/ctplan/planner/change"
+	"github.com/ctplan/ctplan/planner/declared"
+	"github.com/ctplan/ctplan/planner/host"
 )
 
-func notrackTCP(policy StatefulPolicy) Desired {
-	d := Desired{
-		Block: "api", Mode: Notrack, ModeSource: Pos{"api.hcl", 2}, Source: Pos{"api.hcl", 1},
-		Families: []Family{IPv4}, StatefulRules: policy,
+func notrackTCP(policy declared.StatefulPolicy) declared.Desired {
+	d := declared.Desired{
+		Block: "api", Mode: declared.Notrack, ModeSource: declared.Pos{File: "api.hcl", Line: 2}, Source: declared.Pos{File: "api.hcl", Line: 1},
+		Families: []host.Family{host.IPv4}, StatefulRules: policy,
 	}
 	for _, hook := range []string{"PREROUTING", "OUTPUT"} {
 		d.Chains = append(d.Chains, chain("raw", hook, "-p tcp -j CT --notrack"))
@@ -18,10 +22,10 @@ func notrackTCP(policy StatefulPolicy) Desired {
 	return d
 }
 
-func chain(table, hook string, rules ...string) Chain {
-	c := Chain{Family: IPv4, Table: table, Hook: hook, Name: OwnPrefix + hook}
+func chain(table, hook string, rules ...string) declared.Chain {
+	c := declared.Chain{Family: host.IPv4, Table: table, Hook: hook, Name: declared.OwnPrefix + hook}
 	for i, text := range rules {
-		c.Rules = append(c.Rules, TargetRule{Rule: Rule{Chain: c.Name, Words: strings.Fields(text), Text: text}, Source: Pos{"api.hcl", 10 + i}})
+		c.Rules = append(c.Rules, declared.TargetRule{Rule: host.Rule{Chain: c.Name, Words: strings.Fields(text), Text: text}, Source: declared.Pos{File: "api.hcl", Line: 10 + i}})
 	}
 	return c
 }
@@ -43,17 +47,17 @@ func TestStatefulRules(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			live := testHost(parseLines(t, IPv4, filterHead+tt.rule+"\nCOMMIT\n"))
-			p := Diff(notrackTCP(RefuseStateful), live)
+			live := testHost(parseLines(t, host.IPv4, filterHead+tt.rule+"\nCOMMIT\n"))
+			p := Diff(notrackTCP(declared.RefuseStateful), live)
 			if p.Blocked() != tt.blocked {
 				t.Errorf("refuse: blocked is %v: %+v", p.Blocked(), p.Blocks)
 			}
 			if tt.blocked {
-				if b := p.Blocks[0]; b.Where != tt.rule || b.Risk != RiskStatefulRules || b.Remedy == "" || b.Source != (Pos{"api.hcl", 1}) {
+				if b := p.Blocks[0]; b.Where != tt.rule || b.Risk != declared.RiskStatefulRules || b.Remedy == "" || b.Source != (declared.Pos{File: "api.hcl", Line: 1}) {
 					t.Errorf("the block does not name the rule: %+v", b)
 				}
 			}
-			p = Diff(notrackTCP(RemoveStateful), live)
+			p = Diff(notrackTCP(declared.RemoveStateful), live)
 			k := newKernel(live.Rulesets[0])
 			for _, s := range rulesSections(p) {
 				k.run(t, s)
@@ -61,9 +65,9 @@ func TestStatefulRules(t *testing.T) {
 			if p.Blocked() || strings.Contains(k.text(), tt.rule) != tt.stays {
 				t.Errorf("remove: blocked %v, the rule stays %v\n%s", p.Blocked(), !tt.stays, k.text())
 			}
-			allowed := notrackTCP(RefuseStateful)
-			allowed.AllowRisk = []Risk{RiskStatefulRules}
-			accepted := func(w Warning) bool { return strings.Contains(w.Text, "allow_risk accepts stateful_rules") }
+			allowed := notrackTCP(declared.RefuseStateful)
+			allowed.AllowRisk = []declared.Risk{declared.RiskStatefulRules}
+			accepted := func(w change.Warning) bool { return strings.Contains(w.Text, "allow_risk accepts stateful_rules") }
 			if p = Diff(allowed, live); p.Blocked() || tt.blocked != slices.ContainsFunc(p.Warnings, accepted) {
 				t.Errorf("allow_risk: %+v %+v", p.Blocks, p.Warnings)
 			}
@@ -85,17 +89,17 @@ func TestNAT(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			live := testHost(parseLines(t, IPv4, nat+tt.rule+"\nCOMMIT\n"))
-			p := Diff(notrackTCP(RefuseStateful), live)
+			live := testHost(parseLines(t, host.IPv4, nat+tt.rule+"\nCOMMIT\n"))
+			p := Diff(notrackTCP(declared.RefuseStateful), live)
 			if p.Blocked() != tt.notrack {
 				t.Errorf("notrack: blocked is %v: %+v", p.Blocked(), p.Blocks)
 			}
-			d := Desired{Mode: Disabled, Families: []Family{IPv4}, StatefulRules: RefuseStateful, ModeSource: Pos{"a.hcl", 1}}
+			d := declared.Desired{Mode: declared.Disabled, Families: []host.Family{host.IPv4}, StatefulRules: declared.RefuseStateful, ModeSource: declared.Pos{File: "a.hcl", Line: 1}}
 			p = Diff(d, live)
-			if p.Blocked() != tt.disabled || tt.disabled && (p.Blocks[0].Risk != RiskNAT || !strings.Contains(p.Blocks[0].Why, tt.why)) {
+			if p.Blocked() != tt.disabled || tt.disabled && (p.Blocks[0].Risk != declared.RiskNAT || !strings.Contains(p.Blocks[0].Why, tt.why)) {
 				t.Errorf("disabled: %+v", p.Blocks)
 			}
-			d.AllowRisk = []Risk{RiskNAT}
+			d.AllowRisk = []declared.Risk{declared.RiskNAT}
 			p = Diff(d, live)
 			k := newKernel(live.Rulesets[0])
 			for _, s := range rulesSections(p) {
@@ -109,28 +113,28 @@ func TestNAT(t *testing.T) {
 }
 
 func TestManyRulesAreCounted(t *testing.T) {
-	live := testHost(parseLines(t, IPv4, filterHead+strings.Repeat("-A INPUT -p tcp -m state --state NEW -j ACCEPT\n", 25)+"COMMIT\n"))
-	p := Diff(notrackTCP(RefuseStateful), live)
-	if len(p.Blocks) != MaxNamed+1 || p.Blocks[MaxNamed].Where != "and 15 more rules like these" {
+	live := testHost(parseLines(t, host.IPv4, filterHead+strings.Repeat("-A INPUT -p tcp -m state --state NEW -j ACCEPT\n", 25)+"COMMIT\n"))
+	p := Diff(notrackTCP(declared.RefuseStateful), live)
+	if len(p.Blocks) != change.MaxNamed+1 || p.Blocks[change.MaxNamed].Where != "and 15 more rules like these" {
 		t.Errorf("got %d reasons, the last %+v", len(p.Blocks), p.Blocks[len(p.Blocks)-1])
 	}
 }
 
 func TestSavedStateRuleIsNamedByLine(t *testing.T) {
 	content := "# mine\n" + filterHead + "-A INPUT -p tcp -m state --state NEW -j ACCEPT\nCOMMIT\n"
-	saved := parseLines(t, IPv4, content)
-	saved.Primary, saved.File = false, &File{Path: "/etc/sysconfig/iptables", Exists: true, Content: content}
-	live := testHost(Ruleset{Family: IPv4, Backend: NFT, Primary: true})
-	live.SavedRules = []Ruleset{saved}
-	p := Diff(notrackTCP(RefuseStateful), live)
+	saved := parseLines(t, host.IPv4, content)
+	saved.Primary, saved.File = false, &host.File{Path: "/etc/sysconfig/iptables", Exists: true, Content: content}
+	live := testHost(host.Ruleset{Family: host.IPv4, Backend: host.NFT, Primary: true})
+	live.SavedRules = []host.Ruleset{saved}
+	p := Diff(notrackTCP(declared.RefuseStateful), live)
 	if len(p.Blocks) != 1 || !strings.HasPrefix(p.Blocks[0].Where, "/etc/sysconfig/iptables:7: -A INPUT") {
 		t.Errorf("got %+v", p.Blocks)
 	}
 
 	saved.Tables, saved.Refusal, saved.RefusalLine = nil, "unknown command", 3
-	live.SavedRules = []Ruleset{saved}
-	p = Diff(notrackTCP(RefuseStateful), live)
-	if len(p.Blocks) != 1 || p.Blocks[0].Where != "/etc/sysconfig/iptables:3" || p.Blocks[0].Risk != RiskSavedRules {
+	live.SavedRules = []host.Ruleset{saved}
+	p = Diff(notrackTCP(declared.RefuseStateful), live)
+	if len(p.Blocks) != 1 || p.Blocks[0].Where != "/etc/sysconfig/iptables:3" || p.Blocks[0].Risk != declared.RiskSavedRules {
 		t.Errorf("got %+v", p.Blocks)
 	}
 }
@@ -202,23 +206,23 @@ func TestJump(t *testing.T) {
 			}
 			text += "-A f2b -s 192.0.2.7/32 -j REJECT\n-A f2b -j RETURN\n-A shut -p tcp -j DROP\n-A CTPLAN-INPUT -p tcp -m tcp --dport 22 -j ACCEPT\nCOMMIT\n"
 			for _, saved := range []bool{false, true} {
-				r := parseLines(t, IPv4, text)
+				r := parseLines(t, host.IPv4, text)
 				var rules []string
 				if saved {
-					r.Primary, r.File = false, &File{Path: "/rules", Exists: true, Content: text}
-					live := testHost(Ruleset{Family: IPv4, Backend: NFT, Primary: true})
-					live.SavedRules = []Ruleset{r}
+					r.Primary, r.File = false, &host.File{Path: "/rules", Exists: true, Content: text}
+					live := testHost(host.Ruleset{Family: host.IPv4, Backend: host.NFT, Primary: true})
+					live.SavedRules = []host.Ruleset{r}
 					content := text
-					for _, c := range Diff(notrackTCP(RemoveStateful), live).Changes {
-						if f, ok := c.(*FileChange); ok {
+					for _, c := range Diff(notrackTCP(declared.RemoveStateful), live).Changes {
+						if f, ok := c.(*change.FileChange); ok {
 							content = f.After.Content
 						}
 					}
-					after := parseLines(t, IPv4, content)
+					after := parseLines(t, host.IPv4, content)
 					rules = newKernel(after).table("filter").Rules("INPUT")
 				} else {
 					k := newKernel(r)
-					for _, s := range rulesSections(Diff(notrackTCP(RemoveStateful), testHost(r))) {
+					for _, s := range rulesSections(Diff(notrackTCP(declared.RemoveStateful), testHost(r))) {
 						k.run(t, s)
 					}
 					rules = k.table("filter").Rules("INPUT")
@@ -233,15 +237,15 @@ func TestJump(t *testing.T) {
 
 func TestOtherBackend(t *testing.T) {
 	own := "*filter\n:INPUT ACCEPT\n:CTPLAN-INPUT -\n-A INPUT -j CTPLAN-INPUT\n-A INPUT -p tcp -m state --state NEW -j ACCEPT\n-A CTPLAN-INPUT -j ACCEPT\nCOMMIT\n"
-	live := testHost(Ruleset{Family: IPv4, Backend: NFT, Primary: true})
-	legacy := parseLines(t, IPv4, own)
-	legacy.Backend, legacy.Primary = Legacy, false
+	live := testHost(host.Ruleset{Family: host.IPv4, Backend: host.NFT, Primary: true})
+	legacy := parseLines(t, host.IPv4, own)
+	legacy.Backend, legacy.Primary = host.Legacy, false
 	live.Rulesets = append(live.Rulesets, legacy)
-	p := Diff(notrackTCP(RemoveStateful), live)
+	p := Diff(notrackTCP(declared.RemoveStateful), live)
 	k := newKernel(legacy)
 	found := false
 	for _, s := range Steps(p) {
-		if s.Rules != nil && s.Rules.Backend == Legacy {
+		if s.Rules != nil && s.Rules.Backend == host.Legacy {
 			found = true
 			for _, sec := range s.Rules.Sections {
 				k.run(t, sec)
@@ -254,8 +258,8 @@ func TestOtherBackend(t *testing.T) {
 }
 
 func TestUnmanaged(t *testing.T) {
-	r := parseLines(t, IPv4, "*filter\n:INPUT ACCEPT\n:CTPLAN-INPUT -\n:CTPLAN-$(reboot) -\n-A INPUT -j CTPLAN-INPUT\nCOMMIT\n")
-	p := Diff(Desired{}, testHost(r))
+	r := parseLines(t, host.IPv4, "*filter\n:INPUT ACCEPT\n:CTPLAN-INPUT -\n:CTPLAN-$(reboot) -\n-A INPUT -j CTPLAN-INPUT\nCOMMIT\n")
+	p := Diff(declared.Desired{}, testHost(r))
 	if !p.Empty() || len(p.Warnings) != 2 {
 		t.Fatalf("got %+v", p)
 	}
@@ -266,7 +270,7 @@ func TestUnmanaged(t *testing.T) {
 }
 
 func TestNoSavedFile(t *testing.T) {
-	p := Diff(notrackTCP(RefuseStateful), testHost(Ruleset{Family: IPv4, Backend: NFT, Primary: true}))
+	p := Diff(notrackTCP(declared.RefuseStateful), testHost(host.Ruleset{Family: host.IPv4, Backend: host.NFT, Primary: true}))
 	if len(p.Warnings) != 1 || !strings.Contains(p.Warnings[0].Text, "will not survive a reboot") {
 		t.Errorf("got %+v", p.Warnings)
 	}

@@ -6,6 +6,10 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/ctplan/ctplan/planner/change"
+	"github.com/ctplan/ctplan/planner/declared"
+	"github.com/ctplan/ctplan/planner/host"
 )
 
 // Over generated hosts and pairs of declarations: a plan leaves nothing to
@@ -17,15 +21,15 @@ func TestRulesProperties(t *testing.T) {
 	flows := worldFlows()
 	inBetween, changed := 0, 0
 	for range 100 {
-		k := newKernel(parseLines(t, IPv4, randomForeign(r)))
+		k := newKernel(parseLines(t, host.IPv4, randomForeign(r)))
 		for range 3 {
 			d := randomDesired(r)
 			before := k.text()
-			p := Diff(d, testHost(parseLines(t, IPv4, before)))
+			p := Diff(d, testHost(parseLines(t, host.IPv4, before)))
 			if p.Blocked() {
 				t.Fatalf("blocked although every risk is accepted: %+v", p.Blocks)
 			}
-			if again := Diff(d, testHost(parseLines(t, IPv4, before))); !reflect.DeepEqual(p, again) {
+			if again := Diff(d, testHost(parseLines(t, host.IPv4, before))); !reflect.DeepEqual(p, again) {
 				t.Fatal("two plans of one input differ")
 			}
 			sections := rulesSections(p)
@@ -56,7 +60,7 @@ func TestRulesProperties(t *testing.T) {
 			}
 
 			after := k.text()
-			if left := rulesSections(Diff(d, testHost(parseLines(t, IPv4, after)))); len(left) > 0 {
+			if left := rulesSections(Diff(d, testHost(parseLines(t, host.IPv4, after)))); len(left) > 0 {
 				t.Fatalf("a second plan is not empty: %+v\nbefore:\n%s\nafter:\n%s", left, before, after)
 			}
 			if got, want := foreignLines(after), foreignLines(before); !isSubsequence(got, want) {
@@ -64,11 +68,11 @@ func TestRulesProperties(t *testing.T) {
 			}
 			// And back, from every prefix of the sections.
 			for n := len(sections); n >= 0; n-- {
-				back := newKernel(parseLines(t, IPv4, before))
+				back := newKernel(parseLines(t, host.IPv4, before))
 				for _, s := range sections[:n] {
 					back.run(t, s)
 				}
-				undo := Step{Rules: &RulesStep{Sections: sections[:n]}}.Inverse()
+				undo := change.Step{Rules: &change.RulesStep{Sections: sections[:n]}}.Inverse()
 				for _, s := range undo.Rules.Sections {
 					back.run(t, s)
 				}
@@ -121,7 +125,7 @@ func chainOf(line string) string {
 func foreignLines(s string) []string {
 	var out []string
 	for l := range strings.SplitSeq(s, "\n") {
-		if strings.HasPrefix(l, "-A ") && !strings.Contains(l, OwnPrefix) {
+		if strings.HasPrefix(l, "-A ") && !strings.Contains(l, declared.OwnPrefix) {
 			out = append(out, l)
 		}
 	}
@@ -145,14 +149,14 @@ func TestSavedRulesProperties(t *testing.T) {
 		content := "# saved by hand\n" + randomForeign(r) + "# end\n"
 		for range 2 {
 			d := randomDesired(r)
-			l := testHost(Ruleset{Family: IPv4, Backend: NFT, Primary: true})
-			saved := parseLines(t, IPv4, content)
+			l := testHost(host.Ruleset{Family: host.IPv4, Backend: host.NFT, Primary: true})
+			saved := parseLines(t, host.IPv4, content)
 			saved.Backend, saved.Primary = "", false
-			saved.File = &File{Path: "/etc/iptables/rules.v4", Exists: true, Content: content, Mode: 0o640, UID: 1, GID: 2}
-			l.SavedRules = []Ruleset{saved}
+			saved.File = &host.File{Path: "/etc/iptables/rules.v4", Exists: true, Content: content, Mode: 0o640, UID: 1, GID: 2}
+			l.SavedRules = []host.Ruleset{saved}
 			p := Diff(d, l)
 			for _, c := range p.Changes {
-				if f, ok := c.(*FileChange); ok && f.Before.Path == saved.File.Path {
+				if f, ok := c.(*change.FileChange); ok && f.Before.Path == saved.File.Path {
 					if f.After.Mode != 0o640 || f.After.UID != 1 || f.After.GID != 2 {
 						t.Fatalf("mode or owner changed: %+v", f.After)
 					}
@@ -163,19 +167,19 @@ func TestSavedRulesProperties(t *testing.T) {
 					edited++
 				}
 			}
-			after := parseLines(t, IPv4, content)
+			after := parseLines(t, host.IPv4, content)
 			after.Backend, after.Primary = "", false
-			after.File = &File{Path: "/etc/iptables/rules.v4", Exists: true, Content: content}
-			l.SavedRules = []Ruleset{after}
+			after.File = &host.File{Path: "/etc/iptables/rules.v4", Exists: true, Content: content}
+			l.SavedRules = []host.Ruleset{after}
 			for _, c := range Diff(d, l).Changes {
-				if f, ok := c.(*FileChange); ok && f.Before.Path == saved.File.Path {
+				if f, ok := c.(*change.FileChange); ok && f.Before.Path == saved.File.Path {
 					t.Fatalf("a second plan edits the file again:\n%s\nto\n%s", content, f.After.Content)
 				}
 			}
 			// What boot restores from it is what a host with these rules would have.
-			kernelPlan := Diff(d, testHost(parseLines(t, IPv4, content)))
+			kernelPlan := Diff(d, testHost(parseLines(t, host.IPv4, content)))
 			for _, c := range kernelPlan.Changes {
-				if rc, ok := c.(*RulesChange); ok {
+				if rc, ok := c.(*change.RulesChange); ok {
 					t.Fatalf("rules restored from the file are not as declared: %+v\n%s", rc, content)
 				}
 			}
@@ -189,7 +193,7 @@ func TestSavedRulesProperties(t *testing.T) {
 func othersLines(s string) []string {
 	var out []string
 	for l := range strings.SplitAfterSeq(s, "\n") {
-		if !strings.Contains(l, OwnPrefix) {
+		if !strings.Contains(l, declared.OwnPrefix) {
 			out = append(out, l)
 		}
 	}

@@ -5,38 +5,43 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/ctplan/ctplan/planner/change"
+	"github.com/ctplan/ctplan/planner/declared"
+	"github.com/ctplan/ctplan/planner/host"
+	"github.com/ctplan/ctplan/planner/nftables"
 )
 
 // moduleHost is a host whose kernel has connection tracking as a module that
 // is loaded, with modules above it.
-func moduleHost(above ...string) Live {
-	l := testHost(Ruleset{Family: IPv4, Backend: NFT, Primary: true})
-	l.Conntrack = Conntrack{Kind: ConntrackModule, Loaded: true, InitialNetns: true}
-	l.Modules = []Module{{Name: "nf_conntrack", By: above}}
+func moduleHost(above ...string) host.Live {
+	l := testHost(host.Ruleset{Family: host.IPv4, Backend: host.NFT, Primary: true})
+	l.Conntrack = host.Conntrack{Kind: host.ConntrackModule, Loaded: true, InitialNetns: true}
+	l.Modules = []host.Module{{Name: "nf_conntrack", By: above}}
 	for _, m := range above {
-		l.Modules = append(l.Modules, Module{Name: m})
+		l.Modules = append(l.Modules, host.Module{Name: m})
 	}
 	return l
 }
 
-func disabling(risks ...Risk) Desired {
-	return Desired{Mode: Disabled, Families: Families, AllowRisk: risks}
+func disabling(risks ...declared.Risk) declared.Desired {
+	return declared.Desired{Mode: declared.Disabled, Families: host.Families, AllowRisk: risks}
 }
 
 func unloads(p Plan) []string {
 	var out []string
 	for _, c := range p.Changes {
-		if m, ok := c.(*ModuleChange); ok {
+		if m, ok := c.(*change.ModuleChange); ok {
 			out = append(out, m.Module)
 		}
 	}
 	return out
 }
 
-func nftRules(n int) NFTTable {
-	t := NFTTable{Family: "inet", Name: "fw"}
+func nftRules(n int) host.NFTTable {
+	t := host.NFTTable{Family: "inet", Name: "fw"}
 	for i := range n {
-		t.Items = append(t.Items, NFTItem{Kind: "rule", Chain: "in", Handle: uint64(i + 10), Text: "ct state new", Uses: []string{"ct"}})
+		t.Items = append(t.Items, host.NFTItem{Kind: "rule", Chain: "in", Handle: uint64(i + 10), Text: "ct state new", Uses: []string{"ct"}})
 	}
 	return t
 }
@@ -44,9 +49,9 @@ func nftRules(n int) NFTTable {
 // TestHolders: everything that holds a module is named with its command; once
 // accepted, its module stays with those below, and no other does.
 func TestHolders(t *testing.T) {
-	for _, n := range []int{1, MaxNamed, MaxNamed + 1, MaxNamed + 2, 300} {
+	for _, n := range []int{1, change.MaxNamed, change.MaxNamed + 1, change.MaxNamed + 2, 300} {
 		l := moduleHost("nft_ct", "xt_conntrack")
-		l.NFT = []NFTTable{nftRules(n)}
+		l.NFT = []host.NFTTable{nftRules(n)}
 		plan := Diff(disabling(), l)
 		var text strings.Builder
 		for _, b := range plan.Blocks {
@@ -59,10 +64,10 @@ func TestHolders(t *testing.T) {
 				}
 			}
 		}
-		if len(plan.Blocks) > MaxNamed+1 {
+		if len(plan.Blocks) > change.MaxNamed+1 {
 			t.Errorf("%d rules: %d blocks", n, len(plan.Blocks))
 		}
-		plan = Diff(disabling(RiskModuleHeld), l)
+		plan = Diff(disabling(declared.RiskModuleHeld), l)
 		if got := unloads(plan); plan.Blocked() || !slices.Equal(got, []string{"xt_conntrack"}) {
 			t.Errorf("%d rules accepted: unloads %q, blocked: %v", n, got, plan.Blocked())
 		}
@@ -72,11 +77,11 @@ func TestHolders(t *testing.T) {
 // TestHoldersElsewhere: rules in other namespaces hold modules, and nothing
 // where there is no module.
 func TestHoldersElsewhere(t *testing.T) {
-	inside := parseLines(t, IPv4, "*nat\n:POSTROUTING ACCEPT\n-A POSTROUTING -j MASQUERADE\nCOMMIT\n*filter\n:INPUT ACCEPT\n-A INPUT -j DROP\n-A INPUT -m state --state NEW -j DROP\nCOMMIT\n")
+	inside := parseLines(t, host.IPv4, "*nat\n:POSTROUTING ACCEPT\n-A POSTROUTING -j MASQUERADE\nCOMMIT\n*filter\n:INPUT ACCEPT\n-A INPUT -j DROP\n-A INPUT -m state --state NEW -j DROP\nCOMMIT\n")
 	l := moduleHost("nft_ct", "xt_conntrack", "ipt_MASQUERADE", "iptable_nat")
-	l.Namespaces = []Namespace{
-		{Inode: 5, Path: "/run/netns/it's", NFT: []NFTTable{nftRules(1)}},
-		{Inode: 6, PID: 77, Command: "dockerd", Rulesets: []Ruleset{inside}},
+	l.Namespaces = []host.Namespace{
+		{Inode: 5, Path: "/run/netns/it's", NFT: []host.NFTTable{nftRules(1)}},
+		{Inode: 6, PID: 77, Command: "dockerd", Rulesets: []host.Ruleset{inside}},
 	}
 	plan := Diff(disabling(), l)
 	var got []string
@@ -90,14 +95,14 @@ func TestHoldersElsewhere(t *testing.T) {
 	}; !slices.Equal(got, want) {
 		t.Errorf("commands %q, want %q", got, want)
 	}
-	if got := unloads(Diff(disabling(RiskModuleHeld), l)); len(got) > 0 {
+	if got := unloads(Diff(disabling(declared.RiskModuleHeld), l)); len(got) > 0 {
 		t.Errorf("unloads %q, which rules elsewhere hold", got)
 	}
-	l.Conntrack.Kind, l.Modules = ConntrackBuiltin, nil
+	l.Conntrack.Kind, l.Modules = host.ConntrackBuiltin, nil
 	if plan := Diff(disabling(), l); plan.Blocked() {
 		t.Errorf("built in, rules elsewhere do not concern this namespace: %+v", plan.Blocks)
 	}
-	l.NFT = []NFTTable{nftRules(1)}
+	l.NFT = []host.NFTTable{nftRules(1)}
 	if plan := Diff(disabling(), l); !plan.Blocked() {
 		t.Error("built in, a rule here has tracking at work")
 	}
@@ -109,7 +114,7 @@ func TestHoldersEmptyNAT(t *testing.T) {
 	for table, blocked := range map[string]bool{"ip nat": false, "ip6 nat": false, "inet nat": true, "ip mine": true} {
 		family, name, _ := strings.Cut(table, " ")
 		l := moduleHost("nft_chain_nat")
-		l.NFT = []NFTTable{{Family: family, Name: name, Items: []NFTItem{{Kind: "chain", Name: "POSTROUTING", Uses: []string{"chain nat"}}}}}
+		l.NFT = []host.NFTTable{{Family: family, Name: name, Items: []host.NFTItem{{Kind: "chain", Name: "POSTROUTING", Uses: []string{"chain nat"}}}}}
 		if plan := Diff(disabling(), l); plan.Blocked() != blocked {
 			t.Errorf("%s: blocked %v: %+v", table, plan.Blocked(), plan.Blocks)
 		}
@@ -120,11 +125,11 @@ func TestHoldersEmptyNAT(t *testing.T) {
 func TestIncompatible(t *testing.T) {
 	l := moduleHost()
 	l.Rulesets[0].Incompatible = []string{"filter"}
-	d := Desired{Mode: Notrack, Families: []Family{IPv4}}
+	d := declared.Desired{Mode: declared.Notrack, Families: []host.Family{host.IPv4}}
 	if plan := Diff(d, l); plan.Blocked() || len(plan.Warnings) == 0 {
 		t.Errorf("with nothing to add to it: %+v", plan)
 	}
-	d.Chains = []Chain{{Family: IPv4, Table: "filter", Hook: "INPUT", Name: "CTPLAN-INPUT"}}
+	d.Chains = []declared.Chain{{Family: host.IPv4, Table: "filter", Hook: "INPUT", Name: "CTPLAN-INPUT"}}
 	if plan := Diff(d, l); len(plan.Blocks) != 1 || plan.Blocks[0].Override {
 		t.Errorf("with a chain to add to it: %+v", plan.Blocks)
 	}
@@ -133,12 +138,12 @@ func TestIncompatible(t *testing.T) {
 // TestNFTCommands: no name becomes more than a name in a command.
 func TestNFTCommands(t *testing.T) {
 	for _, name := range []string{"", "-f", "a b", "a;b", "$(id)", "a\nb", "`a`", "a'b", "a\"b", "{", "é", "\uFFFD", "#", "3"} {
-		item := NFTItem{Kind: "rule", Chain: name, Handle: 3, Uses: []string{"ct"}}
-		if c := deletionOf(NFTTable{Family: "ip", Name: "t"}, item, ""); c != nil {
+		item := host.NFTItem{Kind: "rule", Chain: name, Handle: 3, Uses: []string{"ct"}}
+		if c := nftables.Deletion(host.NFTTable{Family: "ip", Name: "t"}, item, ""); c != nil {
 			t.Errorf("chain %q: %q", name, c)
 		}
 		item.Chain = "c"
-		if c := deletionOf(NFTTable{Family: "ip", Name: name}, item, ""); c != nil {
+		if c := nftables.Deletion(host.NFTTable{Family: "ip", Name: name}, item, ""); c != nil {
 			t.Errorf("table %q: %q", name, c)
 		}
 	}
@@ -146,23 +151,25 @@ func TestNFTCommands(t *testing.T) {
 
 // TestUntraced: references that no rule explains block the plan, and no others.
 func TestUntraced(t *testing.T) {
-	state := parseLines(t, IPv4, "*filter\n:INPUT ACCEPT\n-A INPUT -m state --state NEW -j DROP\nCOMMIT\n")
+	state := parseLines(t, host.IPv4, "*filter\n:INPUT ACCEPT\n-A INPUT -m state --state NEW -j DROP\nCOMMIT\n")
 	for name, test := range map[string]struct {
-		change func(*Live)
+		change func(*host.Live)
 		want   []string // modules in blocks
 	}{
-		"unknown":                  {func(l *Live) {}, []string{"nft_ct", "xt_conntrack"}},
-		"a rule here":              {func(l *Live) { l.Rulesets = []Ruleset{state} }, nil}, // it explains nft_ct too, for newer iptables
-		"a rule elsewhere":         {func(l *Live) { l.Namespaces = []Namespace{{Inode: 3, PID: 4, Rulesets: []Ruleset{state}}} }, []string{"nft_ct"}},
-		"a native rule":            {func(l *Live) { l.NFT = []NFTTable{nftRules(1)} }, []string{"xt_conntrack"}},
-		"modules alone":            {func(l *Live) { l.Modules[1].By, l.Modules[2].Refs = []string{"other"}, 0 }, nil},
-		"a module that is no leaf": {func(l *Live) { l.Modules = []Module{{Name: "nf_conntrack", Refs: 5}} }, nil},
+		"unknown":     {func(l *host.Live) {}, []string{"nft_ct", "xt_conntrack"}},
+		"a rule here": {func(l *host.Live) { l.Rulesets = []host.Ruleset{state} }, nil}, // it explains nft_ct too, for newer iptables
+		"a rule elsewhere": {func(l *host.Live) {
+			l.Namespaces = []host.Namespace{{Inode: 3, PID: 4, Rulesets: []host.Ruleset{state}}}
+		}, []string{"nft_ct"}},
+		"a native rule":            {func(l *host.Live) { l.NFT = []host.NFTTable{nftRules(1)} }, []string{"xt_conntrack"}},
+		"modules alone":            {func(l *host.Live) { l.Modules[1].By, l.Modules[2].Refs = []string{"other"}, 0 }, nil},
+		"a module that is no leaf": {func(l *host.Live) { l.Modules = []host.Module{{Name: "nf_conntrack", Refs: 5}} }, nil},
 	} {
 		l := moduleHost("nft_ct", "xt_conntrack")
 		l.Modules[1].Refs, l.Modules[2].Refs = 1, 1
 		test.change(&l)
 		d := disabling()
-		d.StatefulRules = RemoveStateful
+		d.StatefulRules = declared.RemoveStateful
 		var got []string
 		for _, b := range Diff(d, l).Blocks {
 			if m, ok := strings.CutPrefix(b.Address, "module."); ok && strings.Contains(b.Where, "no module") {
@@ -175,7 +182,7 @@ func TestUntraced(t *testing.T) {
 	}
 	l := moduleHost("nft_ct", "xt_conntrack")
 	l.Modules[1].Refs = 1
-	if got := unloads(Diff(disabling(RiskModuleHeld), l)); !slices.Equal(got, []string{"xt_conntrack"}) {
+	if got := unloads(Diff(disabling(declared.RiskModuleHeld), l)); !slices.Equal(got, []string{"xt_conntrack"}) {
 		t.Errorf("accepted: unloads %q", got)
 	}
 }

@@ -6,45 +6,52 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/ctplan/ctplan/planner/change"
+	"github.com/ctplan/ctplan/planner/declared"
+	"github.com/ctplan/ctplan/planner/host"
+	"github.com/ctplan/ctplan/planner/impact"
+	"github.com/ctplan/ctplan/planner/judge"
+	"github.com/ctplan/ctplan/planner/protocol"
 )
 
 // tracked is a connection as the table has it, "proto src:port dst:port",
 // answered; after "as" stands where it is translated to.
-func tracked(t *testing.T, text string) Flow {
+func tracked(t *testing.T, text string) host.Flow {
 	t.Helper()
 	w := strings.Fields(text)
-	proto, _ := ProtocolNumber(w[0])
+	proto, _ := protocol.Number(w[0])
 	a, b := netip.MustParseAddrPort(w[1]), netip.MustParseAddrPort(w[2])
-	f := Flow{Protocol: proto, Status: StatusSeenReply | StatusAssured | StatusConfirmed}
-	f.Orig = Tuple{a.Addr(), b.Addr(), a.Port(), b.Port()}
+	f := host.Flow{Protocol: proto, Status: host.StatusSeenReply | host.StatusAssured | host.StatusConfirmed}
+	f.Orig = host.Tuple{Src: a.Addr(), Dst: b.Addr(), SrcPort: a.Port(), DstPort: b.Port()}
 	if len(w) == 4 {
 		b = netip.MustParseAddrPort(w[3])
 	}
-	f.Reply = Tuple{b.Addr(), a.Addr(), b.Port(), a.Port()}
-	if proto == protoTCP {
+	f.Reply = host.Tuple{Src: b.Addr(), Dst: a.Addr(), SrcPort: b.Port(), DstPort: a.Port()}
+	if proto == protocol.TCP {
 		f.TCPState = 3
 	}
 	return f
 }
 
 // impactPlan plans for a host with eth0 10.0.0.1/24 and eth1 10.0.1.1/24.
-func impactPlan(t *testing.T, d Desired, rules string, c Connections) Plan {
+func impactPlan(t *testing.T, d declared.Desired, rules string, c host.Connections) Plan {
 	t.Helper()
 	c.Total = int64(len(c.Flows))
-	c.Addresses = []Address{{"lo", netip.MustParsePrefix("127.0.0.1/8")}, {"eth0", netip.MustParsePrefix("10.0.0.1/24")}, {"eth1", netip.MustParsePrefix("10.0.1.1/24")}}
-	c.Routes = []Route{{netip.MustParsePrefix("0.0.0.0/0"), "eth0"}, {netip.MustParsePrefix("10.0.0.0/24"), "eth0"}, {netip.MustParsePrefix("10.0.1.0/24"), "eth1"}}
-	l := testHost(parseLines(t, IPv4, rules))
+	c.Addresses = []host.Address{{Interface: "lo", Prefix: netip.MustParsePrefix("127.0.0.1/8")}, {Interface: "eth0", Prefix: netip.MustParsePrefix("10.0.0.1/24")}, {Interface: "eth1", Prefix: netip.MustParsePrefix("10.0.1.1/24")}}
+	c.Routes = []host.Route{{Prefix: netip.MustParsePrefix("0.0.0.0/0"), Interface: "eth0"}, {Prefix: netip.MustParsePrefix("10.0.0.0/24"), Interface: "eth0"}, {Prefix: netip.MustParsePrefix("10.0.1.0/24"), Interface: "eth1"}}
+	l := testHost(parseLines(t, host.IPv4, rules))
 	l.Connections = &c
 	return Diff(d, l)
 }
 
 // untrackTCP declares all TCP untracked, and accepts as rules of INPUT and OUTPUT.
-func untrackTCP(accepts map[string][]string) Desired {
-	d := Desired{Block: "t", Source: Pos{"t.hcl", 1}, ModeSource: Pos{"t.hcl", 2}, Mode: Notrack, Families: []Family{IPv4}, StatefulRules: RemoveStateful}
+func untrackTCP(accepts map[string][]string) declared.Desired {
+	d := declared.Desired{Block: "t", Source: declared.Pos{File: "t.hcl", Line: 1}, ModeSource: declared.Pos{File: "t.hcl", Line: 2}, Mode: declared.Notrack, Families: []host.Family{host.IPv4}, StatefulRules: declared.RemoveStateful}
 	add := func(table, hook string, rules ...string) {
-		ch := Chain{Family: IPv4, Table: table, Hook: hook, Name: OwnPrefix + hook}
+		ch := declared.Chain{Family: host.IPv4, Table: table, Hook: hook, Name: declared.OwnPrefix + hook}
 		for i, r := range rules {
-			ch.Rules = append(ch.Rules, TargetRule{Rule: Rule{Chain: ch.Name, Words: strings.Fields(r), Text: r}, Source: Pos{"t.hcl", 10 + i}})
+			ch.Rules = append(ch.Rules, declared.TargetRule{Rule: host.Rule{Chain: ch.Name, Words: strings.Fields(r), Text: r}, Source: declared.Pos{File: "t.hcl", Line: 10 + i}})
 		}
 		if len(ch.Rules) > 0 {
 			d.Chains = append(d.Chains, ch)
@@ -76,42 +83,42 @@ func TestImpact(t *testing.T) {
 	ssh, web := tracked(t, "tcp 10.0.0.9:5000 10.0.0.1:22"), tracked(t, "tcp 10.0.0.1:40000 54.1.1.1:443")
 	nat := tracked(t, "tcp 10.0.0.9:5001 10.0.0.1:8080 10.0.1.5:80")
 	dns, closed := tracked(t, "udp 10.0.0.1:40000 9.9.9.9:53"), ssh
-	closed.TCPState = ctTimeWait
-	operator := []Session{{netip.MustParseAddrPort("10.0.0.1:22"), netip.MustParseAddrPort("10.0.0.9:5000")}}
+	closed.TCPState = judge.TCPTimeWait
+	operator := []host.Session{{Local: netip.MustParseAddrPort("10.0.0.1:22"), Remote: netip.MustParseAddrPort("10.0.0.9:5000")}}
 	for _, tt := range []struct {
 		name    string
 		accepts map[string][]string
 		rules   string
-		c       Connections
+		c       host.Connections
 		want    []string
-		risks   []Risk
+		risks   []declared.Risk
 	}{
-		{"all that is untracked is lost, the operator first", nil, statefulInput, Connections{Flows: []Flow{web, web, ssh, dns}, Operator: operator},
-			[]string{"lost tcp/22 in 1 operator", "lost tcp/443 out 2", "kept udp/53 out 1"}, []Risk{RiskLostFlows, RiskLostFlows}},
+		{"all that is untracked is lost, the operator first", nil, statefulInput, host.Connections{Flows: []host.Flow{web, web, ssh, dns}, Operator: operator},
+			[]string{"lost tcp/22 in 1 operator", "lost tcp/443 out 2", "kept udp/53 out 1"}, []declared.Risk{declared.RiskLostFlows, declared.RiskLostFlows}},
 		{"accepts keep it", map[string][]string{"INPUT": {"-p tcp -m tcp --dport 22 -j ACCEPT", "-p tcp -m tcp --sport 443 ! --tcp-flags FIN,SYN,RST,ACK SYN -j ACCEPT"}}, statefulInput,
-			Connections{Flows: []Flow{web, ssh}}, []string{"kept tcp/22 in 1", "kept tcp/443 out 1"}, nil},
-		{"what is over does not count", nil, statefulInput, Connections{Flows: []Flow{closed}}, nil, nil},
-		{"translated and untracked goes nowhere", map[string][]string{"FORWARD": {"-j ACCEPT"}}, statefulInput, Connections{Flows: []Flow{nat}}, []string{"lost tcp/80 forward 1"}, []Risk{RiskLostFlows}},
-		{"a rate makes it unknown", nil, strings.Replace(statefulInput, "COMMIT", "-A INPUT -p tcp -m limit --limit 5/sec -j ACCEPT\nCOMMIT", 1), Connections{Flows: []Flow{ssh}}, []string{"unknown tcp/22 in 1"}, nil},
+			host.Connections{Flows: []host.Flow{web, ssh}}, []string{"kept tcp/22 in 1", "kept tcp/443 out 1"}, nil},
+		{"what is over does not count", nil, statefulInput, host.Connections{Flows: []host.Flow{closed}}, nil, nil},
+		{"translated and untracked goes nowhere", map[string][]string{"FORWARD": {"-j ACCEPT"}}, statefulInput, host.Connections{Flows: []host.Flow{nat}}, []string{"lost tcp/80 forward 1"}, []declared.Risk{declared.RiskLostFlows}},
+		{"a rate makes it unknown", nil, strings.Replace(statefulInput, "COMMIT", "-A INPUT -p tcp -m limit --limit 5/sec -j ACCEPT\nCOMMIT", 1), host.Connections{Flows: []host.Flow{ssh}}, []string{"unknown tcp/22 in 1"}, nil},
 		{"sockets count where nothing is tracked", nil, strings.Replace(statefulInput, "COMMIT", "-A INPUT -m state --state NEW -j ACCEPT\nCOMMIT", 1),
-			Connections{Sockets: []Socket{{Protocol: protoTCP, Local: operator[0].Local, Remote: operator[0].Remote}, {Protocol: protoTCP, Local: netip.MustParseAddrPort("0.0.0.0:22"), Listening: true}}},
-			[]string{"lost tcp/22 in 1"}, []Risk{RiskLostFlows, RiskLostServices, RiskLostServices}},
-		{"a tracked socket counts once", nil, statefulInput, Connections{Flows: []Flow{ssh}, Sockets: []Socket{{Protocol: protoTCP, Local: operator[0].Local, Remote: operator[0].Remote}}},
-			[]string{"lost tcp/22 in 1"}, []Risk{RiskLostFlows}},
-		{"a socket whose connection is translated as it goes out counts once", nil, statefulInput, Connections{Flows: []Flow{tracked(t, "tcp 10.0.0.1:40000 10.96.0.1:443 10.0.1.5:6443")},
-			Sockets: []Socket{{Protocol: protoTCP, Local: netip.MustParseAddrPort("10.0.0.1:40000"), Remote: netip.MustParseAddrPort("10.96.0.1:443")}}},
-			[]string{"lost tcp/6443 out 1"}, []Risk{RiskLostFlows}},
-		{"a listening service that some strangers reach", nil, strings.Replace(statefulInput, "-A INPUT -m state", "-A INPUT -p tcp -m connlimit --connlimit-above 9 --connlimit-mask 32 --connlimit-saddr -j DROP\n-A INPUT -m state", 1), Connections{Sockets: []Socket{{Protocol: protoTCP, Local: netip.MustParseAddrPort("10.0.0.1:22"), Listening: true}}},
-			nil, []Risk{RiskLostServices}},
-		{"a listening service that strangers reach", nil, statefulInput, Connections{Sockets: []Socket{{Protocol: protoTCP, Local: netip.MustParseAddrPort("10.0.0.1:22"), Listening: true}}},
-			nil, []Risk{RiskLostServices}},
+			host.Connections{Sockets: []host.Socket{{Protocol: protocol.TCP, Local: operator[0].Local, Remote: operator[0].Remote}, {Protocol: protocol.TCP, Local: netip.MustParseAddrPort("0.0.0.0:22"), Listening: true}}},
+			[]string{"lost tcp/22 in 1"}, []declared.Risk{declared.RiskLostFlows, declared.RiskLostServices, declared.RiskLostServices}},
+		{"a tracked socket counts once", nil, statefulInput, host.Connections{Flows: []host.Flow{ssh}, Sockets: []host.Socket{{Protocol: protocol.TCP, Local: operator[0].Local, Remote: operator[0].Remote}}},
+			[]string{"lost tcp/22 in 1"}, []declared.Risk{declared.RiskLostFlows}},
+		{"a socket whose connection is translated as it goes out counts once", nil, statefulInput, host.Connections{Flows: []host.Flow{tracked(t, "tcp 10.0.0.1:40000 10.96.0.1:443 10.0.1.5:6443")},
+			Sockets: []host.Socket{{Protocol: protocol.TCP, Local: netip.MustParseAddrPort("10.0.0.1:40000"), Remote: netip.MustParseAddrPort("10.96.0.1:443")}}},
+			[]string{"lost tcp/6443 out 1"}, []declared.Risk{declared.RiskLostFlows}},
+		{"a listening service that some strangers reach", nil, strings.Replace(statefulInput, "-A INPUT -m state", "-A INPUT -p tcp -m connlimit --connlimit-above 9 --connlimit-mask 32 --connlimit-saddr -j DROP\n-A INPUT -m state", 1), host.Connections{Sockets: []host.Socket{{Protocol: protocol.TCP, Local: netip.MustParseAddrPort("10.0.0.1:22"), Listening: true}}},
+			nil, []declared.Risk{declared.RiskLostServices}},
+		{"a listening service that strangers reach", nil, statefulInput, host.Connections{Sockets: []host.Socket{{Protocol: protocol.TCP, Local: netip.MustParseAddrPort("10.0.0.1:22"), Listening: true}}},
+			nil, []declared.Risk{declared.RiskLostServices}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			p := impactPlan(t, untrackTCP(tt.accepts), tt.rules, tt.c)
 			if got := groupsOf(p); !slices.Equal(got, tt.want) {
 				t.Errorf("groups %q, want %q\n%+v", got, tt.want, p.Impact)
 			}
-			var risks []Risk
+			var risks []declared.Risk
 			for _, b := range p.Blocks {
 				risks = append(risks, b.Risk)
 			}
@@ -125,15 +132,15 @@ func TestImpact(t *testing.T) {
 // TestImpactStages: each commit on the way is judged, not the end alone.
 func TestImpactStages(t *testing.T) {
 	// A plan whose second commit undoes what its first one breaks.
-	l := testHost(parseLines(t, IPv4, "*filter\n:INPUT ACCEPT\nCOMMIT\n"))
-	l.Connections = &Connections{Flows: []Flow{tracked(t, "tcp 10.0.0.9:5000 10.0.0.1:22")}, Addresses: []Address{{"eth0", netip.MustParsePrefix("10.0.0.1/24")}}}
-	changes := []Change{
-		&RulesChange{Family: IPv4, Backend: NFT, Table: "filter", Open: []RuleOp{{Kind: InsertRule, Chain: "INPUT", Pos: 1, Rule: "-j DROP"}}, Close: []RuleOp{{Kind: DeleteRule, Chain: "INPUT", Pos: 1, Rule: "-j DROP"}}},
-		&RulesChange{Family: IPv4, Backend: NFT, Table: "raw", Open: []RuleOp{{Kind: SetChain, Chain: "CTPLAN-PREROUTING"}}},
+	l := testHost(parseLines(t, host.IPv4, "*filter\n:INPUT ACCEPT\nCOMMIT\n"))
+	l.Connections = &host.Connections{Flows: []host.Flow{tracked(t, "tcp 10.0.0.9:5000 10.0.0.1:22")}, Addresses: []host.Address{{Interface: "eth0", Prefix: netip.MustParsePrefix("10.0.0.1/24")}}}
+	changes := []change.Change{
+		&change.RulesChange{Family: host.IPv4, Backend: host.NFT, Table: "filter", Open: []change.RuleOp{{Kind: change.InsertRule, Chain: "INPUT", Pos: 1, Rule: "-j DROP"}}, Close: []change.RuleOp{{Kind: change.DeleteRule, Chain: "INPUT", Pos: 1, Rule: "-j DROP"}}},
+		&change.RulesChange{Family: host.IPv4, Backend: host.NFT, Table: "raw", Open: []change.RuleOp{{Kind: change.SetChain, Chain: "CTPLAN-PREROUTING"}}},
 	}
 	d := untrackTCP(nil)
-	total, _ := JudgeImpact(d, l, KernelJudges(d, l, StepsOf(changes), nil))
-	if g := total.Groups; len(g) != 1 || g[0].Result != FlowLost || g[0].Stage != "iptables.ipv4.filter" || g[0].After != "-A INPUT -j DROP" {
+	total, _ := impact.Of(d, l, judge.Kernel(d, l, change.StepsOf(changes), nil))
+	if g := total.Groups; len(g) != 1 || g[0].Result != impact.FlowLost || g[0].Stage != "iptables.ipv4.filter" || g[0].After != "-A INPUT -j DROP" {
 		t.Errorf("%+v", g)
 	}
 }
@@ -141,12 +148,12 @@ func TestImpactStages(t *testing.T) {
 func TestExposure(t *testing.T) {
 	const open, shut = "-p tcp -m tcp --sport 443 -j ACCEPT", "-p tcp -m tcp --sport 443 ! --tcp-flags FIN,SYN,RST,ACK SYN -j ACCEPT"
 	for rule, want := range map[string]int{open: 1, shut: 0} {
-		p := impactPlan(t, untrackTCP(map[string][]string{"INPUT": {rule}}), statefulInput, Connections{})
+		p := impactPlan(t, untrackTCP(map[string][]string{"INPUT": {rule}}), statefulInput, host.Connections{})
 		if len(p.Impact.Exposed) != want {
 			t.Errorf("%s: %+v", rule, p.Impact.Exposed)
 		}
 	}
-	if p := impactPlan(t, untrackTCP(map[string][]string{"INPUT": {open}}), strings.Replace(statefulInput, "INPUT DROP", "INPUT ACCEPT", 1), Connections{}); len(p.Impact.Exposed) != 0 {
+	if p := impactPlan(t, untrackTCP(map[string][]string{"INPUT": {open}}), strings.Replace(statefulInput, "INPUT DROP", "INPUT ACCEPT", 1), host.Connections{}); len(p.Impact.Exposed) != 0 {
 		t.Errorf("what is open already is exposed: %+v", p.Impact.Exposed)
 	}
 }
@@ -165,7 +172,7 @@ func TestExposedPorts(t *testing.T) {
 		"-p icmp -j ACCEPT": "anybody may now send icmp to this host that no connection of its own asked for",
 		"-p tcp -m tcp --dport 3306 ! --tcp-flags FIN,SYN,RST,ACK SYN -j ACCEPT": "",
 	} {
-		p := impactPlan(t, untrackTCP(map[string][]string{"INPUT": {rule}}), today, Connections{})
+		p := impactPlan(t, untrackTCP(map[string][]string{"INPUT": {rule}}), today, host.Connections{})
 		got := ""
 		for _, x := range p.Impact.Exposed {
 			got += x.What
@@ -185,7 +192,7 @@ func TestExposedRouted(t *testing.T) {
 		"-s 198.51.100.0/24 -p udp -m udp --dport 53 -j ACCEPT": "198.51.100.0/24 may now open udp connections through this host to port 53",
 		"-s 10.0.1.0/24 -p tcp -j ACCEPT":                       "",
 	} {
-		p := impactPlan(t, untrackTCP(map[string][]string{"FORWARD": {rule}}), today, Connections{})
+		p := impactPlan(t, untrackTCP(map[string][]string{"FORWARD": {rule}}), today, host.Connections{})
 		got := ""
 		for _, x := range p.Impact.Exposed {
 			got += x.What
@@ -203,18 +210,18 @@ func TestStaleEntries(t *testing.T) {
 	const today = "*raw\n:PREROUTING ACCEPT\n:OUTPUT ACCEPT\n:CTPLAN-PREROUTING -\n:CTPLAN-OUTPUT -\n-A PREROUTING -j CTPLAN-PREROUTING\n-A OUTPUT -j CTPLAN-OUTPUT\n-A CTPLAN-PREROUTING -p tcp -j CT --notrack\n-A CTPLAN-OUTPUT -p tcp -j CT --notrack\nCOMMIT\n" +
 		"*filter\n:INPUT DROP\n:OUTPUT ACCEPT\n-A INPUT -p tcp -m state --state NEW,ESTABLISHED,UNTRACKED -j ACCEPT\nCOMMIT\n"
 	d := untrackTCP(nil)
-	d.Chains, d.StatefulRules = nil, RefuseStateful
+	d.Chains, d.StatefulRules = nil, declared.RefuseStateful
 	for liberal, want := range map[bool]string{false: "unknown tcp/22 in 1", true: "kept tcp/22 in 1"} {
 		f := tracked(t, "tcp 10.0.0.9:5000 10.0.0.1:22")
 		f.Liberal = liberal
-		p := impactPlan(t, d, today, Connections{Flows: []Flow{f}})
+		p := impactPlan(t, d, today, host.Connections{Flows: []host.Flow{f}})
 		if got := groupsOf(p); !slices.Equal(got, []string{want}) || len(p.Impact.Leaving) != 0 {
 			t.Errorf("liberal %v: %q, want %q", liberal, got, want)
 		}
 	}
 	out := untrackTCP(map[string][]string{"INPUT": {"-p tcp -j ACCEPT"}})
 	ssh, dns := tracked(t, "tcp 10.0.0.9:5000 10.0.0.1:22"), tracked(t, "udp 10.0.0.9:5000 10.0.0.1:53")
-	if got := impactPlan(t, out, statefulInput, Connections{Flows: []Flow{ssh, dns}}).Impact.Leaving; !slices.Equal(got, []Tuple{ssh.Orig}) {
+	if got := impactPlan(t, out, statefulInput, host.Connections{Flows: []host.Flow{ssh, dns}}).Impact.Leaving; !slices.Equal(got, []host.Tuple{ssh.Orig}) {
 		t.Errorf("leaving tracking: %v", got)
 	}
 }
@@ -222,10 +229,10 @@ func TestStaleEntries(t *testing.T) {
 // TestAnswersAreKnown: what answers a first packet is of a connection that the
 // table has confirmed, with whatever mark rules gave it.
 func TestAnswersAreKnown(t *testing.T) {
-	ssh := Socket{Protocol: protoTCP, Local: netip.MustParseAddrPort("0.0.0.0:22"), Listening: true}
+	ssh := host.Socket{Protocol: protocol.TCP, Local: netip.MustParseAddrPort("0.0.0.0:22"), Listening: true}
 	for _, rule := range []string{"-m conntrack --ctstatus CONFIRMED -j ACCEPT", "-m connmark --mark 0x1 -j ACCEPT", "-m state --state ESTABLISHED -j ACCEPT"} {
 		rules := "*mangle\n:PREROUTING ACCEPT\n-A PREROUTING -j CONNMARK --set-xmark 0x1/0xffffffff\nCOMMIT\n*filter\n:INPUT ACCEPT\n:OUTPUT DROP\n-A OUTPUT " + rule + "\nCOMMIT\n"
-		p := impactPlan(t, untrackTCP(nil), rules, Connections{Sockets: []Socket{ssh}})
+		p := impactPlan(t, untrackTCP(nil), rules, host.Connections{Sockets: []host.Socket{ssh}})
 		today := p.Impact.Services
 		if rule == "-m connmark --mark 0x1 -j ACCEPT" { // whatever mark: nobody knows
 			if len(today) != 0 {
@@ -240,12 +247,12 @@ func TestAnswersAreKnown(t *testing.T) {
 }
 
 func TestNoConnectionsNeeded(t *testing.T) {
-	d := randomDesiredMode(Tuned)
-	if p := impactPlan(t, d, statefulInput, Connections{}); NeedsConnections(p) || p.Impact != nil {
+	d := randomDesiredMode(declared.Tuned)
+	if p := impactPlan(t, d, statefulInput, host.Connections{}); NeedsConnections(p) || p.Impact != nil {
 		t.Errorf("sizing a table asks for connections: %+v", p.Impact)
 	}
 }
 
-func randomDesiredMode(m Mode) Desired {
-	return Desired{Mode: m, Max: &Setting{Value: 1000}, Hashsize: &Setting{Value: 512}, Families: []Family{IPv4}}
+func randomDesiredMode(m declared.Mode) declared.Desired {
+	return declared.Desired{Mode: m, Max: &declared.Setting{Value: 1000}, Hashsize: &declared.Setting{Value: 512}, Families: []host.Family{host.IPv4}}
 }

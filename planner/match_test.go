@@ -6,6 +6,12 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+
+	"github.com/ctplan/ctplan/planner/host"
+	"github.com/ctplan/ctplan/planner/protocol"
+	"github.com/ctplan/ctplan/planner/verdict"
+	"github.com/ctplan/ctplan/planner/verdict/xt"
+	"github.com/ctplan/ctplan/planner/xtables"
 )
 
 // A small world in which every packet can be tried: the sets that rules
@@ -53,19 +59,19 @@ func matches(words []string, proto, src, dst, in, out string, sport, dport uint1
 		var hit bool
 		switch name {
 		case "-p":
-			hit = canonicalProtocol(arg) == canonicalProtocol(proto)
+			hit = protocol.Canonical(arg) == protocol.Canonical(proto)
 		case "-s", "-d":
-			var set prefixSet
-			if !set.set(false, arg) {
+			var set xtables.PrefixSet
+			if !set.Take(false, arg) {
 				panic(arg)
 			}
 			addr := src
 			if name == "-d" {
 				addr = dst
 			}
-			var one prefixSet
-			one.set(false, addr)
-			hit = set.prefix.Contains(one.prefix.Addr())
+			var one xtables.PrefixSet
+			one.Take(false, addr)
+			hit = set.Prefix.Contains(one.Prefix.Addr())
 		case "-i":
 			hit = arg == in || strings.HasSuffix(arg, "+") && strings.HasPrefix(in, strings.TrimSuffix(arg, "+"))
 		case "-o":
@@ -104,8 +110,8 @@ func TestPacketSets(t *testing.T) {
 	covered, apart := 0, 0
 	for range 3000 {
 		a, b := randomMatches(r), randomMatches(r)
-		pa, pb := packetsOf(parseSpec(a)), packetsOf(parseSpec(b))
-		covers, disjoint := pa.covers(pb), pa.disjoint(pb)
+		pa, pb := xtables.PacketsOf(xtables.Parse(a)), xtables.PacketsOf(xtables.Parse(b))
+		covers, disjoint := pa.Covers(pb), pa.Disjoint(pb)
 		if !covers && !disjoint {
 			continue
 		}
@@ -144,25 +150,25 @@ func TestPacketSets(t *testing.T) {
 }
 
 func TestCoversKeepsUnknownMatches(t *testing.T) {
-	all := packetsOf(parseSpec(nil))
-	limited := packetsOf(parseSpec([]string{"-m", "limit", "--limit", "5/sec"}))
-	if limited.covers(all) {
+	all := xtables.PacketsOf(xtables.Parse(nil))
+	limited := xtables.PacketsOf(xtables.Parse([]string{"-m", "limit", "--limit", "5/sec"}))
+	if limited.Covers(all) {
 		t.Error("a rate-limited rule is said to cover everything")
 	}
-	if !all.covers(limited) {
+	if !all.Covers(limited) {
 		t.Error("a rule without matches does not cover a limited one")
 	}
 }
 
 // TestSetNomatch: of the members that hold an address the narrowest decides.
 func TestSetNomatch(t *testing.T) {
-	in := func(text string, out bool) IPSetEntry {
-		return IPSetEntry{Prefix: netip.MustParsePrefix(text), Nomatch: out}
+	in := func(text string, out bool) host.IPSetEntry {
+		return host.IPSetEntry{Prefix: netip.MustParsePrefix(text), Nomatch: out}
 	}
-	facts := Facts{Sets: map[string]*IPSet{"nets": {Type: "hash:net", Prefixes: []IPSetEntry{in("10.1.0.0/16", true), in("10.0.0.0/8", false), in("10.1.2.0/24", false)}}}}
-	e := NewEvaluator(IPv4, []Ruleset{parseLines(t, IPv4, "*filter\n:INPUT ACCEPT\n-A INPUT -m set --match-set nets src -j DROP\nCOMMIT\n")}, facts)
-	for src, want := range map[string]Verdict{"10.2.0.1": Dropped, "10.1.9.9": Accepted, "10.1.2.9": Dropped, "11.0.0.1": Accepted} {
-		if got := e.Verdict(packet(HookInput, protoTCP, src, "192.0.2.1", 40000, 80, StateNew)); got.Verdict != want {
+	facts := verdict.Facts{Sets: map[string]*host.IPSet{"nets": {Type: "hash:net", Prefixes: []host.IPSetEntry{in("10.1.0.0/16", true), in("10.0.0.0/8", false), in("10.1.2.0/24", false)}}}}
+	e := xt.NewEvaluator(host.IPv4, []host.Ruleset{parseLines(t, host.IPv4, "*filter\n:INPUT ACCEPT\n-A INPUT -m set --match-set nets src -j DROP\nCOMMIT\n")}, facts)
+	for src, want := range map[string]verdict.Verdict{"10.2.0.1": verdict.Dropped, "10.1.9.9": verdict.Accepted, "10.1.2.9": verdict.Dropped, "11.0.0.1": verdict.Accepted} {
+		if got := e.Verdict(packet(verdict.HookInput, protocol.TCP, src, "192.0.2.1", 40000, 80, verdict.StateNew)); got.Verdict != want {
 			t.Errorf("%s is %s, want %s", src, got.Verdict, want)
 		}
 	}

@@ -1,14 +1,19 @@
 package planner
 
-import "testing"
+import (
+	"testing"
+
+	"github.com/ctplan/ctplan/planner/declared"
+	"github.com/ctplan/ctplan/planner/host"
+)
 
 // TestBlockLoad holds the line that keeps nf_conntrack from loading to kernels
 // that could load it.
 func TestBlockLoad(t *testing.T) {
-	for kind, want := range map[ConntrackKind]bool{ConntrackModule: true, ConntrackAbsent: false} {
-		l := testHost(Ruleset{Family: IPv4, Backend: NFT, Primary: true})
-		l.Conntrack = Conntrack{Kind: kind}
-		plan := Diff(Desired{Mode: Disabled, Families: []Family{IPv4}}, l)
+	for kind, want := range map[host.ConntrackKind]bool{host.ConntrackModule: true, host.ConntrackAbsent: false} {
+		l := testHost(host.Ruleset{Family: host.IPv4, Backend: host.NFT, Primary: true})
+		l.Conntrack = host.Conntrack{Kind: kind}
+		plan := Diff(declared.Desired{Mode: declared.Disabled, Families: []host.Family{host.IPv4}}, l)
 		if plan.Blocked() || plan.Empty() == want {
 			t.Errorf("kernel with conntrack %s: a plan %q, want a change: %v", kind, brief(plan), want)
 		}

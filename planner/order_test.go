@@ -5,6 +5,10 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"github.com/ctplan/ctplan/planner/declared"
+	"github.com/ctplan/ctplan/planner/etc"
+	"github.com/ctplan/ctplan/planner/host"
 )
 
 // Over generated pairs of states: while apply is on its way, the chains of the
@@ -16,22 +20,22 @@ func TestOrderProperties(t *testing.T) {
 	steps, sized, loaded, unloaded := 0, 0, 0, 0
 	for range 2000 {
 		const block = "install nf_conntrack /bin/false\n"
-		l := testHost(Ruleset{Family: IPv4, Backend: NFT, Primary: true})
+		l := testHost(host.Ruleset{Family: host.IPv4, Backend: host.NFT, Primary: true})
 		limit, buckets := 1+r.Int64N(1<<20), 512*(1+r.Int64N(1<<10))
-		l.Conntrack = Conntrack{Kind: ConntrackModule, Loaded: true, Hashsize: buckets, InitialNetns: true, Max: limit}
-		l.Modules = []Module{{Name: "nf_conntrack", By: []string{"xt_conntrack"}}, {Name: "xt_conntrack"}}
-		l.Sysctls = map[string]Sysctl{keyMax: {Value: strconv.FormatInt(limit, 10), Writable: true}}
+		l.Conntrack = host.Conntrack{Kind: host.ConntrackModule, Loaded: true, Hashsize: buckets, InitialNetns: true, Max: limit}
+		l.Modules = []host.Module{{Name: "nf_conntrack", By: []string{"xt_conntrack"}}, {Name: "xt_conntrack"}}
+		l.Sysctls = map[string]host.Sysctl{etc.KeyMax: {Value: strconv.FormatInt(limit, 10), Writable: true}}
 		blocked := false
 		if r.IntN(3) == 0 { // it was disabled
-			l.Conntrack, l.Modules, l.Sysctls = Conntrack{Kind: ConntrackModule}, nil, nil
+			l.Conntrack, l.Modules, l.Sysctls = host.Conntrack{Kind: host.ConntrackModule}, nil, nil
 			if blocked = r.IntN(2) == 0; blocked {
-				l.ModprobeFiles = []ModprobeFile{modprobeFile("/etc/modprobe.d/netfilter.conf", block)}
+				l.ModprobeFiles = []host.ModprobeFile{modprobeFile("/etc/modprobe.d/netfilter.conf", block)}
 			}
 		}
 		d := tuned(1+r.Int64N(1<<20), 1+r.Int64N(1<<19))
-		d.AllowRisk = Risks
+		d.AllowRisk = declared.Risks
 		if r.IntN(3) == 0 {
-			d = Desired{Block: "b", Mode: Disabled, Families: Families, StatefulRules: RemoveStateful, AllowRisk: Risks}
+			d = declared.Desired{Block: "b", Mode: declared.Disabled, Families: host.Families, StatefulRules: declared.RemoveStateful, AllowRisk: declared.Risks}
 		}
 		plan := Diff(d, l)
 		if plan.Blocked() {
@@ -64,7 +68,7 @@ func TestOrderProperties(t *testing.T) {
 			case s.Hashsize != nil:
 				sized++
 				buckets = s.Hashsize.After
-			case s.Sysctl != nil && s.Sysctl.Key == keyMax:
+			case s.Sysctl != nil && s.Sysctl.Key == etc.KeyMax:
 				sized++
 				if !there["nf_conntrack"] {
 					t.Fatalf("max is set in a module that is not there: %+v", Steps(plan))

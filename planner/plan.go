@@ -1,106 +1,45 @@
 package planner
 
-// Action is what a change does; its value is the glyph that views print.
-type Action string
+import (
+	"slices"
 
-// The actions.
-const (
-	Create Action = "+"
-	Update Action = "~"
-	Delete Action = "-"
-	Run    Action = "!"
+	"github.com/ctplan/ctplan/planner/boot"
+	"github.com/ctplan/ctplan/planner/change"
+	"github.com/ctplan/ctplan/planner/declared"
+	"github.com/ctplan/ctplan/planner/host"
+	"github.com/ctplan/ctplan/planner/impact"
 )
 
-// String is the action's name in JSON.
-func (a Action) String() string {
-	switch a {
-	case Create:
-		return "create"
-	case Update:
-		return "update"
-	case Delete:
-		return "delete"
-	default:
-		return "run"
+// FormatVersion is the version of everything that ctplan writes as JSON.
+const FormatVersion = 1
+
+// Plan is what Diff returns. It is blocked when Blocks is not empty: then no
+// change may be applied. An empty plan has neither.
+type Plan struct {
+	Host     host.Host
+	Mode     declared.Mode
+	Block    string // label of the conntrack block
+	Source   declared.Pos
+	Changes  []change.Change // in the order in which they are applied
+	Blocks   []change.Block
+	Warnings []change.Warning
+	Impact   *impact.Impact  // on the connections that were open; nil where none were read or no rule changes
+	Forecast *boot.Forecasts // what the host boots into; nil where nobody has looked: see Foreseen
+}
+
+// Blocked reports whether a safety check holds the plan back.
+func (p Plan) Blocked() bool { return len(p.Blocks) > 0 }
+
+// Empty reports whether the host is as declared.
+func (p Plan) Empty() bool { return len(p.Changes) == 0 && len(p.Blocks) == 0 }
+
+// Foreseen returns the plan with what the host boots into as it is and with
+// the plan's files in place, and with a warning for each point in which the
+// latter is not what is declared.
+func (p Plan) Foreseen(d declared.Desired, now, after host.Live) Plan {
+	p.Forecast = &boot.Forecasts{Now: boot.Foresee(now), After: boot.Foresee(after)}
+	if !p.Blocked() {
+		p.Warnings = slices.Concat(p.Warnings, boot.Warnings(d, after, p.Forecast.After))
 	}
+	return p
 }
-
-// Change is one thing that apply does to one object. It is one of
-// *RulesChange, *FileChange, *SysctlChange, *HashsizeChange, *ModuleChange,
-// *ServiceChange.
-type Change interface {
-	Meta() Meta
-	sealed()
-}
-
-// Meta is what every change has.
-type Meta struct {
-	Address  string   // unique in a plan: "iptables.ipv4.raw", "file./etc/sysctl.conf"
-	Action   Action   //
-	Reasons  []string // why: sentences without a full stop
-	Sources  []Pos    // the HCL that asked for it, without repeats
-	Disrupts string   // what it disturbs while it happens; empty when nothing
-}
-
-// RulesChange changes one table of one family in the kernel. It happens in
-// two passes, so that nothing closes before everything is open: see Passes.
-type RulesChange struct {
-	M       Meta
-	Family  Family
-	Backend Backend
-	Table   string
-	Before  []string // the table's chain and rule lines, as iptables-save prints them, without counters
-	After   []string // the same as they will stand
-	Open    []RuleOp // adds accepts and new NOTRACK rules
-	Close   []RuleOp // takes away what is no longer wanted
-	Origin  map[string]Pos
-}
-
-// FileChange writes, creates (Before does not exist) or removes (After does
-// not exist) a file. Kind tells by which name the file's address begins.
-type FileChange struct {
-	M      Meta
-	Before File
-	After  File
-}
-
-// SysctlChange sets a key under /proc/sys.
-type SysctlChange struct {
-	M             Meta
-	Key           string
-	Before, After string
-}
-
-// HashsizeChange resizes the hash table, in buckets, through sysfs.
-type HashsizeChange struct {
-	M             Meta
-	Before, After int64
-}
-
-// ModuleChange loads or unloads a kernel module.
-type ModuleChange struct {
-	M      Meta
-	Module string
-	Load   bool // false: unload
-}
-
-// ServiceChange restarts the packet filter's service, which takes the rules
-// away, unloads nf_conntrack where it can, and brings the saved rules back.
-type ServiceChange struct {
-	M    Meta
-	Step ServiceStep
-}
-
-func (c *RulesChange) Meta() Meta    { return c.M }
-func (c *FileChange) Meta() Meta     { return c.M }
-func (c *SysctlChange) Meta() Meta   { return c.M }
-func (c *HashsizeChange) Meta() Meta { return c.M }
-func (c *ModuleChange) Meta() Meta   { return c.M }
-func (c *ServiceChange) Meta() Meta  { return c.M }
-
-func (*RulesChange) sealed()    {}
-func (*FileChange) sealed()     {}
-func (*SysctlChange) sealed()   {}
-func (*HashsizeChange) sealed() {}
-func (*ModuleChange) sealed()   {}
-func (*ServiceChange) sealed()  {}

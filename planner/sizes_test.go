@@ -4,6 +4,11 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+
+	"github.com/ctplan/ctplan/planner/change"
+	"github.com/ctplan/ctplan/planner/declared"
+	"github.com/ctplan/ctplan/planner/etc"
+	"github.com/ctplan/ctplan/planner/host"
 )
 
 // brief prints a plan's changes one a line, files by what they say afterwards.
@@ -12,13 +17,13 @@ func brief(p Plan) string {
 	for _, c := range p.Changes {
 		fmt.Fprintf(&b, "%s %s", string(c.Meta().Action), c.Meta().Address)
 		switch c := c.(type) {
-		case *SysctlChange:
+		case *change.SysctlChange:
 			fmt.Fprintf(&b, " %s -> %s", c.Before, c.After)
-		case *HashsizeChange:
+		case *change.HashsizeChange:
 			fmt.Fprintf(&b, " %d -> %d", c.Before, c.After)
-		case *FileChange:
+		case *change.FileChange:
 			fmt.Fprintf(&b, " %q", c.After.Content)
-		case *ServiceChange:
+		case *change.ServiceChange:
 			var commands []string
 			for _, words := range c.Step.Commands {
 				commands = append(commands, strings.Join(words, " "))
@@ -36,22 +41,22 @@ func brief(p Plan) string {
 	return b.String()
 }
 
-func tuned(max, hashsize int64) Desired {
-	return Desired{
-		Block: "gw", Mode: Tuned, ModeSource: Pos{"gw.hcl", 2}, Source: Pos{"gw.hcl", 1}, Families: Families,
-		Max: &Setting{max, Pos{"gw.hcl", 3}}, Hashsize: &Setting{hashsize, Pos{"gw.hcl", 4}}, StatefulRules: RefuseStateful,
+func tuned(max, hashsize int64) declared.Desired {
+	return declared.Desired{
+		Block: "gw", Mode: declared.Tuned, ModeSource: declared.Pos{File: "gw.hcl", Line: 2}, Source: declared.Pos{File: "gw.hcl", Line: 1}, Families: host.Families,
+		Max: &declared.Setting{Value: max, Source: declared.Pos{File: "gw.hcl", Line: 3}}, Hashsize: &declared.Setting{Value: hashsize, Source: declared.Pos{File: "gw.hcl", Line: 4}}, StatefulRules: declared.RefuseStateful,
 	}
 }
 
 // sysctlFile parses the plain files of these tests: "key = value" lines.
-func sysctlFile(path, content string) SysctlFile {
-	f := SysctlFile{File: File{Path: path, Exists: true, Content: content, Mode: 0o644}}
+func sysctlFile(path, content string) host.SysctlFile {
+	f := host.SysctlFile{File: host.File{Path: path, Exists: true, Content: content, Mode: 0o644}}
 	at := 0
 	for i, l := range strings.SplitAfter(content, "\n") {
 		if key, value, ok := strings.Cut(strings.TrimSuffix(l, "\n"), " = "); ok {
-			f.Entries = append(f.Entries, SysctlEntry{
-				Key: key, Value: value, Line: i + 1, Span: Span{at, at + len(l)},
-				ValueSpan: Span{at + len(key) + 3, at + len(key) + 3 + len(value)},
+			f.Entries = append(f.Entries, host.SysctlEntry{
+				Key: key, Value: value, Line: i + 1, Span: host.Span{Start: at, End: at + len(l)},
+				ValueSpan: host.Span{Start: at + len(key) + 3, End: at + len(key) + 3 + len(value)},
 			})
 		}
 		at += len(l)
@@ -59,16 +64,16 @@ func sysctlFile(path, content string) SysctlFile {
 	return f
 }
 
-func modprobeFile(path, content string) ModprobeFile {
-	f := ModprobeFile{File: File{Path: path, Exists: true, Content: content, Mode: 0o644}}
+func modprobeFile(path, content string) host.ModprobeFile {
+	f := host.ModprobeFile{File: host.File{Path: path, Exists: true, Content: content, Mode: 0o644}}
 	at := 0
 	for i, l := range strings.SplitAfter(content, "\n") {
 		w := strings.Split(strings.TrimSuffix(l, "\n"), " ")
 		if len(w) > 1 {
-			e := ModprobeEntry{Command: w[0], Module: w[1], Line: i + 1, Span: Span{at, at + len(l)}, End: at + len(strings.TrimSuffix(l, "\n"))}
+			e := host.ModprobeEntry{Command: w[0], Module: w[1], Line: i + 1, Span: host.Span{Start: at, End: at + len(l)}, End: at + len(strings.TrimSuffix(l, "\n"))}
 			pos := at + len(w[0]) + len(w[1]) + 2
 			for _, a := range w[2:] {
-				e.Args = append(e.Args, ModprobeArg{a, Span{pos, pos + len(a)}})
+				e.Args = append(e.Args, host.ModprobeArg{Text: a, Span: host.Span{Start: pos, End: pos + len(a)}})
 				pos += len(a) + 1
 			}
 			f.Entries = append(f.Entries, e)
@@ -79,15 +84,15 @@ func modprobeFile(path, content string) ModprobeFile {
 }
 
 func TestTuned(t *testing.T) {
-	moduleLoad := ModulesLoadFile{File: File{Path: "/etc/modules-load.d/x.conf", Exists: true}, Entries: []ModulesLoadEntry{{Module: "nf_conntrack"}}}
+	moduleLoad := host.ModulesLoadFile{File: host.File{Path: "/etc/modules-load.d/x.conf", Exists: true}, Entries: []host.ModulesLoadEntry{{Module: "nf_conntrack"}}}
 	tests := []struct {
 		name string
-		d    Desired
-		live func(*Live)
+		d    declared.Desired
+		live func(*host.Live)
 		want string
 	}{
 		{
-			"a fresh host grows: hash before max, files, module at boot", tuned(524288, 131072), func(l *Live) {},
+			"a fresh host grows: hash before max, files, module at boot", tuned(524288, 131072), func(l *host.Live) {},
 			`+ file./etc/modprobe.d/netfilter.conf "options nf_conntrack hashsize=131072\n"
 ~ sysfs.nf_conntrack.hashsize 512 -> 131072
 ~ sysctl.net.netfilter.nf_conntrack_max 1000 -> 524288
@@ -96,11 +101,11 @@ func TestTuned(t *testing.T) {
 `,
 		},
 		{
-			"shrinking: max before hash; in place, aliases in step, options merged", tuned(800, 100), func(l *Live) {
+			"shrinking: max before hash; in place, aliases in step, options merged", tuned(800, 100), func(l *host.Live) {
 				l.Conntrack.Hashsize = 1024
-				l.ModulesLoad = []ModulesLoadFile{moduleLoad}
-				l.SysctlFiles = []SysctlFile{sysctlFile("/etc/sysctl.conf", "# max\nnet.nf_conntrack_max = 5\nnet.netfilter.nf_conntrack_max = 6\nvm.swappiness = 1\nnet.netfilter.nf_conntrack_max = 7\n")}
-				l.ModprobeFiles = []ModprobeFile{
+				l.ModulesLoad = []host.ModulesLoadFile{moduleLoad}
+				l.SysctlFiles = []host.SysctlFile{sysctlFile("/etc/sysctl.conf", "# max\nnet.nf_conntrack_max = 5\nnet.netfilter.nf_conntrack_max = 6\nvm.swappiness = 1\nnet.netfilter.nf_conntrack_max = 7\n")}
+				l.ModprobeFiles = []host.ModprobeFile{
 					modprobeFile("/etc/modprobe.d/a.conf", "options nf_conntrack hashsize=9 acct=1\n"),
 					modprobeFile("/etc/modprobe.d/netfilter.conf", "options nf_conntrack tstamp=1\n"),
 				}
@@ -112,19 +117,19 @@ func TestTuned(t *testing.T) {
 `,
 		},
 		{
-			"what the kernel rounds is not a difference", tuned(1000, 500), func(l *Live) {
-				l.ModulesLoad = []ModulesLoadFile{moduleLoad}
-				l.SysctlFiles = []SysctlFile{sysctlFile("/etc/sysctl.conf", "net.netfilter.nf_conntrack_max = 1000\n")}
-				l.ModprobeFiles = []ModprobeFile{modprobeFile("/etc/modprobe.d/netfilter.conf", "options nf_conntrack hashsize=500\n")}
+			"what the kernel rounds is not a difference", tuned(1000, 500), func(l *host.Live) {
+				l.ModulesLoad = []host.ModulesLoadFile{moduleLoad}
+				l.SysctlFiles = []host.SysctlFile{sysctlFile("/etc/sysctl.conf", "net.netfilter.nf_conntrack_max = 1000\n")}
+				l.ModprobeFiles = []host.ModprobeFile{modprobeFile("/etc/modprobe.d/netfilter.conf", "options nf_conntrack hashsize=500\n")}
 			}, "",
 		},
 		{
-			"leaving disabled: the block goes first, then the module comes", tuned(1000, 500), func(l *Live) {
-				l.Conntrack = Conntrack{Kind: ConntrackModule}
+			"leaving disabled: the block goes first, then the module comes", tuned(1000, 500), func(l *host.Live) {
+				l.Conntrack = host.Conntrack{Kind: host.ConntrackModule}
 				l.Sysctls = nil
-				l.ModulesLoad = []ModulesLoadFile{moduleLoad}
-				l.SysctlFiles = []SysctlFile{sysctlFile("/etc/sysctl.conf", "net.netfilter.nf_conntrack_max = 1000\n")}
-				l.ModprobeFiles = []ModprobeFile{modprobeFile("/etc/modprobe.d/netfilter.conf", "install nf_conntrack /bin/false\noptions nf_conntrack acct=1\n")}
+				l.ModulesLoad = []host.ModulesLoadFile{moduleLoad}
+				l.SysctlFiles = []host.SysctlFile{sysctlFile("/etc/sysctl.conf", "net.netfilter.nf_conntrack_max = 1000\n")}
+				l.ModprobeFiles = []host.ModprobeFile{modprobeFile("/etc/modprobe.d/netfilter.conf", "install nf_conntrack /bin/false\noptions nf_conntrack acct=1\n")}
 			},
 			`~ file./etc/modprobe.d/netfilter.conf "options nf_conntrack acct=1 hashsize=500\n"
 + module.nf_conntrack
@@ -132,34 +137,34 @@ func TestTuned(t *testing.T) {
 `,
 		},
 		{
-			"a namespace cannot size the machine's table", tuned(2000, 1000), func(l *Live) {
+			"a namespace cannot size the machine's table", tuned(2000, 1000), func(l *host.Live) {
 				l.Conntrack.InitialNetns = false
-				l.Sysctls = map[string]Sysctl{keyMax: {Value: "1000"}}
-				l.ModulesLoad = []ModulesLoadFile{moduleLoad}
-				l.SysctlFiles = []SysctlFile{sysctlFile("/etc/sysctl.conf", "net.netfilter.nf_conntrack_max = 2000\n")}
-				l.ModprobeFiles = []ModprobeFile{modprobeFile("/etc/modprobe.d/netfilter.conf", "options nf_conntrack hashsize=1000\n")}
+				l.Sysctls = map[string]host.Sysctl{etc.KeyMax: {Value: "1000"}}
+				l.ModulesLoad = []host.ModulesLoadFile{moduleLoad}
+				l.SysctlFiles = []host.SysctlFile{sysctlFile("/etc/sysctl.conf", "net.netfilter.nf_conntrack_max = 2000\n")}
+				l.ModprobeFiles = []host.ModprobeFile{modprobeFile("/etc/modprobe.d/netfilter.conf", "options nf_conntrack hashsize=1000\n")}
 			},
 			`blocked read_only_sysctl sysfs.nf_conntrack.hashsize: /sys/module/nf_conntrack/parameters/hashsize = 512
 blocked read_only_sysctl sysctl.net.netfilter.nf_conntrack_max: net.netfilter.nf_conntrack_max = 1000
 `,
 		},
 		{
-			"more than half of the memory", tuned(1000, 500), func(l *Live) {
+			"more than half of the memory", tuned(1000, 500), func(l *host.Live) {
 				l.Host.Memory = 700_000
-				l.ModulesLoad = []ModulesLoadFile{moduleLoad}
-				l.SysctlFiles = []SysctlFile{sysctlFile("/etc/sysctl.conf", "net.netfilter.nf_conntrack_max = 1000\n")}
-				l.ModprobeFiles = []ModprobeFile{modprobeFile("/etc/modprobe.d/netfilter.conf", "options nf_conntrack hashsize=500\n")}
+				l.ModulesLoad = []host.ModulesLoadFile{moduleLoad}
+				l.SysctlFiles = []host.SysctlFile{sysctlFile("/etc/sysctl.conf", "net.netfilter.nf_conntrack_max = 1000\n")}
+				l.ModprobeFiles = []host.ModprobeFile{modprobeFile("/etc/modprobe.d/netfilter.conf", "options nf_conntrack hashsize=500\n")}
 			}, "blocked memory sysctl.net.netfilter.nf_conntrack_max: max = 1000\n",
 		},
 		{
-			"a kernel without connection tracking has nothing to tune", tuned(1000, 500), func(l *Live) {
-				l.Conntrack = Conntrack{Kind: ConntrackAbsent}
+			"a kernel without connection tracking has nothing to tune", tuned(1000, 500), func(l *host.Live) {
+				l.Conntrack = host.Conntrack{Kind: host.ConntrackAbsent}
 			}, "blocked no_conntrack module.nf_conntrack: kernel 6.1.0\n",
 		},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			l := testHost(Ruleset{Family: IPv4, Backend: NFT, Primary: true})
+			l := testHost(host.Ruleset{Family: host.IPv4, Backend: host.NFT, Primary: true})
 			tt.live(&l)
 			if got := brief(Diff(tt.d, l)); got != tt.want {
 				t.Errorf("got\n%swant\n%s", got, tt.want)
@@ -169,25 +174,25 @@ blocked read_only_sysctl sysctl.net.netfilter.nf_conntrack_max: net.netfilter.nf
 }
 
 func TestDisabledModulesAndFiles(t *testing.T) {
-	d := Desired{Block: "b", Mode: Disabled, ModeSource: Pos{"b.hcl", 2}, Source: Pos{"b.hcl", 1}, Families: Families, StatefulRules: RemoveStateful}
-	l := testHost(Ruleset{Family: IPv4, Backend: NFT, Primary: true})
-	l.Conntrack = Conntrack{Kind: ConntrackModule, Loaded: true}
-	l.Modules = []Module{
+	d := declared.Desired{Block: "b", Mode: declared.Disabled, ModeSource: declared.Pos{File: "b.hcl", Line: 2}, Source: declared.Pos{File: "b.hcl", Line: 1}, Families: host.Families, StatefulRules: declared.RemoveStateful}
+	l := testHost(host.Ruleset{Family: host.IPv4, Backend: host.NFT, Primary: true})
+	l.Conntrack = host.Conntrack{Kind: host.ConntrackModule, Loaded: true}
+	l.Modules = []host.Module{
 		{Name: "xt_state", Refs: 0}, {Name: "xt_conntrack"},
 		{Name: "nf_nat", Refs: 1, By: []string{"xt_MASQUERADE"}}, {Name: "xt_MASQUERADE"},
 		{Name: "nf_conntrack", Refs: 3, By: []string{"xt_conntrack", "nf_nat", "xt_MASQUERADE"}},
 		{Name: "nf_defrag_ipv4", Refs: 1, By: []string{"nf_conntrack"}},
 	}
-	l.SysctlFiles = []SysctlFile{sysctlFile("/etc/sysctl.conf", "vm.swappiness = 1\nnet.netfilter.nf_conntrack_max = 1\n")}
+	l.SysctlFiles = []host.SysctlFile{sysctlFile("/etc/sysctl.conf", "vm.swappiness = 1\nnet.netfilter.nf_conntrack_max = 1\n")}
 	script := "#!/bin/bash\nNF_MODULES_COMMON=(x_tables nf_nat nf_conntrack) # Used by netfilter v4 and v6\n"
-	word := func(s string) Word {
+	word := func(s string) host.Word {
 		i := strings.Index(script, s)
-		return Word{s, Span{i, i + len(s)}}
+		return host.Word{Text: s, Span: host.Span{Start: i, End: i + len(s)}}
 	}
-	inner := Span{strings.Index(script, "(") + 1, strings.Index(script, ")")}
-	l.InitScripts = []InitScript{{
-		File:  File{Path: "/etc/init.d/iptables", Exists: true, Content: script, Mode: 0o755},
-		Array: &WordList{Words: []Word{word("x_tables"), word("nf_nat"), word("nf_conntrack")}, Inner: inner, Line: 2},
+	inner := host.Span{Start: strings.Index(script, "(") + 1, End: strings.Index(script, ")")}
+	l.InitScripts = []host.InitScript{{
+		File:  host.File{Path: "/etc/init.d/iptables", Exists: true, Content: script, Mode: 0o755},
+		Array: &host.WordList{Words: []host.Word{word("x_tables"), word("nf_nat"), word("nf_conntrack")}, Inner: inner, Line: 2},
 	}}
 	want := `~ file./etc/sysctl.conf "vm.swappiness = 1\n"
 ~ initscript./etc/init.d/iptables "#!/bin/bash\nNF_MODULES_COMMON=(x_tables) # Used by netfilter v4 and v6\n"
@@ -203,12 +208,12 @@ func TestDisabledModulesAndFiles(t *testing.T) {
 	}
 
 	l.Modules[4].By = append(l.Modules[4].By, "openvswitch")
-	l.Modules = append(l.Modules, Module{Name: "openvswitch", Refs: 2})
+	l.Modules = append(l.Modules, host.Module{Name: "openvswitch", Refs: 2})
 	p := Diff(d, l)
 	if len(p.Blocks) != 1 || p.Blocks[0].Address != "module.openvswitch" {
 		t.Errorf("a module outside netfilter does not block: %+v", p.Blocks)
 	}
-	d.AllowRisk = []Risk{RiskModuleHeld}
+	d.AllowRisk = []declared.Risk{declared.RiskModuleHeld}
 	if got := brief(Diff(d, l)); strings.Contains(got, "- module.nf_conntrack\n") || !strings.Contains(got, "- module.nf_nat\n") {
 		t.Errorf("with the risk accepted, what is held must stay and the rest go:\n%s", got)
 	}

@@ -7,53 +7,57 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/ctplan/ctplan/planner/declared"
+	"github.com/ctplan/ctplan/planner/host"
+	"github.com/ctplan/ctplan/planner/protocol"
 )
 
 // declared is a notrack host of both families; chains are given as "table
 // HOOK rule" lines, with "6:" ahead for IPv6.
-func declaring(lines ...string) Desired {
-	d := Desired{Block: "t", Source: Pos{"t.hcl", 1}, ModeSource: Pos{"t.hcl", 2}, Mode: Notrack, Families: Families, StatefulRules: RemoveStateful}
+func declaring(lines ...string) declared.Desired {
+	d := declared.Desired{Block: "t", Source: declared.Pos{File: "t.hcl", Line: 1}, ModeSource: declared.Pos{File: "t.hcl", Line: 2}, Mode: declared.Notrack, Families: host.Families, StatefulRules: declared.RemoveStateful}
 	for i, l := range lines {
 		l, six := strings.CutPrefix(l, "6:")
-		f := IPv4
+		f := host.IPv4
 		if six {
-			f = IPv6
+			f = host.IPv6
 		}
 		w := strings.SplitN(l, " ", 3)
-		at := slices.IndexFunc(d.Chains, func(c Chain) bool { return c.Family == f && c.Table == w[0] && c.Hook == w[1] })
+		at := slices.IndexFunc(d.Chains, func(c declared.Chain) bool { return c.Family == f && c.Table == w[0] && c.Hook == w[1] })
 		if at < 0 {
 			at = len(d.Chains)
-			d.Chains = append(d.Chains, Chain{Family: f, Table: w[0], Hook: w[1], Name: OwnPrefix + w[1]})
+			d.Chains = append(d.Chains, declared.Chain{Family: f, Table: w[0], Hook: w[1], Name: declared.OwnPrefix + w[1]})
 		}
-		d.Chains[at].Rules = append(d.Chains[at].Rules, TargetRule{Rule: Rule{Chain: OwnPrefix + w[1], Words: strings.Fields(w[2]), Text: w[2]}, Source: Pos{"t.hcl", 10 + i}})
+		d.Chains[at].Rules = append(d.Chains[at].Rules, declared.TargetRule{Rule: host.Rule{Chain: declared.OwnPrefix + w[1], Words: strings.Fields(w[2]), Text: w[2]}, Source: declared.Pos{File: "t.hcl", Line: 10 + i}})
 	}
 	return d
 }
 
 // twoNetworks is a host with eth0 10.0.0.1 and eth1 10.0.1.1, in both families.
-func twoNetworks(c Connections) *Connections {
+func twoNetworks(c host.Connections) *host.Connections {
 	c.Total = int64(len(c.Flows))
 	for _, a := range []string{"lo 127.0.0.1/8", "lo ::1/128", "eth0 10.0.0.1/24", "eth0 2001:db8::1/64", "eth1 10.0.1.1/24", "eth1 2001:db8:1::1/64"} {
 		name, prefix, _ := strings.Cut(a, " ")
 		p := netip.MustParsePrefix(prefix)
-		c.Addresses = append(c.Addresses, Address{name, p})
+		c.Addresses = append(c.Addresses, host.Address{Interface: name, Prefix: p})
 		if name != "lo" {
-			c.Routes = append(c.Routes, Route{p.Masked(), name})
+			c.Routes = append(c.Routes, host.Route{Prefix: p.Masked(), Interface: name})
 		}
 	}
 	for _, all := range []string{"0.0.0.0/0", "::/0"} {
-		c.Routes = append(c.Routes, Route{netip.MustParsePrefix(all), "eth0"})
+		c.Routes = append(c.Routes, host.Route{Prefix: netip.MustParsePrefix(all), Interface: "eth0"})
 	}
 	return &c
 }
 
 // symmetryOf plans, and returns what the checks say: "block RISK address" or
 // "warn address", with the text.
-func symmetryOf(t testing.TB, d Desired, four, six string, c *Connections) (found []string, plan Plan) {
+func symmetryOf(t testing.TB, d declared.Desired, four, six string, c *host.Connections) (found []string, plan Plan) {
 	t.Helper()
-	l := testHost(parseLines(t, IPv4, four))
+	l := testHost(parseLines(t, host.IPv4, four))
 	if six != "" {
-		l.Rulesets = append(l.Rulesets, parseLines(t, IPv6, six))
+		l.Rulesets = append(l.Rulesets, parseLines(t, host.IPv6, six))
 	}
 	l.Connections = c
 	p := Diff(d, l)
@@ -62,7 +66,7 @@ func symmetryOf(t testing.TB, d Desired, four, six string, c *Connections) (foun
 
 func symmetryFindings(p Plan) (found []string) {
 	for _, b := range p.Blocks {
-		if b.Risk == RiskOneSided || b.Risk == RiskRelated {
+		if b.Risk == declared.RiskOneSided || b.Risk == declared.RiskRelated {
 			found = append(found, fmt.Sprintf("block %s %s: %s: %s; %s", b.Risk, b.Address, b.Where, b.Why, b.Remedy))
 		}
 	}
@@ -102,34 +106,34 @@ func TestOneSided(t *testing.T) {
 	in, out := "raw PREROUTING -p tcp -m tcp --dport 80 -j CT --notrack", "raw OUTPUT -p tcp -m tcp --sport 80 -j CT --notrack"
 	for _, tt := range []struct {
 		name  string
-		d     Desired
+		d     declared.Desired
 		rules string
-		c     Connections
+		c     host.Connections
 		want  []string
 	}{
-		{"both ways", declaring(in, out), invalid, Connections{}, nil},
-		{"in alone, and INVALID is dropped: the classic lock-out", declaring(in), invalid, Connections{}, []string{"block one_sided iptables.ipv4.raw: -A CTPLAN-PREROUTING -p tcp -m tcp --dport 80 … dropped by: -A OUTPUT -m conntrack --ctstate INVALID -j DROP … raw OUTPUT"}},
-		{"in alone, and nothing cares", declaring(in), openInput, Connections{}, []string{"warn iptables.ipv4.raw: -A CTPLAN-PREROUTING … INVALID"}},
-		{"out alone", declaring(out), openInput, Connections{}, []string{"warn iptables.ipv4.raw: -A CTPLAN-OUTPUT … raw PREROUTING"}},
-		{"the impact says so already", declaring(in), invalid, Connections{Sockets: []Socket{{Protocol: protoTCP, Local: netip.MustParseAddrPort("10.0.0.1:80"), Listening: true}}},
+		{"both ways", declaring(in, out), invalid, host.Connections{}, nil},
+		{"in alone, and INVALID is dropped: the classic lock-out", declaring(in), invalid, host.Connections{}, []string{"block one_sided iptables.ipv4.raw: -A CTPLAN-PREROUTING -p tcp -m tcp --dport 80 … dropped by: -A OUTPUT -m conntrack --ctstate INVALID -j DROP … raw OUTPUT"}},
+		{"in alone, and nothing cares", declaring(in), openInput, host.Connections{}, []string{"warn iptables.ipv4.raw: -A CTPLAN-PREROUTING … INVALID"}},
+		{"out alone", declaring(out), openInput, host.Connections{}, []string{"warn iptables.ipv4.raw: -A CTPLAN-OUTPUT … raw PREROUTING"}},
+		{"the impact says so already", declaring(in), invalid, host.Connections{Sockets: []host.Socket{{Protocol: protocol.TCP, Local: netip.MustParseAddrPort("10.0.0.1:80"), Listening: true}}},
 			[]string{"warn iptables.ipv4.raw: -A CTPLAN-PREROUTING … dropped by"}},
-		{"udp that nobody answers", declaring("raw OUTPUT -p udp -m udp --dport 514 -j CT --notrack"), "*filter\n:INPUT DROP\n:OUTPUT ACCEPT\n-A INPUT -m state --state ESTABLISHED -j ACCEPT\nCOMMIT\n", Connections{},
+		{"udp that nobody answers", declaring("raw OUTPUT -p udp -m udp --dport 514 -j CT --notrack"), "*filter\n:INPUT DROP\n:OUTPUT ACCEPT\n-A INPUT -m state --state ESTABLISHED -j ACCEPT\nCOMMIT\n", host.Connections{},
 			[]string{"warn iptables.ipv4.raw: -A CTPLAN-OUTPUT … still fills the table"}},
 		{"udp that is answered", declaring("raw OUTPUT -p udp -m udp --dport 53 -j CT --notrack"), "*filter\n:INPUT DROP\n:OUTPUT ACCEPT\n-A INPUT -m state --state ESTABLISHED -j ACCEPT\nCOMMIT\n",
-			Connections{Flows: []Flow{tracked(t, "udp 10.0.0.1:4000 9.9.9.9:53")}}, []string{"block one_sided iptables.ipv4.raw … dropped by: policy DROP of INPUT"}},
-		{"over lo, the way out counts", declaring("raw OUTPUT -o lo -j CT --notrack"), invalid, Connections{}, nil},
-		{"all interfaces but one way by its address", declaring("raw PREROUTING -d 10.0.0.1/32 -p tcp -j CT --notrack", "raw OUTPUT -s 10.0.1.1/32 -p tcp -j CT --notrack"), openInput, Connections{},
+			host.Connections{Flows: []host.Flow{tracked(t, "udp 10.0.0.1:4000 9.9.9.9:53")}}, []string{"block one_sided iptables.ipv4.raw … dropped by: policy DROP of INPUT"}},
+		{"over lo, the way out counts", declaring("raw OUTPUT -o lo -j CT --notrack"), invalid, host.Connections{}, nil},
+		{"all interfaces but one way by its address", declaring("raw PREROUTING -d 10.0.0.1/32 -p tcp -j CT --notrack", "raw OUTPUT -s 10.0.1.1/32 -p tcp -j CT --notrack"), openInput, host.Connections{},
 			[]string{"warn … -d 10.0.0.1/32", "warn … -s 10.0.1.1/32"}},
-		{"a foreign rule", declaring("filter INPUT -j ACCEPT"), raw("-A PREROUTING -p udp -m udp --dport 53 -j NOTRACK"), Connections{}, []string{"warn iptables.ipv4.raw: -A PREROUTING -p udp … declare the traffic"}},
-		{"a foreign rule that the HCL completes", declaring("raw OUTPUT -p udp -m udp --sport 53 -j CT --notrack"), raw("-A PREROUTING -p udp -m udp --dport 53 -j NOTRACK"), Connections{}, nil},
-		{"ours stands ahead of a foreign zone", declaring(in, out), raw("-A OUTPUT -p tcp -m tcp --sport 80 -j CT --zone 3"), Connections{}, nil},
-		{"in a chain of its own", declaring("filter INPUT -j ACCEPT"), raw("-A PREROUTING -p tcp -j user", "-A user -p tcp -j NOTRACK"), Connections{}, []string{"warn … -A user -p tcp -j NOTRACK"}},
-		{"a zone for one way", declaring("filter INPUT -j ACCEPT"), raw("-A PREROUTING -i eth0 -j CT --zone 7"), Connections{}, []string{"warn … -A PREROUTING -i eth0 -j CT --zone 7 … zone"}},
-		{"a zone for both", declaring("filter INPUT -j ACCEPT"), raw("-A PREROUTING -i eth0 -j CT --zone 7", "-A OUTPUT -o eth0 -j CT --zone 7"), Connections{}, nil},
-		{"a zone of one direction is meant so", declaring("filter INPUT -j ACCEPT"), raw("-A PREROUTING -i eth0 -j CT --zone-orig 7"), Connections{}, nil},
-		{"routed, the port of the server alone", declaring(in, out), router, Connections{}, []string{"block one_sided … routed … policy DROP of FORWARD"}},
-		{"routed, both", declaring(in, out, "raw PREROUTING -p tcp -m tcp --sport 80 -j CT --notrack", "raw OUTPUT -p tcp -m tcp --dport 80 -j CT --notrack", "filter FORWARD -p tcp -j ACCEPT"), router, Connections{}, nil},
-		{"this host's own address alone", declaring(strings.Replace(in, "-p tcp", "-d 10.0.0.1/32 -p tcp", 1), strings.Replace(out, "-p tcp", "-s 10.0.0.1/32 -p tcp", 1)), router, Connections{}, nil},
+		{"a foreign rule", declaring("filter INPUT -j ACCEPT"), raw("-A PREROUTING -p udp -m udp --dport 53 -j NOTRACK"), host.Connections{}, []string{"warn iptables.ipv4.raw: -A PREROUTING -p udp … declare the traffic"}},
+		{"a foreign rule that the HCL completes", declaring("raw OUTPUT -p udp -m udp --sport 53 -j CT --notrack"), raw("-A PREROUTING -p udp -m udp --dport 53 -j NOTRACK"), host.Connections{}, nil},
+		{"ours stands ahead of a foreign zone", declaring(in, out), raw("-A OUTPUT -p tcp -m tcp --sport 80 -j CT --zone 3"), host.Connections{}, nil},
+		{"in a chain of its own", declaring("filter INPUT -j ACCEPT"), raw("-A PREROUTING -p tcp -j user", "-A user -p tcp -j NOTRACK"), host.Connections{}, []string{"warn … -A user -p tcp -j NOTRACK"}},
+		{"a zone for one way", declaring("filter INPUT -j ACCEPT"), raw("-A PREROUTING -i eth0 -j CT --zone 7"), host.Connections{}, []string{"warn … -A PREROUTING -i eth0 -j CT --zone 7 … zone"}},
+		{"a zone for both", declaring("filter INPUT -j ACCEPT"), raw("-A PREROUTING -i eth0 -j CT --zone 7", "-A OUTPUT -o eth0 -j CT --zone 7"), host.Connections{}, nil},
+		{"a zone of one direction is meant so", declaring("filter INPUT -j ACCEPT"), raw("-A PREROUTING -i eth0 -j CT --zone-orig 7"), host.Connections{}, nil},
+		{"routed, the port of the server alone", declaring(in, out), router, host.Connections{}, []string{"block one_sided … routed … policy DROP of FORWARD"}},
+		{"routed, both", declaring(in, out, "raw PREROUTING -p tcp -m tcp --sport 80 -j CT --notrack", "raw OUTPUT -p tcp -m tcp --dport 80 -j CT --notrack", "filter FORWARD -p tcp -j ACCEPT"), router, host.Connections{}, nil},
+		{"this host's own address alone", declaring(strings.Replace(in, "-p tcp", "-d 10.0.0.1/32 -p tcp", 1), strings.Replace(out, "-p tcp", "-s 10.0.0.1/32 -p tcp", 1)), router, host.Connections{}, nil},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			found, p := symmetryOf(t, tt.d, tt.rules, "", twoNetworks(tt.c))
@@ -183,7 +187,7 @@ func TestOneSidedProperty(t *testing.T) {
 			lines []string
 			want  bool
 		}{{[]string{in, out}, false}, {[]string{in}, true}, {[]string{out}, true}} {
-			found, _ := symmetryOf(t, declaring(tt.lines...), world, "", twoNetworks(Connections{}))
+			found, _ := symmetryOf(t, declaring(tt.lines...), world, "", twoNetworks(host.Connections{}))
 			got := slices.ContainsFunc(found, func(s string) bool { return strings.Contains(s, "this rule takes packets") })
 			if got != tt.want {
 				t.Fatalf("%q: found is %v\n%s\n%s", tt.lines, got, strings.Join(found, "\n"), world)
@@ -202,20 +206,20 @@ func TestHalfTracked(t *testing.T) {
 	const rules = "*filter\n:INPUT DROP\n:OUTPUT DROP\n-A INPUT -p tcp -m tcp --dport 22 -j ACCEPT\n-A OUTPUT -m state --state ESTABLISHED -j ACCEPT\nCOMMIT\n"
 	in, out := "raw PREROUTING -p tcp -j CT --notrack", "raw OUTPUT -p tcp -j CT --notrack"
 	ssh := tracked(t, "tcp 10.0.0.9:5000 10.0.0.1:22")
-	_, p := symmetryOf(t, declaring(in), rules, "", twoNetworks(Connections{Flows: []Flow{ssh}}))
+	_, p := symmetryOf(t, declaring(in), rules, "", twoNetworks(host.Connections{Flows: []host.Flow{ssh}}))
 	if got := groupsOf(p); !slices.Equal(got, []string{"lost tcp/22 in 1"}) {
 		t.Errorf("one way: %q", got)
 	}
 	d := declaring(out)
-	_, p = symmetryOf(t, d, strings.Replace(rules, ":OUTPUT DROP", ":OUTPUT ACCEPT", 1), "", twoNetworks(Connections{Flows: []Flow{ssh}}))
+	_, p = symmetryOf(t, d, strings.Replace(rules, ":OUTPUT DROP", ":OUTPUT ACCEPT", 1), "", twoNetworks(host.Connections{Flows: []host.Flow{ssh}}))
 	if got := groupsOf(p); !slices.Equal(got, []string{"kept tcp/22 in 1"}) {
 		t.Errorf("out alone, with stateless rules: %q", got)
 	}
-	l := testHost(parseLines(t, IPv4, rules))
-	l.Connections = twoNetworks(Connections{Flows: []Flow{ssh}})
-	l.Sysctls["net.netfilter.nf_conntrack_tcp_be_liberal"] = Sysctl{Value: "1"}
+	l := testHost(parseLines(t, host.IPv4, rules))
+	l.Connections = twoNetworks(host.Connections{Flows: []host.Flow{ssh}})
+	l.Sysctls["net.netfilter.nf_conntrack_tcp_be_liberal"] = host.Sysctl{Value: "1"}
 	d = declaring(in)
-	d.StatefulRules = RefuseStateful
+	d.StatefulRules = declared.RefuseStateful
 	if got := groupsOf(Diff(d, l)); !slices.Equal(got, []string{"kept tcp/22 in 1"}) {
 		t.Errorf("liberal: %q", got)
 	}

@@ -6,21 +6,27 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/ctplan/ctplan/planner/change"
+	"github.com/ctplan/ctplan/planner/declared"
+	"github.com/ctplan/ctplan/planner/etc"
+	"github.com/ctplan/ctplan/planner/host"
+	"github.com/ctplan/ctplan/planner/xtables"
 )
 
 // parseLines reads the plain rules of these tests: no quotes, one space
 // between words.
-func parseLines(t testing.TB, f Family, text string) Ruleset {
+func parseLines(t testing.TB, f host.Family, text string) host.Ruleset {
 	t.Helper()
-	r := Ruleset{Family: f, Backend: NFT, Primary: true}
+	r := host.Ruleset{Family: f, Backend: host.NFT, Primary: true}
 	at, line := 0, 0
 	for l := range strings.SplitAfterSeq(text, "\n") {
-		span := Span{at, at + len(l)}
+		span := host.Span{Start: at, End: at + len(l)}
 		at, line = span.End, line+1
 		l = strings.TrimSuffix(l, "\n")
 		switch {
 		case strings.HasPrefix(l, "*"):
-			r.Tables = append(r.Tables, Table{Name: l[1:], Span: span})
+			r.Tables = append(r.Tables, host.Table{Name: l[1:], Span: span})
 		case l == "", strings.HasPrefix(l, "#"):
 		default:
 			tb := &r.Tables[len(r.Tables)-1]
@@ -29,10 +35,10 @@ func parseLines(t testing.TB, f Family, text string) Ruleset {
 				tb.Commit, tb.Span.End = span, span.End
 			case l[0] == ':':
 				w := strings.Fields(l[1:])
-				tb.Chains = append(tb.Chains, ChainDecl{Name: w[0], Policy: w[1], Line: line, Span: span})
+				tb.Chains = append(tb.Chains, host.ChainDecl{Name: w[0], Policy: w[1], Line: line, Span: span})
 			case strings.HasPrefix(l, "-A "):
 				w := strings.Fields(l)[1:]
-				tb.Rules = append(tb.Rules, Rule{Chain: w[0], Words: w[1:], Text: strings.Join(w[1:], " "), Line: line, Span: span})
+				tb.Rules = append(tb.Rules, host.Rule{Chain: w[0], Words: w[1:], Text: strings.Join(w[1:], " "), Line: line, Span: span})
 			default:
 				t.Fatalf("line %d: %q", line, l)
 			}
@@ -43,50 +49,50 @@ func parseLines(t testing.TB, f Family, text string) Ruleset {
 
 // kernel is the tables of one family, on which steps really run.
 type kernel struct {
-	family Family
-	tables []*TableModel
+	family host.Family
+	tables []*xtables.TableModel
 }
 
-func newKernel(r Ruleset) *kernel {
+func newKernel(r host.Ruleset) *kernel {
 	k := &kernel{family: r.Family}
 	for i := range r.Tables {
-		k.tables = append(k.tables, NewTableModel(r.Tables[i].Name, []*Table{&r.Tables[i]}))
+		k.tables = append(k.tables, xtables.NewTable(r.Tables[i].Name, []*host.Table{&r.Tables[i]}))
 	}
 	return k
 }
 
-func (k *kernel) table(name string) *TableModel {
+func (k *kernel) table(name string) *xtables.TableModel {
 	for _, m := range k.tables {
 		if m.Name() == name {
 			return m
 		}
 	}
-	m := NewTableModel(name, nil)
+	m := xtables.NewTable(name, nil)
 	k.tables = append(k.tables, m)
 	return m
 }
 
-func (k *kernel) run(t testing.TB, s Section) {
+func (k *kernel) run(t testing.TB, s change.Section) {
 	t.Helper()
 	m := k.table(s.Table)
 	for _, op := range s.Ops {
 		rules := m.Rules(op.Chain)
 		switch op.Kind {
-		case InsertRule:
+		case change.InsertRule:
 			if op.Pos < 1 || op.Pos > len(rules)+1 {
 				t.Fatalf("insert at %d of %s, which has %d rules", op.Pos, op.Chain, len(rules))
 			}
-		case DeleteRule:
+		case change.DeleteRule:
 			if op.Pos < 1 || op.Pos > len(rules) || rules[op.Pos-1] != op.Rule {
 				t.Fatalf("delete %q at %d of %s: %q", op.Rule, op.Pos, op.Chain, rules)
 			}
-		case SetChain, DropChain:
+		case change.SetChain, change.DropChain:
 			if !slices.Equal(rules, op.Was) {
 				t.Fatalf("%s %s had %q, the operation says %q", op.Kind, op.Chain, rules, op.Was)
 			}
-			if op.Kind == DropChain {
+			if op.Kind == change.DropChain {
 				for _, c := range m.Chains() {
-					if slices.Contains(m.Rules(c.Name), jumpText(op.Chain)) {
+					if slices.Contains(m.Rules(c.Name), xtables.Jump(op.Chain)) {
 						t.Fatalf("%s is dropped while %s jumps to it", op.Chain, c.Name)
 					}
 				}
@@ -155,14 +161,14 @@ func randomForeign(r *rand.Rand) string {
 
 // randomDesired declares a mode with chains as providers/iptables renders
 // them; here they are made by hand, so that the planner is tested alone.
-func randomDesired(r *rand.Rand) Desired {
-	d := Desired{
-		Block: "test", Source: Pos{"test.hcl", 1}, ModeSource: Pos{"test.hcl", 2},
-		Mode: []Mode{Notrack, Disabled, Tuned}[r.IntN(3)], Families: []Family{IPv4},
-		StatefulRules: RemoveStateful, AllowRisk: Risks,
-		Max: &Setting{Value: 1000}, Hashsize: &Setting{Value: 512},
+func randomDesired(r *rand.Rand) declared.Desired {
+	d := declared.Desired{
+		Block: "test", Source: declared.Pos{File: "test.hcl", Line: 1}, ModeSource: declared.Pos{File: "test.hcl", Line: 2},
+		Mode: []declared.Mode{declared.Notrack, declared.Disabled, declared.Tuned}[r.IntN(3)], Families: []host.Family{host.IPv4},
+		StatefulRules: declared.RemoveStateful, AllowRisk: declared.Risks,
+		Max: &declared.Setting{Value: 1000}, Hashsize: &declared.Setting{Value: 512},
 	}
-	if d.Mode == Tuned {
+	if d.Mode == declared.Tuned {
 		return d
 	}
 	var in, out, forward, pre, rawOut []string
@@ -175,7 +181,7 @@ func randomDesired(r *rand.Rand) Desired {
 			forward = append(forward, fmt.Sprintf("-d 10.0.1.0/24 -p %s -j ACCEPT", proto))
 		}
 	}
-	if d.Mode == Notrack {
+	if d.Mode == declared.Notrack {
 		for _, proto := range []string{"-p tcp", "-p udp -m udp --dport 80", ""}[:1+r.IntN(3)] {
 			rule := strings.TrimSpace(proto + " -j CT --notrack")
 			pre, rawOut = append(pre, rule), append(rawOut, rule)
@@ -185,9 +191,9 @@ func randomDesired(r *rand.Rand) Desired {
 		if len(rules) == 0 {
 			return
 		}
-		c := Chain{Family: IPv4, Table: table, Hook: hook, Name: OwnPrefix + hook}
+		c := declared.Chain{Family: host.IPv4, Table: table, Hook: hook, Name: declared.OwnPrefix + hook}
 		for i, text := range rules {
-			c.Rules = append(c.Rules, TargetRule{Rule: Rule{Chain: c.Name, Words: strings.Fields(text), Text: text}, Source: Pos{"test.hcl", 10 + i}})
+			c.Rules = append(c.Rules, declared.TargetRule{Rule: host.Rule{Chain: c.Name, Words: strings.Fields(text), Text: text}, Source: declared.Pos{File: "test.hcl", Line: 10 + i}})
 		}
 		d.Chains = append(d.Chains, c)
 	}
@@ -199,17 +205,17 @@ func randomDesired(r *rand.Rand) Desired {
 	return d
 }
 
-func testHost(r Ruleset) Live {
-	return Live{
-		Host:      Host{Name: "h", Kernel: "6.1.0", Memory: 1 << 34, PageSize: 4096, PointerSize: 8},
-		Conntrack: Conntrack{Kind: ConntrackBuiltin, Loaded: true, Hashsize: 512, InitialNetns: true},
-		Sysctls:   map[string]Sysctl{keyMax: {Value: "1000", Writable: true}},
-		Rulesets:  []Ruleset{r},
+func testHost(r host.Ruleset) host.Live {
+	return host.Live{
+		Host:      host.Host{Name: "h", Kernel: "6.1.0", Memory: 1 << 34, PageSize: 4096, PointerSize: 8},
+		Conntrack: host.Conntrack{Kind: host.ConntrackBuiltin, Loaded: true, Hashsize: 512, InitialNetns: true},
+		Sysctls:   map[string]host.Sysctl{etc.KeyMax: {Value: "1000", Writable: true}},
+		Rulesets:  []host.Ruleset{r},
 	}
 }
 
-func rulesSections(p Plan) []Section {
-	var out []Section
+func rulesSections(p Plan) []change.Section {
+	var out []change.Section
 	for _, s := range Steps(p) {
 		if s.Rules != nil {
 			out = append(out, s.Rules.Sections...)
@@ -238,22 +244,22 @@ func (k *kernel) accepts(f flow) bool {
 	}
 	v := k.verdict(filter, f.hook, f)
 	if v == "" {
-		i := slices.IndexFunc(filter.Chains(), func(c ChainDecl) bool { return c.Name == f.hook })
+		i := slices.IndexFunc(filter.Chains(), func(c host.ChainDecl) bool { return c.Name == f.hook })
 		v = filter.Chains()[i].Policy
 	}
 	return v == "ACCEPT"
 }
 
-func (k *kernel) verdict(m *TableModel, chain string, f flow) string {
+func (k *kernel) verdict(m *xtables.TableModel, chain string, f flow) string {
 	for _, text := range m.Rules(chain) {
-		s := parseSpec(strings.Fields(text))
-		drops := s.target == "DROP" || s.target == "REJECT"
+		s := xtables.Parse(strings.Fields(text))
+		drops := s.Target == "DROP" || s.Target == "REJECT"
 		hit := true
 		var plain []string
-		for _, o := range s.opts {
-			switch o.name {
+		for _, o := range s.Matches {
+			switch o.Name {
 			case "--state":
-				hit = hit && slices.Contains(o.args, f.state) != o.not
+				hit = hit && slices.Contains(o.Args, f.state) != o.Not
 			case "--limit":
 				hit = hit && drops
 			case "-i":
@@ -270,14 +276,14 @@ func (k *kernel) verdict(m *TableModel, chain string, f flow) string {
 			continue
 		}
 		switch {
-		case s.notracks():
+		case s.Untracks():
 			return "NOTRACK"
-		case drops, s.target == "ACCEPT":
-			return s.target
-		case s.target == "RETURN":
+		case drops, s.Target == "ACCEPT":
+			return s.Target
+		case s.Target == "RETURN":
 			return ""
-		case m.Has(s.target):
-			if v := k.verdict(m, s.target, f); v != "" {
+		case m.Has(s.Target):
+			if v := k.verdict(m, s.Target, f); v != "" {
 				return v
 			}
 		}
@@ -285,9 +291,9 @@ func (k *kernel) verdict(m *TableModel, chain string, f flow) string {
 	return ""
 }
 
-func optionWords(o option) []string {
-	w := append([]string{o.name}, o.args...)
-	if o.not {
+func optionWords(o xtables.Option) []string {
+	w := append([]string{o.Name}, o.Args...)
+	if o.Not {
 		return append([]string{"!"}, w...)
 	}
 	return w

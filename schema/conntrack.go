@@ -11,7 +11,8 @@ import (
 	"github.com/hashicorp/hcl/v2"
 	"github.com/zclconf/go-cty/cty"
 
-	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/declared"
+	"github.com/ctplan/ctplan/planner/host"
 )
 
 var conntrackSchema = &hcl.BodySchema{
@@ -39,10 +40,10 @@ func decodeConntrack(hb *hcl.Block, s *scope) (*block, hcl.Diagnostics) {
 
 	attrs := content.Attributes
 	if e, ok := d.value(attrs["mode"]); ok {
-		want.Mode, _ = choice(d, e, "mode", []planner.Mode{planner.Disabled, planner.Notrack, planner.Tuned})
+		want.Mode, _ = choice(d, e, "mode", []declared.Mode{declared.Disabled, declared.Notrack, declared.Tuned})
 		want.ModeSource = position(attrs["mode"].NameRange)
 	} else if attr := attrs["mode"]; attr != nil && e.expr != nil && e.val.IsNull() {
-		d.errorf(attr.Range, "Missing mode", "mode is %q, %q or %q; null says nothing.", planner.Disabled, planner.Notrack, planner.Tuned)
+		d.errorf(attr.Range, "Missing mode", "mode is %q, %q or %q; null says nothing.", declared.Disabled, declared.Notrack, declared.Tuned)
 	}
 	modeUnknown := d.unknown
 	d.unknown = nil
@@ -51,11 +52,11 @@ func decodeConntrack(hb *hcl.Block, s *scope) (*block, hcl.Diagnostics) {
 	if modeUnknown != nil {
 		d.unknown = modeUnknown
 	}
-	want.StatefulRules = planner.RefuseStateful
+	want.StatefulRules = declared.RefuseStateful
 	if e, ok := d.value(attrs["stateful_rules"]); ok {
-		want.StatefulRules, _ = choice(d, e, "stateful_rules", []planner.StatefulPolicy{planner.RefuseStateful, planner.RemoveStateful})
+		want.StatefulRules, _ = choice(d, e, "stateful_rules", []declared.StatefulPolicy{declared.RefuseStateful, declared.RemoveStateful})
 	}
-	want.AllowRisk = choices(d, attrs["allow_risk"], "risk", planner.Risks)
+	want.AllowRisk = choices(d, attrs["allow_risk"], "risk", declared.Risks)
 	want.Families = d.families(attrs["families"])
 	want.InitScripts = d.initScripts(attrs["init_scripts"])
 	d.tuning(want, content, hb.DefRange)
@@ -67,26 +68,26 @@ func decodeConntrack(hb *hcl.Block, s *scope) (*block, hcl.Diagnostics) {
 }
 
 // checkMode holds every attribute and block to the modes it means something in.
-func (d *decoder) checkMode(want *planner.Desired, content *hcl.BodyContent, header hcl.Range) {
-	if want.Mode == planner.Unmanaged {
+func (d *decoder) checkMode(want *declared.Desired, content *hcl.BodyContent, header hcl.Range) {
+	if want.Mode == declared.Unmanaged {
 		return
 	}
 	count := map[string]int{}
 	for _, b := range content.Blocks {
 		count[b.Type]++
 		switch {
-		case b.Type == "notrack" && want.Mode != planner.Notrack:
-			d.errorf(b.DefRange, "Block in the wrong mode", "A notrack block belongs to mode %q; this block is in mode %q.", planner.Notrack, want.Mode)
-		case b.Type == "accept" && want.Mode == planner.Tuned:
-			d.errorf(b.DefRange, "Block in the wrong mode", "An accept block belongs to the modes %q and %q; this block is in mode %q, where rules stay as they are.", planner.Notrack, planner.Disabled, want.Mode)
+		case b.Type == "notrack" && want.Mode != declared.Notrack:
+			d.errorf(b.DefRange, "Block in the wrong mode", "A notrack block belongs to mode %q; this block is in mode %q.", declared.Notrack, want.Mode)
+		case b.Type == "accept" && want.Mode == declared.Tuned:
+			d.errorf(b.DefRange, "Block in the wrong mode", "An accept block belongs to the modes %q and %q; this block is in mode %q, where rules stay as they are.", declared.Notrack, declared.Disabled, want.Mode)
 		}
 	}
-	if want.Mode == planner.Notrack && count["notrack"] == 0 {
+	if want.Mode == declared.Notrack && count["notrack"] == 0 {
 		d.errorf(header, "Missing notrack block", "Mode %q needs at least one notrack block that says which traffic is not tracked.", want.Mode)
 	}
 	for _, name := range []string{"max", "hashsize", "timeouts", "reload"} {
-		if attr := content.Attributes[name]; attr != nil && want.Mode != planner.Tuned {
-			d.errorf(attr.NameRange, "Attribute in the wrong mode", "%s belongs to mode %q; this block is in mode %q.", name, planner.Tuned, want.Mode)
+		if attr := content.Attributes[name]; attr != nil && want.Mode != declared.Tuned {
+			d.errorf(attr.NameRange, "Attribute in the wrong mode", "%s belongs to mode %q; this block is in mode %q.", name, declared.Tuned, want.Mode)
 		}
 	}
 }
@@ -138,45 +139,45 @@ func choices[T ~string](d *decoder, attr *hcl.Attribute, what string, options []
 }
 
 // families decodes a list of address families; without one, both.
-func (d *decoder) families(attr *hcl.Attribute) []planner.Family {
+func (d *decoder) families(attr *hcl.Attribute) []host.Family {
 	elements, ok := d.list(attr, false)
 	if ok && len(elements) == 0 {
 		d.errorf(attr.Expr.Range(), "No families", "This list is empty. Leave families out for both.")
 	}
 	if !ok || len(elements) == 0 {
-		return slices.Clone(planner.Families)
+		return slices.Clone(host.Families)
 	}
-	if out := choices(d, attr, "family", planner.Families); len(out) > 0 {
+	if out := choices(d, attr, "family", host.Families); len(out) > 0 {
 		return out
 	}
-	return slices.Clone(planner.Families)
+	return slices.Clone(host.Families)
 }
 
 // tuning decodes max, hashsize and timeouts. The bounds are what the kernel
 // takes: it keeps both numbers in 32 bits, and reads max 0 as no limit.
-func (d *decoder) tuning(want *planner.Desired, content *hcl.BodyContent, header hcl.Range) {
+func (d *decoder) tuning(want *declared.Desired, content *hcl.BodyContent, header hcl.Range) {
 	attrs := content.Attributes
 	if e, ok := d.value(attrs["max"]); ok {
 		if isZero(e.val) {
 			d.badValue(e, "Number out of range", "max is from 1 to %d. The kernel reads 0 as no limit at all, and a table without a limit takes all memory under load.", math.MaxInt32)
 		} else if n, ok := d.integer(e, "max", 1, math.MaxInt32); ok {
-			want.Max = &planner.Setting{Value: n, Source: position(attrs["max"].NameRange)}
+			want.Max = &declared.Setting{Value: n, Source: position(attrs["max"].NameRange)}
 		}
-	} else if want.Mode == planner.Tuned && (attrs["max"] == nil || e.expr != nil && e.val.IsNull()) {
+	} else if want.Mode == declared.Tuned && (attrs["max"] == nil || e.expr != nil && e.val.IsNull()) {
 		d.errorf(header, "Missing max", "Mode %q needs max, the number of connections that the table may hold.", want.Mode)
 	}
 	if e, ok := d.value(attrs["hashsize"]); ok {
 		if isZero(e.val) {
 			d.badValue(e, "Number out of range", "hashsize is from 1 to %d. The kernel refuses 0; leave hashsize out for max / 4.", math.MaxInt32)
 		} else if n, ok := d.integer(e, "hashsize", 1, math.MaxInt32); ok {
-			want.Hashsize = &planner.Setting{Value: n, Source: position(attrs["hashsize"].NameRange)}
+			want.Hashsize = &declared.Setting{Value: n, Source: position(attrs["hashsize"].NameRange)}
 		}
-	} else if want.Mode == planner.Tuned && want.Max != nil {
-		want.Hashsize = &planner.Setting{Value: max(1, want.Max.Value/4), Source: want.Max.Source}
+	} else if want.Mode == declared.Tuned && want.Max != nil {
+		want.Hashsize = &declared.Setting{Value: max(1, want.Max.Value/4), Source: want.Max.Source}
 	}
 	want.Timeouts = d.timeouts(attrs["timeouts"])
 	if e, ok := d.value(attrs["reload"]); ok {
-		want.Reload, _ = choice(d, e, "reload", []planner.Reload{planner.ReloadLive, planner.ReloadRestart})
+		want.Reload, _ = choice(d, e, "reload", []declared.Reload{declared.ReloadLive, declared.ReloadRestart})
 		want.ReloadSource = position(attrs["reload"].NameRange)
 	}
 }
@@ -187,7 +188,7 @@ func isZero(val cty.Value) bool {
 
 // timeouts decodes an object of seconds by name. Keys of an object that is
 // written out have their own place.
-func (d *decoder) timeouts(attr *hcl.Attribute) []planner.Timeout {
+func (d *decoder) timeouts(attr *hcl.Attribute) []declared.Timeout {
 	if attr == nil {
 		return nil
 	}
@@ -213,8 +214,8 @@ func (d *decoder) timeouts(attr *hcl.Attribute) []planner.Timeout {
 		}
 	}
 
-	keys := slices.Sorted(maps.Keys(planner.TimeoutKeys))
-	var out []planner.Timeout
+	keys := slices.Sorted(maps.Keys(declared.TimeoutKeys))
+	var out []declared.Timeout
 	for _, entry := range entries {
 		if entry.key.val.IsNull() {
 			d.badValue(entry.key, "Unknown timeout", "The name of a timeout cannot be null.")
@@ -224,11 +225,11 @@ func (d *decoder) timeouts(attr *hcl.Attribute) []planner.Timeout {
 		if !ok {
 			continue
 		}
-		if _, known := planner.TimeoutKeys[name]; !known {
+		if _, known := declared.TimeoutKeys[name]; !known {
 			d.badValue(entry.key, "Unknown timeout", "%q is not a timeout.%s Known: %s.", clip(name), didYouMean(name, keys), strings.Join(keys, ", "))
 			continue
 		}
-		if slices.ContainsFunc(out, func(t planner.Timeout) bool { return t.Name == name }) {
+		if slices.ContainsFunc(out, func(t declared.Timeout) bool { return t.Name == name }) {
 			d.badValue(entry.key, "Duplicate timeout", "%q stands in this object already.", name)
 			continue
 		}
@@ -236,10 +237,10 @@ func (d *decoder) timeouts(attr *hcl.Attribute) []planner.Timeout {
 			continue
 		}
 		if n, ok := d.integer(entry.val, fmt.Sprintf("The timeout %s, in seconds,", name), 0, math.MaxInt32); ok {
-			out = append(out, planner.Timeout{Name: name, Seconds: n, Source: position(entry.key.expr.Range())})
+			out = append(out, declared.Timeout{Name: name, Seconds: n, Source: position(entry.key.expr.Range())})
 		}
 	}
-	slices.SortFunc(out, func(a, b planner.Timeout) int { return strings.Compare(a.Name, b.Name) })
+	slices.SortFunc(out, func(a, b declared.Timeout) int { return strings.Compare(a.Name, b.Name) })
 	return out
 }
 
@@ -264,7 +265,7 @@ func (d *decoder) initScripts(attr *hcl.Attribute) []string {
 }
 
 // files decodes the files block.
-func (d *decoder) files(want *planner.Desired, content *hcl.BodyContent) {
+func (d *decoder) files(want *declared.Desired, content *hcl.BodyContent) {
 	var first *hcl.Block
 	for _, b := range content.Blocks {
 		if b.Type != "files" {

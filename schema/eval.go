@@ -11,14 +11,14 @@ import (
 	"github.com/hashicorp/hcl/v2/hclsyntax"
 	"github.com/zclconf/go-cty/cty"
 
-	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/host"
 )
 
 // Facts are what host.* reads: see planner.Host and planner.Conntrack. On a
 // host where nf_conntrack is not loaded, host.conntrack.* are 0.
 type Facts struct {
-	Host      planner.Host
-	Conntrack planner.Conntrack
+	Host      host.Host
+	Conntrack host.Conntrack
 }
 
 // hostValue is the object behind host.*; unknown without facts.

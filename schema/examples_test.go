@@ -12,7 +12,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/declared"
+	"github.com/ctplan/ctplan/planner/host"
 	"github.com/ctplan/ctplan/schema"
 )
 
@@ -51,8 +52,8 @@ func text(t testing.TB, d schema.Diagnostics) string {
 
 func facts(name string) *schema.Facts {
 	return &schema.Facts{
-		Host:      planner.Host{Name: name, CPUs: 16, Memory: 8 << 30, Kernel: "6.1.0", MachineID: "0123456789abcdef0123456789abcdef"},
-		Conntrack: planner.Conntrack{Count: 1000, Max: 262144, Hashsize: 65536},
+		Host:      host.Host{Name: name, CPUs: 16, Memory: 8 << 30, Kernel: "6.1.0", MachineID: "0123456789abcdef0123456789abcdef"},
+		Conntrack: host.Conntrack{Count: 1000, Max: 262144, Hashsize: 65536},
 	}
 }
 
@@ -82,7 +83,7 @@ func TestExamples(t *testing.T) {
 			if diags.HasErrors() || !bytes.Equal(formatted, sources[0].Content) {
 				t.Errorf("not in canonical layout:\n%s", cmp.Diff(string(sources[0].Content), string(formatted)))
 			}
-			got := map[string]planner.Desired{}
+			got := map[string]declared.Desired{}
 			for _, host := range hosts[name] {
 				config, diags := schema.Load(sources, schema.Vars{}, facts(host))
 				if len(diags.List()) > 0 {
@@ -93,7 +94,7 @@ func TestExamples(t *testing.T) {
 					t.Fatalf("for %s:\n%s", host, text(t, diags))
 				}
 				got[host] = desired
-				if desired.Mode == planner.Notrack || desired.Mode == planner.Disabled {
+				if desired.Mode == declared.Notrack || desired.Mode == declared.Disabled {
 					neverLocksOut(t, desired)
 				}
 			}
@@ -107,19 +108,19 @@ func TestExamples(t *testing.T) {
 }
 
 // neverLocksOut checks what every host that drops by default needs.
-func neverLocksOut(t *testing.T, d planner.Desired) {
+func neverLocksOut(t *testing.T, d declared.Desired) {
 	t.Helper()
-	need := map[string]func(planner.Traffic) bool{
-		"loopback": func(a planner.Traffic) bool { return a.Interface == "lo" && a.Protocol == "" },
-		"ssh": func(a planner.Traffic) bool {
-			return a.Protocol == "tcp" && slices.Contains(a.LocalPorts, planner.PortRange{From: 22, To: 22}) && a.Initiator != planner.LocalSide
+	need := map[string]func(declared.Traffic) bool{
+		"loopback": func(a declared.Traffic) bool { return a.Interface == "lo" && a.Protocol == "" },
+		"ssh": func(a declared.Traffic) bool {
+			return a.Protocol == "tcp" && slices.Contains(a.LocalPorts, host.PortRange{From: 22, To: 22}) && a.Initiator != declared.LocalSide
 		},
-		"dns":                 func(a planner.Traffic) bool { return a.Protocol == "udp" && len(a.RemotePorts) == 1 },
-		"path MTU":            func(a planner.Traffic) bool { return a.Protocol == "icmp" },
-		"neighbour discovery": func(a planner.Traffic) bool { return a.Protocol == "ipv6-icmp" },
+		"dns":                 func(a declared.Traffic) bool { return a.Protocol == "udp" && len(a.RemotePorts) == 1 },
+		"path MTU":            func(a declared.Traffic) bool { return a.Protocol == "icmp" },
+		"neighbour discovery": func(a declared.Traffic) bool { return a.Protocol == "ipv6-icmp" },
 	}
 	for what, has := range need {
-		if !slices.ContainsFunc(d.Accept, func(a planner.Traffic) bool { return a.Direction == planner.Both && has(a) }) {
+		if !slices.ContainsFunc(d.Accept, func(a declared.Traffic) bool { return a.Direction == declared.Both && has(a) }) {
 			t.Errorf("%s: nothing accepts %s", d.Block, what)
 		}
 	}

@@ -9,11 +9,13 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
-	"github.com/google/go-cmp/cmp/cmpopts"
 	"net/netip"
 
-	"github.com/ctplan/ctplan/planner"
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"github.com/ctplan/ctplan/planner/declared"
+	"github.com/ctplan/ctplan/planner/host"
 	"github.com/ctplan/ctplan/schema"
 )
 
@@ -61,7 +63,7 @@ func FuzzLoad(f *testing.F) {
 	})
 }
 
-func checkClean(t *testing.T, d planner.Desired) {
+func checkClean(t *testing.T, d declared.Desired) {
 	t.Helper()
 	clean := func(what, s string) {
 		t.Helper()
@@ -79,18 +81,18 @@ func checkClean(t *testing.T, d planner.Desired) {
 	if len(d.Families) == 0 || d.StatefulRules == "" {
 		t.Fatalf("families %v, stateful rules %q", d.Families, d.StatefulRules)
 	}
-	if d.Mode == planner.Tuned != (d.Max != nil) || d.Mode == planner.Tuned != (d.Hashsize != nil) {
+	if d.Mode == declared.Tuned != (d.Max != nil) || d.Mode == declared.Tuned != (d.Hashsize != nil) {
 		t.Fatalf("mode %q with max %v, hashsize %v", d.Mode, d.Max, d.Hashsize)
 	}
 	if d.Max != nil && (d.Max.Value < 1 || d.Max.Value > 1<<31-1 || d.Hashsize.Value < 1 || d.Hashsize.Value > 1<<31-1) {
 		t.Fatalf("max %v, hashsize %v", d.Max, d.Hashsize)
 	}
 	for _, timeout := range d.Timeouts {
-		if planner.TimeoutKeys[timeout.Name] == "" || timeout.Seconds < 0 {
+		if declared.TimeoutKeys[timeout.Name] == "" || timeout.Seconds < 0 {
 			t.Fatalf("timeout %v", timeout)
 		}
 	}
-	if d.Mode == planner.Notrack != (len(d.Notrack) > 0) {
+	if d.Mode == declared.Notrack != (len(d.Notrack) > 0) {
 		t.Fatalf("mode %q with %d notrack blocks", d.Mode, len(d.Notrack))
 	}
 	for _, a := range slices.Concat(d.Notrack, d.Accept) {
@@ -105,7 +107,7 @@ func checkClean(t *testing.T, d planner.Desired) {
 				t.Fatalf("prefix %v", p)
 			}
 		}
-		for _, ports := range [][]planner.PortRange{a.LocalPorts, a.RemotePorts} {
+		for _, ports := range [][]host.PortRange{a.LocalPorts, a.RemotePorts} {
 			last := 0
 			for _, r := range ports {
 				if int(r.From) <= last || r.To < r.From {
@@ -145,7 +147,7 @@ func FuzzFormat(f *testing.F) {
 		}
 		a, _ := before.For("h")
 		b, _ := after.For("h")
-		opts := []cmp.Option{cmpopts.IgnoreTypes(planner.Pos{}), cmp.Comparer(func(x, y netip.Prefix) bool { return x == y })}
+		opts := []cmp.Option{cmpopts.IgnoreTypes(declared.Pos{}), cmp.Comparer(func(x, y netip.Prefix) bool { return x == y })}
 		if diff := cmp.Diff(a, b, opts...); diff != "" {
 			t.Fatalf("%q formats to %q:\n%s", content, once, diff)
 		}

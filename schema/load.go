@@ -16,7 +16,8 @@ import (
 	"github.com/zclconf/go-cty/cty"
 	ctyjson "github.com/zclconf/go-cty/cty/json"
 
-	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/declared"
+	"github.com/ctplan/ctplan/planner/host"
 )
 
 // Config is what the sources say, validated.
@@ -30,7 +31,7 @@ type Config struct {
 
 // block is one conntrack block.
 type block struct {
-	desired planner.Desired
+	desired declared.Desired
 	hosts   []string // lower-case globs
 	all     bool     // no hosts attribute
 	rng     hcl.Range
@@ -146,7 +147,7 @@ func overlap(a, b *block, hosts string) *hcl.Diagnostic {
 
 // For returns what the sources declare for a host. A host that no block
 // matches is Unmanaged; two blocks that match one host are an error.
-func (c *Config) For(name string) (planner.Desired, Diagnostics) {
+func (c *Config) For(name string) (declared.Desired, Diagnostics) {
 	var found *block
 	var needed *hcl.Range
 	var diags hcl.Diagnostics
@@ -174,7 +175,7 @@ func (c *Config) For(name string) (planner.Desired, Diagnostics) {
 	}
 	result := newDiagnostics(diags, c.files, c.order)
 	if found == nil || result.HasErrors() {
-		return planner.Desired{Mode: planner.Unmanaged, StatefulRules: planner.RefuseStateful, Families: slices.Clone(planner.Families)}, result
+		return declared.Desired{Mode: declared.Unmanaged, StatefulRules: declared.RefuseStateful, Families: slices.Clone(host.Families)}, result
 	}
 	return found.desired, result
 }
@@ -225,8 +226,8 @@ func hashPart(h hash.Hash, b []byte) {
 	h.Write(b)
 }
 
-func position(r hcl.Range) planner.Pos {
-	return planner.Pos{File: visible(r.Filename), Line: r.Start.Line}
+func position(r hcl.Range) declared.Pos {
+	return declared.Pos{File: visible(r.Filename), Line: r.Start.Line}
 }
 
 func place(r hcl.Range) string { return position(r).String() }

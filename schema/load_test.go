@@ -11,7 +11,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/declared"
+	"github.com/ctplan/ctplan/planner/host"
 	"github.com/ctplan/ctplan/schema"
 )
 
@@ -24,7 +25,7 @@ func load(t testing.TB, hcl string, vars schema.Vars, f *schema.Facts) *schema.C
 	return config
 }
 
-func desired(t testing.TB, config *schema.Config, host string) planner.Desired {
+func desired(t testing.TB, config *schema.Config, host string) declared.Desired {
 	t.Helper()
 	d, diags := config.For(host)
 	if diags.HasErrors() {
@@ -71,32 +72,32 @@ func TestEverything(t *testing.T) {
   }
 }
 `
-	both := []planner.Family{planner.IPv4, planner.IPv6}
-	at := func(line int) planner.Pos { return planner.Pos{File: "main.hcl", Line: line} }
-	want := planner.Desired{
-		Block: "all", Source: at(1), Mode: planner.Notrack, ModeSource: at(3),
-		StatefulRules: planner.RemoveStateful,
-		AllowRisk:     []planner.Risk{planner.RiskNAT, planner.RiskMemory},
+	both := []host.Family{host.IPv4, host.IPv6}
+	at := func(line int) declared.Pos { return declared.Pos{File: "main.hcl", Line: line} }
+	want := declared.Desired{
+		Block: "all", Source: at(1), Mode: declared.Notrack, ModeSource: at(3),
+		StatefulRules: declared.RemoveStateful,
+		AllowRisk:     []declared.Risk{declared.RiskNAT, declared.RiskMemory},
 		Families:      both,
 		InitScripts:   []string{"/etc/init.d/iptables"},
-		Files: planner.Files{
+		Files: declared.Files{
 			Sysctl: "/etc/sysctl.d/10-ct.conf", Modprobe: "/etc/modprobe.d/ct.conf",
 			ModulesLoad: "/etc/modules-load.d/ct.conf", RulesV4: "/etc/v4", RulesV6: "/etc/v6",
 		},
-		Notrack: []planner.Traffic{{
+		Notrack: []declared.Traffic{{
 			Name: "t", Protocol: "udp", Source: at(7),
 			Local:      []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")},
 			Remote:     []netip.Prefix{netip.MustParsePrefix("198.51.100.1/32")},
-			LocalPorts: []planner.PortRange{{From: 80, To: 80}, {From: 90, To: 110}},
-			Interface:  "eth+", Direction: planner.In, Families: []planner.Family{planner.IPv4},
+			LocalPorts: []host.PortRange{{From: 80, To: 80}, {From: 90, To: 110}},
+			Interface:  "eth+", Direction: declared.In, Families: []host.Family{host.IPv4},
 		}},
-		Accept: []planner.Traffic{
-			{Name: "f", Protocol: "ipv6-icmp", Direction: planner.Forward, Families: []planner.Family{planner.IPv6}, Source: at(15)},
+		Accept: []declared.Traffic{
+			{Name: "f", Protocol: "ipv6-icmp", Direction: declared.Forward, Families: []host.Family{host.IPv6}, Source: at(15)},
 			{
-				Name: "any", Direction: planner.Both, Families: both, Source: at(20),
+				Name: "any", Direction: declared.Both, Families: both, Source: at(20),
 				Remote: []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("2001:db8::/32")},
 			},
-			{Name: "null", Direction: planner.Both, Families: []planner.Family{planner.IPv6}, Source: at(24)},
+			{Name: "null", Direction: declared.Both, Families: []host.Family{host.IPv6}, Source: at(24)},
 		},
 	}
 	got := desired(t, load(t, hcl, schema.Vars{}, nil), "h")
@@ -107,7 +108,7 @@ func TestEverything(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var back planner.Desired
+	var back declared.Desired
 	if err := json.Unmarshal(data, &back); err != nil {
 		t.Fatal(err)
 	}
@@ -203,7 +204,7 @@ conntrack "x" {
 }
 `
 	got := desired(t, load(t, hcl, schema.Vars{Flags: []string{`rules={addresses=["192.0.2.1",""]}`, "raw=1-2"}}, nil), "h").Accept[0]
-	if len(got.Remote) != 2 || got.RemotePorts[0].From != 443 || got.LocalPorts[0] != (planner.PortRange{From: 1, To: 2}) {
+	if len(got.Remote) != 2 || got.RemotePorts[0].From != 443 || got.LocalPorts[0] != (host.PortRange{From: 1, To: 2}) {
 		t.Errorf("%+v", got)
 	}
 }
@@ -237,7 +238,7 @@ func TestEmptyHostsMatchNone(t *testing.T) {
 	if diags.HasErrors() || len(diags.List()) != 1 || diags.List()[0].Severity != "warning" {
 		t.Fatal(text(t, diags))
 	}
-	if d := desired(t, config, "h"); d.Mode != planner.Unmanaged || !slices.Equal(d.Families, planner.Families) {
+	if d := desired(t, config, "h"); d.Mode != declared.Unmanaged || !slices.Equal(d.Families, host.Families) {
 		t.Errorf("%+v", d)
 	}
 }

@@ -10,7 +10,8 @@ import (
 	"github.com/hashicorp/hcl/v2"
 	"github.com/zclconf/go-cty/cty"
 
-	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/declared"
+	"github.com/ctplan/ctplan/planner/host"
 )
 
 var notrackSchema = &hcl.BodySchema{Attributes: []hcl.AttributeSchema{
@@ -21,7 +22,7 @@ var notrackSchema = &hcl.BodySchema{Attributes: []hcl.AttributeSchema{
 var acceptSchema = &hcl.BodySchema{Attributes: append(slices.Clone(notrackSchema.Attributes), hcl.AttributeSchema{Name: "initiator"})}
 
 // traffic decodes the notrack and accept blocks in their order.
-func (d *decoder) traffic(want *planner.Desired, content *hcl.BodyContent) {
+func (d *decoder) traffic(want *declared.Desired, content *hcl.BodyContent) {
 	seen := map[string]map[string]hcl.Range{"notrack": {}, "accept": {}}
 	for _, b := range content.Blocks {
 		if seen[b.Type] == nil {
@@ -40,7 +41,7 @@ func (d *decoder) traffic(want *planner.Desired, content *hcl.BodyContent) {
 // trafficBlock decodes one block. Its families are what its own families
 // attribute, those of the conntrack block, its protocol and its addresses
 // have in common.
-func (d *decoder) trafficBlock(b *hcl.Block, families []planner.Family) planner.Traffic {
+func (d *decoder) trafficBlock(b *hcl.Block, families []host.Family) declared.Traffic {
 	shape := notrackSchema
 	if b.Type == "accept" {
 		shape = acceptSchema
@@ -51,7 +52,7 @@ func (d *decoder) trafficBlock(b *hcl.Block, families []planner.Family) planner.
 	content, diags := bodyContent(b.Body, b.Type, shape)
 	d.diags = append(d.diags, diags...)
 	attrs := content.Attributes
-	t := planner.Traffic{Name: b.Labels[0], Direction: planner.Both, Source: position(b.DefRange)}
+	t := declared.Traffic{Name: b.Labels[0], Direction: declared.Both, Source: position(b.DefRange)}
 	before, unknown := len(d.diags), d.unknown
 	d.unknown = nil
 
@@ -63,7 +64,7 @@ func (d *decoder) trafficBlock(b *hcl.Block, families []planner.Family) planner.
 	t.RemotePorts = d.ports(attrs["remote_port"], protocol, protocolKnown)
 	t.Interface = d.iface(attrs["interface"])
 	if e, ok := d.value(attrs["direction"]); ok {
-		t.Direction, _ = choice(d, e, "direction", []planner.Direction{planner.Both, planner.In, planner.Out, planner.Forward})
+		t.Direction, _ = choice(d, e, "direction", []declared.Direction{declared.Both, declared.In, declared.Out, declared.Forward})
 	}
 	if b.Type == "accept" {
 		t.Initiator = d.initiator(attrs["initiator"], &t, protocolKnown)
@@ -72,7 +73,7 @@ func (d *decoder) trafficBlock(b *hcl.Block, families []planner.Family) planner.
 	own := d.families(attrs["families"])
 	t.Families = common(families, own)
 	if protocol.family != "" {
-		t.Families = common(t.Families, []planner.Family{protocol.family})
+		t.Families = common(t.Families, []host.Family{protocol.family})
 	}
 	t.Families = common(t.Families, familiesOf(t.Local))
 	t.Families = common(t.Families, familiesOf(t.Remote))
@@ -90,19 +91,19 @@ func (d *decoder) trafficBlock(b *hcl.Block, families []planner.Family) planner.
 }
 
 // initiator decodes who opens a connection. Only TCP says so in its packets.
-func (d *decoder) initiator(attr *hcl.Attribute, t *planner.Traffic, protocolKnown bool) planner.Initiator {
+func (d *decoder) initiator(attr *hcl.Attribute, t *declared.Traffic, protocolKnown bool) declared.Initiator {
 	e, ok := d.value(attr)
 	if !ok {
-		return planner.EitherSide
+		return declared.EitherSide
 	}
-	side, ok := choice(d, e, "initiator", []planner.Initiator{planner.LocalSide, planner.RemoteSide})
+	side, ok := choice(d, e, "initiator", []declared.Initiator{declared.LocalSide, declared.RemoteSide})
 	if !ok {
-		return planner.EitherSide
+		return declared.EitherSide
 	}
 	if protocolKnown && t.Protocol != "tcp" {
 		d.errorf(attr.Range, "initiator without tcp", "Only a TCP packet shows who opens the connection: set protocol = \"tcp\", or leave initiator out.")
 	}
-	if t.Direction == planner.Forward && d.unknown == nil && t.Interface == "" &&
+	if t.Direction == declared.Forward && d.unknown == nil && t.Interface == "" &&
 		len(t.Local)+len(t.Remote)+len(t.LocalPorts)+len(t.RemotePorts) == 0 {
 		d.errorf(attr.Range, "initiator without sides", "Nothing tells the local from the remote side of routed traffic here: set local, remote, a port or interface.")
 	}
@@ -110,11 +111,11 @@ func (d *decoder) initiator(attr *hcl.Attribute, t *planner.Traffic, protocolKno
 }
 
 // common returns the families in both lists; nil as the second means any.
-func common(a, b []planner.Family) []planner.Family {
+func common(a, b []host.Family) []host.Family {
 	if b == nil {
 		return a
 	}
-	out := []planner.Family{}
+	out := []host.Family{}
 	for _, f := range a {
 		if slices.Contains(b, f) {
 			out = append(out, f)
@@ -123,17 +124,17 @@ func common(a, b []planner.Family) []planner.Family {
 	return out
 }
 
-func familyOf(p netip.Prefix) planner.Family {
+func familyOf(p netip.Prefix) host.Family {
 	if p.Addr().Is4() {
-		return planner.IPv4
+		return host.IPv4
 	}
-	return planner.IPv6
+	return host.IPv6
 }
 
 // familiesOf returns the families that addresses have; nil when any address will do.
-func familiesOf(prefixes []netip.Prefix) []planner.Family {
-	var out []planner.Family
-	for _, f := range planner.Families {
+func familiesOf(prefixes []netip.Prefix) []host.Family {
+	var out []host.Family
+	for _, f := range host.Families {
 		if slices.ContainsFunc(prefixes, func(p netip.Prefix) bool { return familyOf(p) == f }) {
 			out = append(out, f)
 		}
@@ -141,15 +142,15 @@ func familiesOf(prefixes []netip.Prefix) []planner.Family {
 	return out
 }
 
-func protocolFamilies(p protocolInfo) []planner.Family {
+func protocolFamilies(p protocolInfo) []host.Family {
 	if p.family == "" {
 		return nil
 	}
-	return []planner.Family{p.family}
+	return []host.Family{p.family}
 }
 
-func familyText(families []planner.Family) string {
-	if families == nil || len(families) == len(planner.Families) {
+func familyText(families []host.Family) string {
+	if families == nil || len(families) == len(host.Families) {
 		return "both families"
 	}
 	names := []string{}
@@ -161,8 +162,8 @@ func familyText(families []planner.Family) string {
 
 // simplify drops addresses of other families, and those that a whole family
 // (0.0.0.0/0, ::/0) covers. A list that covers all families becomes empty: any.
-func simplify(prefixes []netip.Prefix, families []planner.Family) []netip.Prefix {
-	whole := map[planner.Family]bool{}
+func simplify(prefixes []netip.Prefix, families []host.Family) []netip.Prefix {
+	whole := map[host.Family]bool{}
 	for _, p := range prefixes {
 		if p.Bits() == 0 {
 			whole[familyOf(p)] = true
@@ -188,14 +189,14 @@ func simplify(prefixes []netip.Prefix, families []planner.Family) []netip.Prefix
 type protocolInfo struct {
 	name   string // "" any; a number where it has no name here
 	ports  bool
-	family planner.Family // "" when both have it
+	family host.Family // "" when both have it
 }
 
 // protocols are the names and numbers of /etc/protocols that filters deal
 // with. As there, "ipip" is 94 and the tunnel that Linux calls ipip is "ipencap".
 var protocols = map[int]protocolInfo{
-	1:   {name: "icmp", family: planner.IPv4},
-	2:   {name: "igmp", family: planner.IPv4},
+	1:   {name: "icmp", family: host.IPv4},
+	2:   {name: "igmp", family: host.IPv4},
 	4:   {name: "ipencap"},
 	6:   {name: "tcp", ports: true},
 	17:  {name: "udp", ports: true},
@@ -204,7 +205,7 @@ var protocols = map[int]protocolInfo{
 	47:  {name: "gre"},
 	50:  {name: "esp"},
 	51:  {name: "ah"},
-	58:  {name: "ipv6-icmp", family: planner.IPv6},
+	58:  {name: "ipv6-icmp", family: host.IPv6},
 	89:  {name: "ospf"},
 	94:  {name: "ipip"},
 	103: {name: "pim"},
@@ -315,7 +316,7 @@ func (d *decoder) prefix(e element, what string) (netip.Prefix, bool) {
 
 // ports decodes ports and ranges into ranges that are sorted and do not
 // overlap.
-func (d *decoder) ports(attr *hcl.Attribute, protocol protocolInfo, protocolKnown bool) []planner.PortRange {
+func (d *decoder) ports(attr *hcl.Attribute, protocol protocolInfo, protocolKnown bool) []host.PortRange {
 	if attr == nil {
 		return nil
 	}
@@ -330,19 +331,19 @@ func (d *decoder) ports(attr *hcl.Attribute, protocol protocolInfo, protocolKnow
 			d.errorf(attr.Range, "Ports without a protocol", "The protocol %s has no ports; tcp, udp, udplite, sctp and dccp have.", protocol.name)
 		}
 	}
-	var ranges []planner.PortRange
+	var ranges []host.PortRange
 	for _, e := range elements {
 		if r, ok := d.portRange(e); ok {
 			ranges = append(ranges, r)
 		}
 	}
-	slices.SortFunc(ranges, func(a, b planner.PortRange) int {
+	slices.SortFunc(ranges, func(a, b host.PortRange) int {
 		if a.From != b.From {
 			return int(a.From) - int(b.From)
 		}
 		return int(a.To) - int(b.To)
 	})
-	var out []planner.PortRange
+	var out []host.PortRange
 	for _, r := range ranges {
 		if n := len(out); n > 0 && r.From <= out[n-1].To {
 			out[n-1].To = max(out[n-1].To, r.To)
@@ -353,14 +354,14 @@ func (d *decoder) ports(attr *hcl.Attribute, protocol protocolInfo, protocolKnow
 	return out
 }
 
-func (d *decoder) portRange(e element) (planner.PortRange, bool) {
+func (d *decoder) portRange(e element) (host.PortRange, bool) {
 	number := func(val cty.Value) (uint16, bool) {
 		n, ok := d.integer(element{val, e.expr}, "A port", 1, math.MaxUint16)
 		return uint16(n), ok
 	}
 	if e.val.Type() != cty.String {
 		n, ok := number(e.val)
-		return planner.PortRange{From: n, To: n}, ok
+		return host.PortRange{From: n, To: n}, ok
 	}
 	s := e.val.AsString()
 	low, high, isRange := strings.Cut(s, "-")
@@ -370,22 +371,22 @@ func (d *decoder) portRange(e element) (planner.PortRange, bool) {
 	for _, part := range []string{low, high} {
 		if part == "" || strings.Trim(part, "0123456789") != "" || len(part) > 10 {
 			d.badValue(e, "Bad port", "%q is not a port: write 443, \"1024-65535\", or a list of these.", clip(s))
-			return planner.PortRange{}, false
+			return host.PortRange{}, false
 		}
 	}
 	from, ok := number(cty.MustParseNumberVal(low))
 	if !ok {
-		return planner.PortRange{}, false
+		return host.PortRange{}, false
 	}
 	to, ok := number(cty.MustParseNumberVal(high))
 	if !ok {
-		return planner.PortRange{}, false
+		return host.PortRange{}, false
 	}
 	if from > to {
 		d.badValue(e, "Inverted port range", "%q ends before it begins: write \"%d-%d\".", clip(s), to, from)
-		return planner.PortRange{}, false
+		return host.PortRange{}, false
 	}
-	return planner.PortRange{From: from, To: to}, true
+	return host.PortRange{From: from, To: to}, true
 }
 
 // iface decodes the name of an interface, as iptables and the kernel take it:

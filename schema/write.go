@@ -11,7 +11,8 @@ import (
 	"github.com/hashicorp/hcl/v2/hclwrite"
 	"github.com/zclconf/go-cty/cty"
 
-	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/declared"
+	"github.com/ctplan/ctplan/planner/host"
 )
 
 // commentWidth is where comments are wrapped, in columns.
@@ -21,9 +22,9 @@ const commentWidth = 100
 // loaded again, is d.Desired but for the places in the file; its values are
 // taken to be ones that the language has. Comments may hold anything: what
 // could end a line, or hide in one, is taken out.
-func Write(d planner.Declaration) []byte {
+func Write(d declared.Declaration) []byte {
 	f := hclwrite.NewEmptyFile()
-	head := d.Notes[planner.NoteHead]
+	head := d.Notes[declared.NoteHead]
 	glob, plain := hostGlob(d.Host)
 	if d.Host != "" && !plain {
 		head = append(slices.Clip(head), "The name of the host cannot be written as a pattern: hosts is left out, so that this is for every host.")
@@ -42,7 +43,7 @@ func Write(d planner.Declaration) []byte {
 		set("hosts", list([]string{glob}))
 	}
 	set("mode", cty.StringVal(string(want.Mode)))
-	if want.Mode == planner.Tuned && want.Max != nil {
+	if want.Mode == declared.Tuned && want.Max != nil {
 		set("max", cty.NumberIntVal(want.Max.Value))
 		if want.Hashsize != nil {
 			set("hashsize", cty.NumberIntVal(want.Hashsize.Value))
@@ -55,7 +56,7 @@ func Write(d planner.Declaration) []byte {
 		}
 		b.SetAttributeRaw("timeouts", timeoutTokens(want.Timeouts))
 	}
-	if want.StatefulRules == planner.RemoveStateful {
+	if want.StatefulRules == declared.RemoveStateful {
 		set("stateful_rules", cty.StringVal(string(want.StatefulRules)))
 	}
 	if len(want.AllowRisk) > 0 {
@@ -67,7 +68,7 @@ func Write(d planner.Declaration) []byte {
 	if len(want.InitScripts) > 0 {
 		set("init_scripts", list(want.InitScripts))
 	}
-	if want.Files != (planner.Files{}) {
+	if want.Files != (declared.Files{}) {
 		b.AppendNewline()
 		comment(b, d.Notes["files"])
 		files := b.AppendNewBlock("files", nil).Body()
@@ -92,7 +93,7 @@ func Write(d planner.Declaration) []byte {
 	return out
 }
 
-func writeTraffic(parent *hclwrite.Body, kind string, t planner.Traffic, families []planner.Family, notes []string) {
+func writeTraffic(parent *hclwrite.Body, kind string, t declared.Traffic, families []host.Family, notes []string) {
 	parent.AppendNewline()
 	comment(parent, notes)
 	b := parent.AppendNewBlock(kind, []string{t.Name}).Body()
@@ -116,7 +117,7 @@ func writeTraffic(parent *hclwrite.Body, kind string, t planner.Traffic, familie
 	}
 	for _, a := range []struct {
 		name  string
-		ports []planner.PortRange
+		ports []host.PortRange
 	}{{"local_port", t.LocalPorts}, {"remote_port", t.RemotePorts}} {
 		switch len(a.ports) {
 		case 0:
@@ -130,10 +131,10 @@ func writeTraffic(parent *hclwrite.Body, kind string, t planner.Traffic, familie
 			b.SetAttributeValue(a.name, cty.TupleVal(values))
 		}
 	}
-	if t.Direction != planner.Both && t.Direction != "" {
+	if t.Direction != declared.Both && t.Direction != "" {
 		b.SetAttributeValue("direction", cty.StringVal(string(t.Direction)))
 	}
-	if t.Initiator != planner.EitherSide {
+	if t.Initiator != declared.EitherSide {
 		b.SetAttributeValue("initiator", cty.StringVal(string(t.Initiator)))
 	}
 	if implied := impliedFamilies(t, families); !slices.Equal(implied, t.Families) {
@@ -142,16 +143,16 @@ func writeTraffic(parent *hclwrite.Body, kind string, t planner.Traffic, familie
 }
 
 // impliedFamilies are those that a block has without saying so.
-func impliedFamilies(t planner.Traffic, families []planner.Family) []planner.Family {
+func impliedFamilies(t declared.Traffic, families []host.Family) []host.Family {
 	for _, p := range protocols {
 		if p.name == t.Protocol && p.family != "" {
-			families = common(families, []planner.Family{p.family})
+			families = common(families, []host.Family{p.family})
 		}
 	}
 	return common(common(families, familiesOf(t.Local)), familiesOf(t.Remote))
 }
 
-func prefixTexts(prefixes []netip.Prefix, families []planner.Family) []string {
+func prefixTexts(prefixes []netip.Prefix, families []host.Family) []string {
 	var out []string
 	for _, p := range simplify(prefixes, families) {
 		if p.IsSingleIP() {
@@ -163,7 +164,7 @@ func prefixTexts(prefixes []netip.Prefix, families []planner.Family) []string {
 	return out
 }
 
-func portValue(p planner.PortRange) cty.Value {
+func portValue(p host.PortRange) cty.Value {
 	if p.From == p.To {
 		return cty.NumberIntVal(int64(p.From))
 	}
@@ -196,7 +197,7 @@ func stringTokens(values []string) hclwrite.Tokens {
 	return append(out, &hclwrite.Token{Type: hclsyntax.TokenCBrack, Bytes: []byte("]")})
 }
 
-func timeoutTokens(timeouts []planner.Timeout) hclwrite.Tokens {
+func timeoutTokens(timeouts []declared.Timeout) hclwrite.Tokens {
 	var attrs []hclwrite.ObjectAttrTokens
 	for _, t := range timeouts {
 		attrs = append(attrs, hclwrite.ObjectAttrTokens{Name: hclwrite.TokensForIdentifier(t.Name), Value: hclwrite.TokensForValue(cty.NumberIntVal(t.Seconds))})

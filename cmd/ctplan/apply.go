@@ -20,6 +20,7 @@ import (
 	"github.com/ctplan/ctplan/internal/snapshot"
 	"github.com/ctplan/ctplan/internal/view"
 	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/host"
 )
 
 // applier is one run of apply.
@@ -98,7 +99,7 @@ func (a *applier) run(ctx context.Context, args []string) error {
 	}()
 	if !saved {
 		if a.flags.autoApprove {
-			where := a.transaction(planner.Host{}, a.flags.lockTimeout)
+			where := a.transaction(host.Host{}, a.flags.lockTimeout)
 			if held, err = lock.Acquire(ctx, where.LockPath, where.Command, where.LockTimeout); err != nil {
 				return err
 			}
@@ -181,7 +182,7 @@ func (a *applier) openPlan(path string) (*planfile.Plan, *planned, error) {
 func (e *env) recoverFirst(ctx context.Context, lockTimeout time.Duration) error {
 	e.changing.Store(true)
 	defer e.changing.Store(false)
-	results, err := apply.Recover(ctx, e.transaction(planner.Host{}, lockTimeout), e.progress())
+	results, err := apply.Recover(ctx, e.transaction(host.Host{}, lockTimeout), e.progress())
 	for _, r := range results {
 		e.warnf("transaction %d had been cut off: everything was put back as it was before it", r.ID)
 	}

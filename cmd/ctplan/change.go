@@ -13,6 +13,9 @@ import (
 	"github.com/ctplan/ctplan/internal/journal"
 	"github.com/ctplan/ctplan/internal/view"
 	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/change"
+	"github.com/ctplan/ctplan/planner/declared"
+	"github.com/ctplan/ctplan/planner/impact"
 	"github.com/ctplan/ctplan/providers/flows"
 )
 
@@ -58,10 +61,10 @@ func (e *env) canAsk(f changeFlags, otherwise string) error {
 
 // change carries out steps that have been shown and approved. o says how to
 // check and read back; the rest of it is set here.
-func (e *env) change(ctx context.Context, where apply.Env, steps []planner.Step, plan planner.Plan, f changeFlags, o apply.Options) error {
+func (e *env) change(ctx context.Context, where apply.Env, steps []change.Step, plan planner.Plan, f changeFlags, o apply.Options) error {
 	where.Watch = e.watch
 	o.Summary = view.Summary(plan, view.Plan)
-	o.Back = plan.Mode == planner.GoingBack
+	o.Back = plan.Mode == declared.GoingBack
 	o.ConfirmWithin = f.confirmWithin
 	o.Progress = e.progress()
 	o.Prepare = func(context.Context) { e.loosen(plan.Impact) }
@@ -83,7 +86,7 @@ func (e *env) change(ctx context.Context, where apply.Env, steps []planner.Step,
 
 // loosen has connections that leave tracking find back, whenever they are
 // tracked again.
-func (e *env) loosen(impact *planner.Impact) {
+func (e *env) loosen(impact *impact.Impact) {
 	if impact == nil {
 		return
 	}

@@ -10,6 +10,8 @@ import (
 
 	"github.com/ctplan/ctplan/internal/snapshot"
 	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/declared"
+	"github.com/ctplan/ctplan/planner/host"
 	"github.com/ctplan/ctplan/providers/iptables"
 	"github.com/ctplan/ctplan/schema"
 )
@@ -50,14 +52,14 @@ func openConfig(e *env, args []string, v varFlags) (*config, error) {
 // evaluate loads the configuration for a host and returns what it declares
 // for it, rules rendered. Diagnostics go to stderr; after an error of theirs
 // the error is a status.
-func (c *config) evaluate(facts *schema.Facts) (planner.Desired, string, error) {
+func (c *config) evaluate(facts *schema.Facts) (declared.Desired, string, error) {
 	conf, diags := schema.Load(c.sources, c.vars, facts)
 	if err := c.diagnose(diags); err != nil {
-		return planner.Desired{}, "", err
+		return declared.Desired{}, "", err
 	}
 	desired, diags := conf.For(facts.Host.Name)
 	if err := c.diagnose(diags); err != nil {
-		return planner.Desired{}, "", err
+		return declared.Desired{}, "", err
 	}
 	desired.Chains = iptables.Render(desired)
 	return desired, conf.Digest(), nil
@@ -78,24 +80,24 @@ func (c *config) diagnose(d schema.Diagnostics) error {
 
 // planned is a host with the plan for it, and what the plan was made from.
 type planned struct {
-	desired  planner.Desired
+	desired  declared.Desired
 	digest   string
 	snapshot *snapshot.Snapshot
-	live     planner.Live
+	live     host.Live
 	plan     planner.Plan
 }
 
 // diff makes the plan.
-func diff(desired planner.Desired, digest string, s *snapshot.Snapshot) (*planned, error) {
+func diff(desired declared.Desired, digest string, s *snapshot.Snapshot) (*planned, error) {
 	return planBy(snapshot.Plan, desired, digest, s)
 }
 
 // draft makes the plan without judging it.
-func draft(desired planner.Desired, digest string, s *snapshot.Snapshot) (*planned, error) {
+func draft(desired declared.Desired, digest string, s *snapshot.Snapshot) (*planned, error) {
 	return planBy(snapshot.Draft, desired, digest, s)
 }
 
-func planBy(plan func(planner.Desired, planner.Live) (planner.Plan, error), desired planner.Desired, digest string, s *snapshot.Snapshot) (*planned, error) {
+func planBy(plan func(declared.Desired, host.Live) (planner.Plan, error), desired declared.Desired, digest string, s *snapshot.Snapshot) (*planned, error) {
 	live, err := s.For(desired.Files, desired.InitScripts).Live()
 	if err != nil {
 		return nil, err

@@ -15,7 +15,7 @@ import (
 
 	"github.com/ctplan/ctplan/internal/apply"
 	"github.com/ctplan/ctplan/internal/journal"
-	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/host"
 )
 
 func newConfirm(e *env) *cobra.Command {
@@ -31,7 +31,7 @@ Exit status: 0, 1 when nothing waits or the time is over.`,
 			if err := e.needRoot("confirming a change"); err != nil {
 				return err
 			}
-			where := e.transaction(planner.Host{}, 0)
+			where := e.transaction(host.Host{}, 0)
 			where.Command = "ctplan confirm"
 			t, err := apply.Confirm(cmd.Context(), where)
 			switch {
@@ -57,7 +57,7 @@ func newWatchdog(e *env) *cobra.Command {
 			if err != nil {
 				return fmt.Errorf("the number of a transaction: %w", err)
 			}
-			where := e.transaction(planner.Host{}, 0)
+			where := e.transaction(host.Host{}, 0)
 			where.Command = "ctplan watchdog"
 			return apply.Watchdog(cmd.Context(), where, id)
 		},

@@ -13,6 +13,7 @@ import (
 	"github.com/ctplan/ctplan/internal/snapshot"
 	"github.com/ctplan/ctplan/internal/view"
 	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/change"
 )
 
 func newDrift(e *env) *cobra.Command {
@@ -100,8 +101,8 @@ func dropIgnored(p *planner.Plan, globs []string) {
 	ignored := func(address string) bool {
 		return slices.ContainsFunc(patterns, func(re *regexp.Regexp) bool { return re.MatchString(address) })
 	}
-	p.Changes = slices.DeleteFunc(p.Changes, func(c planner.Change) bool { return ignored(c.Meta().Address) })
-	p.Blocks = slices.DeleteFunc(p.Blocks, func(b planner.Block) bool { return ignored(b.Address) })
+	p.Changes = slices.DeleteFunc(p.Changes, func(c change.Change) bool { return ignored(c.Meta().Address) })
+	p.Blocks = slices.DeleteFunc(p.Blocks, func(b change.Block) bool { return ignored(b.Address) })
 }
 
 // writeMetrics writes what drift found, or with a nil p that it could not look.

@@ -10,7 +10,7 @@ import (
 
 	"github.com/ctplan/ctplan/internal/snapshot"
 	"github.com/ctplan/ctplan/internal/textdiff"
-	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/host"
 	"github.com/ctplan/ctplan/providers/iptables"
 )
 
@@ -75,12 +75,12 @@ func hostWith(t *testing.T, name, rules string) *snapshot.Snapshot {
 		t.Fatal(err)
 	}
 	s.Host.Name = name
-	s.Conntrack.Kind = planner.ConntrackModule
-	if _, err := iptables.Parse(planner.IPv4, rules); err != nil {
+	s.Conntrack.Kind = host.ConntrackModule
+	if _, err := iptables.Parse(host.IPv4, rules); err != nil {
 		t.Fatal(err)
 	}
 	for i := range s.Rules {
-		if s.Rules[i].Family == planner.IPv4 {
+		if s.Rules[i].Family == host.IPv4 {
 			s.Rules[i].Text = rules
 		}
 	}

@@ -18,6 +18,8 @@ import (
 	"github.com/ctplan/ctplan/internal/snapshot"
 	"github.com/ctplan/ctplan/internal/view"
 	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/change"
+	"github.com/ctplan/ctplan/planner/host"
 	"github.com/ctplan/ctplan/providers/iptables"
 )
 
@@ -171,7 +173,7 @@ func (r *rollbacker) rollback(ctx context.Context, id int) error {
 	if err := r.flags.check(); err != nil {
 		return err
 	}
-	env := r.transaction(planner.Host{}, r.flags.lockTimeout)
+	env := r.transaction(host.Host{}, r.flags.lockTimeout)
 	env.Command = "ctplan rollback"
 	pending, err := apply.Pending(r.stateDir())
 	if err != nil {
@@ -244,7 +246,7 @@ func (r *rollbacker) rollback(ctx context.Context, id int) error {
 }
 
 // judgeWayBack adds what becomes of the connections that are open now.
-func (r *rollbacker) judgeWayBack(plan planner.Plan, steps []planner.Step, s *snapshot.Snapshot) (planner.Plan, error) {
+func (r *rollbacker) judgeWayBack(plan planner.Plan, steps []change.Step, s *snapshot.Snapshot) (planner.Plan, error) {
 	with := *s
 	with.ReadConnections(r.root, r.getenv("SSH_CONNECTION"), 0)
 	live, err := with.Live()
@@ -255,7 +257,7 @@ func (r *rollbacker) judgeWayBack(plan planner.Plan, steps []planner.Step, s *sn
 }
 
 // wayBack reads the host and plans.
-func (r *rollbacker) wayBack(ctx context.Context, env apply.Env, id int) (planner.Plan, []planner.Step, *snapshot.Snapshot, error) {
+func (r *rollbacker) wayBack(ctx context.Context, env apply.Env, id int) (planner.Plan, []change.Step, *snapshot.Snapshot, error) {
 	s, err := snapshot.Read(ctx, snapshot.Options{Root: r.root})
 	if err != nil {
 		return planner.Plan{}, nil, nil, err

@@ -6,7 +6,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/ctplan/ctplan/internal/snapshot"
-	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/importer"
 	"github.com/ctplan/ctplan/providers/iptables"
 	"github.com/ctplan/ctplan/schema"
 )
@@ -42,7 +42,7 @@ when a safety check holds it back.`,
 			if err != nil {
 				return err
 			}
-			got := planner.Import(live, iptables.Render)
+			got := importer.Import(live, iptables.Render)
 			for _, n := range live.Notes {
 				e.warnf("%s", n)
 			}

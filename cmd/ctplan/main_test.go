@@ -15,7 +15,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/ctplan/ctplan/internal/test/nstest"
-	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/host"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden files in scripts")
@@ -55,7 +55,7 @@ func TestScripts(t *testing.T) {
 // TestHostScripts runs ctplan for real, each script in namespaces of its own,
 // once a backend.
 func TestHostScripts(t *testing.T) {
-	for _, backend := range []planner.Backend{planner.NFT, planner.Legacy} {
+	for _, backend := range []host.Backend{host.NFT, host.Legacy} {
 		t.Run(string(backend), func(t *testing.T) {
 			probe := nstest.New(t) // skips or fails where there can be none
 			probe.Use(backend)

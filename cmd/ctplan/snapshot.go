@@ -8,7 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/ctplan/ctplan/internal/snapshot"
-	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/declared"
 	"github.com/ctplan/ctplan/schema"
 )
 
@@ -63,24 +63,24 @@ The rules of a firewall are confidential: the file has mode 0600.`,
 	return cmd
 }
 
-func takeSnapshot(ctx context.Context, e *env, args []string, vars varFlags) (*snapshot.Snapshot, planner.Desired, error) {
+func takeSnapshot(ctx context.Context, e *env, args []string, vars varFlags) (*snapshot.Snapshot, declared.Desired, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var c *config
 	if len(args) > 0 {
 		var err error
 		if c, err = openConfig(e, args, vars); err != nil {
-			return nil, planner.Desired{}, err
+			return nil, declared.Desired{}, err
 		}
 	}
 	reader, err := snapshot.Start(ctx, e.root, nil)
 	if err != nil {
-		return nil, planner.Desired{}, err
+		return nil, declared.Desired{}, err
 	}
-	var desired planner.Desired
+	var desired declared.Desired
 	if c != nil {
 		if desired, _, err = c.evaluate(&schema.Facts{Host: reader.Host(), Conntrack: reader.Conntrack()}); err != nil {
-			return nil, planner.Desired{}, err
+			return nil, declared.Desired{}, err
 		}
 	}
 	s, err := reader.Finish(desired.Files, desired.InitScripts)

@@ -10,6 +10,9 @@ import (
 	"github.com/ctplan/ctplan/internal/snapshot"
 	"github.com/ctplan/ctplan/internal/view"
 	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/boot"
+	"github.com/ctplan/ctplan/planner/declared"
+	"github.com/ctplan/ctplan/planner/host"
 	"github.com/ctplan/ctplan/providers/iptables"
 )
 
@@ -43,16 +46,16 @@ since its rules were loaded. Needs no configuration and changes nothing.`,
 
 // statusReport is what status prints: see docs/json.md.
 type statusReport struct {
-	FormatVersion int              `json:"format_version"`
-	Host          string           `json:"host"`
-	Kernel        string           `json:"kernel"`
-	Conntrack     string           `json:"conntrack"` // absent, module or builtin
-	Loaded        bool             `json:"loaded"`
-	Entries       int64            `json:"entries"`
-	Max           int64            `json:"max"`
-	Buckets       int64            `json:"buckets"`
-	Chains        []chainStatus    `json:"chains"`
-	Forecast      planner.Forecast `json:"forecast"`
+	FormatVersion int           `json:"format_version"`
+	Host          string        `json:"host"`
+	Kernel        string        `json:"kernel"`
+	Conntrack     string        `json:"conntrack"` // absent, module or builtin
+	Loaded        bool          `json:"loaded"`
+	Entries       int64         `json:"entries"`
+	Max           int64         `json:"max"`
+	Buckets       int64         `json:"buckets"`
+	Chains        []chainStatus `json:"chains"`
+	Forecast      boot.Forecast `json:"forecast"`
 }
 
 type chainStatus struct {
@@ -78,7 +81,7 @@ func (e *env) readStatus(ctx context.Context) (*statusReport, error) {
 		Host:          live.Host.Name, Kernel: live.Host.Kernel,
 		Conntrack: string(live.Conntrack.Kind), Loaded: live.Conntrack.Loaded,
 		Entries: live.Conntrack.Count, Max: live.Conntrack.Max, Buckets: live.Conntrack.Hashsize,
-		Chains: []chainStatus{}, Forecast: planner.Foresee(live),
+		Chains: []chainStatus{}, Forecast: boot.Foresee(live),
 	}
 	for _, rs := range live.Rulesets {
 		if !rs.Primary {
@@ -86,7 +89,7 @@ func (e *env) readStatus(ctx context.Context) (*statusReport, error) {
 		}
 		for _, t := range rs.Tables {
 			for _, c := range t.Chains {
-				if !strings.HasPrefix(c.Name, planner.OwnPrefix) {
+				if !strings.HasPrefix(c.Name, declared.OwnPrefix) {
 					continue
 				}
 				counters, err := (iptables.Tools{}).Counters(rs.Family, t.Name, c.Name)
@@ -109,13 +112,13 @@ func (r *statusReport) text() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s, kernel %s\n", view.Clean(r.Host), view.Clean(r.Kernel))
 	switch {
-	case r.Conntrack == string(planner.ConntrackAbsent):
+	case r.Conntrack == string(host.ConntrackAbsent):
 		b.WriteString("connection tracking: this kernel has none\n")
 	case !r.Loaded:
 		b.WriteString("connection tracking: a module, not loaded\n")
 	default:
 		kind := "a loaded module"
-		if r.Conntrack == string(planner.ConntrackBuiltin) {
+		if r.Conntrack == string(host.ConntrackBuiltin) {
 			kind = "built in"
 		}
 		fmt.Fprintf(&b, "connection tracking: %s, %s\n", kind, fill(r.Entries, r.Max))

@@ -9,7 +9,9 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/ctplan/ctplan/internal/snapshot"
-	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/declared"
+	"github.com/ctplan/ctplan/planner/host"
+	"github.com/ctplan/ctplan/planner/suggest"
 	"github.com/ctplan/ctplan/providers/iptables"
 	"github.com/ctplan/ctplan/schema"
 )
@@ -17,7 +19,7 @@ import (
 func newSuggest(e *env) *cobra.Command {
 	var mode, from string
 	var watch time.Duration
-	modes := []string{string(planner.Disabled), string(planner.Notrack), string(planner.Tuned)}
+	modes := []string{string(declared.Disabled), string(declared.Notrack), string(declared.Tuned)}
 	cmd := &cobra.Command{
 		Use:   "suggest",
 		Short: "Propose a configuration that loses no connection",
@@ -39,7 +41,7 @@ proposal back, or the host cannot do without connection tracking.`,
   ctplan suggest --snapshot web-1.json`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			o := planner.SuggestOptions{Mode: planner.Mode(mode), Render: iptables.Render}
+			o := suggest.Options{Mode: declared.Mode(mode), Render: iptables.Render}
 			if mode != "" {
 				if err := oneOf("mode", mode, modes...); err != nil {
 					return err
@@ -73,15 +75,15 @@ proposal back, or the host cannot do without connection tracking.`,
 }
 
 // suggest prints the suggestion for a host.
-func (e *env) suggest(live planner.Live, o planner.SuggestOptions) error {
-	s, err := planner.Suggest(live, o)
-	var nat *planner.NATError
+func (e *env) suggest(live host.Live, o suggest.Options) error {
+	s, err := suggest.Suggest(live, o)
+	var nat *suggest.NATError
 	switch {
 	case errors.As(err, &nat):
 		e.errorf("suggesting mode %s for %s: %v", o.Mode, live.Host.Name, err)
 		e.hintf("give the table the right size instead: ctplan suggest --mode tuned")
 		return status(exitBlocked)
-	case errors.Is(err, planner.ErrNoConnections):
+	case errors.Is(err, suggest.ErrNoConnections):
 		return hint(fmt.Errorf("suggesting for %s: the snapshot holds no connections", live.Host.Name), "take it without --connections 0")
 	case err != nil:
 		return fmt.Errorf("suggesting for %s: %w", live.Host.Name, err)
@@ -106,7 +108,7 @@ func (e *env) suggest(live planner.Live, o planner.SuggestOptions) error {
 const watchInterval = 5 * time.Second
 
 // observe reads the snapshot file, or this host with its connections.
-func (e *env) observe(ctx context.Context, from string, watch time.Duration) (*snapshot.Snapshot, []planner.Reading, error) {
+func (e *env) observe(ctx context.Context, from string, watch time.Duration) (*snapshot.Snapshot, []suggest.Reading, error) {
 	if from != "" {
 		s, err := snapshot.ReadFile(from, e.stdin)
 		return s, nil, err
@@ -124,7 +126,7 @@ func (e *env) observe(ctx context.Context, from string, watch time.Duration) (*s
 		return s, nil, nil
 	}
 	start := time.Now()
-	readings := []planner.Reading{{Count: s.Conntrack.Count}}
+	readings := []suggest.Reading{{Count: s.Conntrack.Count}}
 	e.progressf("watching the connections for %s; interrupt to stop without a suggestion", watch)
 	for left := watch; left > 0; left = watch - time.Since(start) {
 		select {
@@ -135,7 +137,7 @@ func (e *env) observe(ctx context.Context, from string, watch time.Duration) (*s
 		if err := s.Observe(e.root, ssh); err != nil {
 			return nil, nil, err
 		}
-		readings = append(readings, planner.Reading{After: time.Since(start), Count: s.Conntrack.Count})
+		readings = append(readings, suggest.Reading{After: time.Since(start), Count: s.Conntrack.Count})
 	}
 	return s, readings, nil
 }

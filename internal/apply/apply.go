@@ -29,7 +29,8 @@ import (
 
 	"github.com/ctplan/ctplan/internal/journal"
 	"github.com/ctplan/ctplan/internal/lock"
-	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/change"
+	"github.com/ctplan/ctplan/planner/host"
 )
 
 // Env is where a transaction happens.
@@ -41,9 +42,9 @@ type Env struct {
 	// Lock is the lock at LockPath where the caller has taken it already; Run
 	// releases it. nil: Run takes it.
 	Lock     *lock.Lock
-	Command  string       // how the lock names this process: the command line
-	Version  string       // ctplan's own
-	Identity planner.Host // with BootID
+	Command  string    // how the lock names this process: the command line
+	Version  string    // ctplan's own
+	Identity host.Host // with BootID
 
 	// Watch starts the process that takes the transaction back when nobody
 	// confirms; StartWatchdog on a real host. Only ConfirmWithin needs it.
@@ -130,7 +131,7 @@ type transaction struct {
 //
 // A cancelled context ends the transaction after the current step and takes
 // it back.
-func Run(ctx context.Context, env Env, steps []planner.Step, opts Options) (Result, error) {
+func Run(ctx context.Context, env Env, steps []change.Step, opts Options) (Result, error) {
 	if len(steps) == 0 {
 		return Result{Outcome: journal.Committed}, nil
 	}
@@ -204,7 +205,7 @@ func Run(ctx context.Context, env Env, steps []planner.Step, opts Options) (Resu
 }
 
 // forward carries out the steps and makes their outcome last.
-func (tx *transaction) forward(ctx context.Context, steps []planner.Step) (left time.Duration, err error) {
+func (tx *transaction) forward(ctx context.Context, steps []change.Step) (left time.Duration, err error) {
 	if tx.opts.ConfirmWithin > 0 {
 		if tx.env.Watch == nil {
 			return 0, errNoWatch
@@ -253,7 +254,7 @@ func (tx *transaction) forward(ctx context.Context, steps []planner.Step) (left 
 }
 
 // do carries out one step, its undo on the disk before.
-func (tx *transaction) do(ctx context.Context, i, n int, s planner.Step) (err error) {
+func (tx *transaction) do(ctx context.Context, i, n int, s change.Step) (err error) {
 	begun := time.Now()
 	event := Event{Index: i, Steps: n, Addresses: s.Addresses}
 	tx.progress(event)
@@ -360,7 +361,7 @@ func undoOrder(began []undo) []int {
 // layer names what a step builds on: while a later rules step on the same
 // rules stands, an earlier one cannot come off, and values cannot be put back
 // into a module that is not.
-func layer(s planner.Step) string {
+func layer(s change.Step) string {
 	switch {
 	case s.Rules != nil:
 		return string(s.Rules.Family) + string(s.Rules.Backend)

@@ -13,7 +13,9 @@ import (
 
 	"github.com/ctplan/ctplan/internal/journal"
 	"github.com/ctplan/ctplan/internal/lock"
-	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/change"
+	"github.com/ctplan/ctplan/planner/host"
+	"github.com/ctplan/ctplan/planner/xtables"
 )
 
 // errInjected is the failure that tests cause.
@@ -36,53 +38,53 @@ func testEnv(t *testing.T, f *fake) Env {
 // world is a host and the steps that change it.
 type world struct {
 	make  func() *fake
-	steps []planner.Step
+	steps []change.Step
 }
 
-var v4 = rulesKey{planner.IPv4, planner.NFT}
+var v4 = rulesKey{host.IPv4, host.NFT}
 
-func rules(key rulesKey, sections ...planner.Section) planner.Step {
-	return planner.Step{
+func rules(key rulesKey, sections ...change.Section) change.Step {
+	return change.Step{
 		Addresses: []string{"iptables." + string(key.family)},
-		Rules:     &planner.RulesStep{Family: key.family, Backend: key.backend, Sections: sections},
+		Rules:     &change.RulesStep{Family: key.family, Backend: key.backend, Sections: sections},
 	}
 }
 
-func section(table string, ops ...planner.RuleOp) planner.Section {
-	return planner.Section{Table: table, Ops: ops}
+func section(table string, ops ...change.RuleOp) change.Section {
+	return change.Section{Table: table, Ops: ops}
 }
 
-func file(before, after planner.File) planner.Step {
-	return planner.Step{Addresses: []string{"file." + before.Path}, File: &planner.FileStep{Before: before, After: after}}
+func file(before, after host.File) change.Step {
+	return change.Step{Addresses: []string{"file." + before.Path}, File: &change.FileStep{Before: before, After: after}}
 }
 
-func text(path, content string) planner.File {
-	return planner.File{Path: path, Exists: true, Content: content, Mode: 0o640, UID: 3, GID: 4}
+func text(path, content string) host.File {
+	return host.File{Path: path, Exists: true, Content: content, Mode: 0o640, UID: 3, GID: 4}
 }
 
-func sysctlStep(key, before, after string) planner.Step {
-	return planner.Step{Addresses: []string{"sysctl." + key}, Sysctl: &planner.SysctlStep{Key: key, Before: before, After: after}}
+func sysctlStep(key, before, after string) change.Step {
+	return change.Step{Addresses: []string{"sysctl." + key}, Sysctl: &change.SysctlStep{Key: key, Before: before, After: after}}
 }
 
-func module(name string, load bool) planner.Step {
-	return planner.Step{Addresses: []string{"module." + name}, Module: &planner.ModuleStep{Module: name, Load: load}}
+func module(name string, load bool) change.Step {
+	return change.Step{Addresses: []string{"module." + name}, Module: &change.ModuleStep{Module: name, Load: load}}
 }
 
 // worlds are the three modes in small, and back again.
 func worlds() map[string]world {
-	notrack := []planner.Step{
+	notrack := []change.Step{
 		rules(v4,
 			section("filter",
-				planner.RuleOp{Kind: planner.SetChain, Chain: "CTPLAN-INPUT", Rules: []string{"-p tcp -j ACCEPT", "-p udp -j ACCEPT"}},
-				planner.RuleOp{Kind: planner.InsertRule, Chain: "INPUT", Pos: 2, Rule: "-j CTPLAN-INPUT"}),
+				change.RuleOp{Kind: change.SetChain, Chain: "CTPLAN-INPUT", Rules: []string{"-p tcp -j ACCEPT", "-p udp -j ACCEPT"}},
+				change.RuleOp{Kind: change.InsertRule, Chain: "INPUT", Pos: 2, Rule: "-j CTPLAN-INPUT"}),
 			section("raw",
-				planner.RuleOp{Kind: planner.SetChain, Chain: "CTPLAN-PREROUTING", Rules: []string{"-p tcp -j CT --notrack"}},
-				planner.RuleOp{Kind: planner.InsertRule, Chain: "PREROUTING", Pos: 1, Rule: "-j CTPLAN-PREROUTING"}),
+				change.RuleOp{Kind: change.SetChain, Chain: "CTPLAN-PREROUTING", Rules: []string{"-p tcp -j CT --notrack"}},
+				change.RuleOp{Kind: change.InsertRule, Chain: "PREROUTING", Pos: 1, Rule: "-j CTPLAN-PREROUTING"}),
 			section("filter",
-				planner.RuleOp{Kind: planner.DeleteRule, Chain: "INPUT", Pos: 3, Rule: "-m state --state ESTABLISHED -j ACCEPT"},
-				planner.RuleOp{Kind: planner.DeleteRule, Chain: "INPUT", Pos: 4, Rule: "-m state --state ESTABLISHED -j ACCEPT"})),
+				change.RuleOp{Kind: change.DeleteRule, Chain: "INPUT", Pos: 3, Rule: "-m state --state ESTABLISHED -j ACCEPT"},
+				change.RuleOp{Kind: change.DeleteRule, Chain: "INPUT", Pos: 4, Rule: "-m state --state ESTABLISHED -j ACCEPT"})),
 		file(text("/etc/rules.v4", "Gr\xf6\xdfe\n"), text("/etc/rules.v4", "new\n")),
-		file(planner.File{Path: "/etc/iptables/a/rules.v6"}, text("/etc/iptables/a/rules.v6", "new\n")),
+		file(host.File{Path: "/etc/iptables/a/rules.v6"}, text("/etc/iptables/a/rules.v6", "new\n")),
 	}
 	notrackHost := func() *fake {
 		f := newFake()
@@ -95,27 +97,27 @@ func worlds() map[string]world {
 		f.files["/etc/rules.v4"] = text("/etc/rules.v4", "Gr\xf6\xdfe\n")
 		return f
 	}
-	tuned := []planner.Step{
-		file(planner.File{Path: "/etc/modprobe.d/netfilter.conf"}, text("/etc/modprobe.d/netfilter.conf", "options\n")),
+	tuned := []change.Step{
+		file(host.File{Path: "/etc/modprobe.d/netfilter.conf"}, text("/etc/modprobe.d/netfilter.conf", "options\n")),
 		module("nf_conntrack", true),
-		{Addresses: []string{"hashsize"}, Hashsize: &planner.HashsizeStep{Before: 65536, After: 131072}},
+		{Addresses: []string{"hashsize"}, Hashsize: &change.HashsizeStep{Before: 65536, After: 131072}},
 		sysctlStep(maxKey, "65536", "524288"),
 	}
-	disabled := []planner.Step{
-		rules(v4, section("filter", planner.RuleOp{Kind: planner.DeleteRule, Chain: "INPUT", Pos: 1, Rule: "-m state --state NEW -j ACCEPT"})),
-		rules(rulesKey{planner.IPv6, planner.Legacy}, section("filter", planner.RuleOp{Kind: planner.DropChain, Chain: "CTPLAN-INPUT", Was: []string{"-j ACCEPT"}})),
-		file(text("/etc/sysctl.conf", "x=1\n"), planner.File{Path: "/etc/sysctl.conf"}),
-		file(planner.File{Path: "/etc/modprobe.d/netfilter.conf"}, text("/etc/modprobe.d/netfilter.conf", "install nf_conntrack /bin/false\n")),
+	disabled := []change.Step{
+		rules(v4, section("filter", change.RuleOp{Kind: change.DeleteRule, Chain: "INPUT", Pos: 1, Rule: "-m state --state NEW -j ACCEPT"})),
+		rules(rulesKey{host.IPv6, host.Legacy}, section("filter", change.RuleOp{Kind: change.DropChain, Chain: "CTPLAN-INPUT", Was: []string{"-j ACCEPT"}})),
+		file(text("/etc/sysctl.conf", "x=1\n"), host.File{Path: "/etc/sysctl.conf"}),
+		file(host.File{Path: "/etc/modprobe.d/netfilter.conf"}, text("/etc/modprobe.d/netfilter.conf", "install nf_conntrack /bin/false\n")),
 		module("nf_conntrack", false),
 	}
 	const served = ":INPUT DROP\n-A INPUT -m state --state ESTABLISHED -j ACCEPT"
-	restart := []planner.Step{
-		file(planner.File{Path: "/etc/modprobe.d/netfilter.conf"}, text("/etc/modprobe.d/netfilter.conf", "options\n")),
-		{Addresses: []string{"service.iptables"}, Service: &planner.ServiceStep{
+	restart := []change.Step{
+		file(host.File{Path: "/etc/modprobe.d/netfilter.conf"}, text("/etc/modprobe.d/netfilter.conf", "options\n")),
+		{Addresses: []string{"service.iptables"}, Service: &change.ServiceStep{
 			Commands: [][]string{{"/etc/init.d/iptables", "restart"}}, KeepsRules: true,
-			Rules: []planner.ServedRules{{Family: planner.IPv4, Backend: planner.NFT}},
+			Rules: []change.ServedRules{{Family: host.IPv4, Backend: host.NFT}},
 		}},
-		{Addresses: []string{"hashsize"}, Hashsize: &planner.HashsizeStep{Before: 16384, After: 131072}},
+		{Addresses: []string{"hashsize"}, Hashsize: &change.HashsizeStep{Before: 16384, After: 131072}},
 		sysctlStep(maxKey, "262144", "524288"),
 	}
 	restartHost := func() *fake {
@@ -133,7 +135,7 @@ func worlds() map[string]world {
 		"disabled": {func() *fake {
 			f := newFake()
 			f.load(v4, "filter", ":INPUT ACCEPT", "-A INPUT -m state --state NEW -j ACCEPT")
-			f.load(rulesKey{planner.IPv6, planner.Legacy}, "filter", ":INPUT ACCEPT", ":CTPLAN-INPUT -", "-A CTPLAN-INPUT -j ACCEPT")
+			f.load(rulesKey{host.IPv6, host.Legacy}, "filter", ":INPUT ACCEPT", ":CTPLAN-INPUT -", "-A CTPLAN-INPUT -j ACCEPT")
 			f.files["/etc/sysctl.conf"] = text("/etc/sysctl.conf", "x=1\n")
 			f.modules["nf_conntrack"] = true
 			f.sysctls[maxKey], f.buckets = "262144", 16384 // not the defaults
@@ -144,7 +146,7 @@ func worlds() map[string]world {
 
 // reversed is the way back: from the new state to the old one.
 func (w world) reversed() world {
-	var back []planner.Step
+	var back []change.Step
 	began := make([]undo, len(w.steps))
 	for i, s := range w.steps {
 		began[i].Step = s
@@ -153,7 +155,7 @@ func (w world) reversed() world {
 		back = append(back, w.steps[i].Inverse())
 	}
 	// A service brings values too, so those are set after it.
-	rank := func(s planner.Step) int {
+	rank := func(s change.Step) int {
 		switch {
 		case s.File != nil:
 			return 0
@@ -162,7 +164,7 @@ func (w world) reversed() world {
 		}
 		return 2
 	}
-	slices.SortStableFunc(back, func(a, b planner.Step) int { return rank(a) - rank(b) })
+	slices.SortStableFunc(back, func(a, b change.Step) int { return rank(a) - rank(b) })
 	return world{
 		make: func() *fake {
 			f := w.make()
@@ -203,37 +205,37 @@ func randomWorld(seed uint64) world {
 		f.sysctls["a"], f.buckets = "1", 512
 		return f
 	}
-	rs, _ := fakeRules{start()}.Save(context.Background(), planner.IPv4, planner.NFT)
-	models := map[string]*planner.TableModel{"filter": planner.Model(rs, "filter"), "raw": planner.Model(rs, "raw")}
-	ops := func(table string) planner.Section {
-		m, sec := models[table], planner.Section{Table: table}
+	rs, _ := fakeRules{start()}.Save(context.Background(), host.IPv4, host.NFT)
+	models := map[string]*xtables.TableModel{"filter": xtables.Model(rs, "filter"), "raw": xtables.Model(rs, "raw")}
+	ops := func(table string) change.Section {
+		m, sec := models[table], change.Section{Table: table}
 		for range 1 + r.IntN(4) {
 			chain := map[string]string{"filter": "INPUT", "raw": "OUTPUT"}[table]
 			have := m.Rules(chain)
-			var op planner.RuleOp
+			var op change.RuleOp
 			switch n := r.IntN(4); {
 			case n == 0 && len(have) > 0:
 				rule := have[r.IntN(len(have))]
-				op = planner.RuleOp{Kind: planner.DeleteRule, Chain: chain, Pos: slices.Index(have, rule) + 1, Rule: rule}
+				op = change.RuleOp{Kind: change.DeleteRule, Chain: chain, Pos: slices.Index(have, rule) + 1, Rule: rule}
 			case n == 1:
-				op = planner.RuleOp{Kind: planner.SetChain, Chain: "CTPLAN-X", Rules: []string{texts[r.IntN(3)]}, Was: m.Rules("CTPLAN-X"), Existed: m.Has("CTPLAN-X")}
+				op = change.RuleOp{Kind: change.SetChain, Chain: "CTPLAN-X", Rules: []string{texts[r.IntN(3)]}, Was: m.Rules("CTPLAN-X"), Existed: m.Has("CTPLAN-X")}
 			case n == 2 && m.Has("CTPLAN-OLD"):
-				op = planner.RuleOp{Kind: planner.DropChain, Chain: "CTPLAN-OLD", Was: m.Rules("CTPLAN-OLD")}
+				op = change.RuleOp{Kind: change.DropChain, Chain: "CTPLAN-OLD", Was: m.Rules("CTPLAN-OLD")}
 			default:
 				// New text: of equal rules iptables deletes the first, so the
 				// planner never inserts one that stands already.
-				op = planner.RuleOp{Kind: planner.InsertRule, Chain: chain, Pos: 1 + r.IntN(len(have)+1), Rule: fmt.Sprintf("-j N%d", r.IntN(1e9))}
+				op = change.RuleOp{Kind: change.InsertRule, Chain: chain, Pos: 1 + r.IntN(len(have)+1), Rule: fmt.Sprintf("-j N%d", r.IntN(1e9))}
 			}
 			m.Apply(op)
 			sec.Ops = append(sec.Ops, op)
 		}
 		return sec
 	}
-	return world{start, []planner.Step{
+	return world{start, []change.Step{
 		rules(v4, ops("filter"), ops("raw"), ops("filter")),
 		sysctlStep("a", "1", "2"),
 		rules(v4, ops("filter"), ops("raw")),
-		{Hashsize: &planner.HashsizeStep{Before: 512, After: 1024}},
+		{Hashsize: &change.HashsizeStep{Before: 512, After: 1024}},
 	}}
 }
 
@@ -525,7 +527,7 @@ func TestForeignChange(t *testing.T) {
 	}
 	survive(func() { Run(t.Context(), env, w.steps, Options{}) })
 	env.Fault = nil
-	foreign := planner.RuleOp{Kind: planner.InsertRule, Chain: "INPUT", Pos: 1, Rule: "-s 192.0.2.1/32 -j DROP"}
+	foreign := change.RuleOp{Kind: change.InsertRule, Chain: "INPUT", Pos: 1, Rule: "-s 192.0.2.1/32 -j DROP"}
 	f.tables[v4]["filter"].Apply(foreign)
 	if _, err := Recover(t.Context(), env, nil); err != nil {
 		t.Fatal(err)
@@ -544,7 +546,7 @@ func TestForeignChange(t *testing.T) {
 		}
 		return nil
 	}
-	steps := []planner.Step{file(text("/etc/rules.v4", "Gr\xf6\xdfe\n"), text("/etc/rules.v4", "new\n"))}
+	steps := []change.Step{file(text("/etc/rules.v4", "Gr\xf6\xdfe\n"), text("/etc/rules.v4", "new\n"))}
 	survive(func() { Run(t.Context(), env, steps, Options{}) })
 	env.Fault = nil
 	f.files["/etc/rules.v4"] = text("/etc/rules.v4", "mine\n")
@@ -573,7 +575,7 @@ func TestReboot(t *testing.T) {
 		env.Fault = nil
 		old := w.make()
 		// What boot makes: the kernel as new, the files as they were left.
-		f.tables = map[rulesKey]map[string]*planner.TableModel{}
+		f.tables = map[rulesKey]map[string]*xtables.TableModel{}
 		f.sysctls, f.modules, f.buckets = map[string]string{}, map[string]bool{}, 0
 		f.load(v4, "filter", ":INPUT DROP", "-A INPUT -i boot -j ACCEPT")
 		booted := fmt.Sprint(f.tables[v4])

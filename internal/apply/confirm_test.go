@@ -16,7 +16,8 @@ import (
 
 	"github.com/ctplan/ctplan/internal/journal"
 	"github.com/ctplan/ctplan/internal/test/testhost"
-	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/change"
+	"github.com/ctplan/ctplan/planner/host"
 )
 
 // Roles of the test binary, when it is not there to test.
@@ -44,7 +45,7 @@ func TestMain(m *testing.M) {
 		}
 	case killRole:
 		within, _ := time.ParseDuration(os.Args[1])
-		if err := killed(root, planner.Backend(os.Getenv(hangEnv)), within); err != nil {
+		if err := killed(root, host.Backend(os.Getenv(hangEnv)), within); err != nil {
 			fmt.Println(err)
 			os.Exit(1)
 		}
@@ -76,11 +77,11 @@ func diskEnv(root string) Env {
 	return Env{Host: h, Dir: filepath.Join(root, "state"), LockPath: filepath.Join(root, "lock"), Command: "ctplan test"}
 }
 
-func diskSteps() []planner.Step {
+func diskSteps() []change.Step {
 	uid, gid := os.Getuid(), os.Getgid()
-	return []planner.Step{
-		file(planner.File{Path: "/etc/a", Exists: true, Content: "old", Mode: 0o644, UID: uid, GID: gid}, planner.File{Path: "/etc/a", Exists: true, Content: "new"}),
-		file(planner.File{Path: "/etc/d/b"}, planner.File{Path: "/etc/d/b", Exists: true, Content: "new", Mode: 0o644, UID: uid, GID: gid}),
+	return []change.Step{
+		file(host.File{Path: "/etc/a", Exists: true, Content: "old", Mode: 0o644, UID: uid, GID: gid}, host.File{Path: "/etc/a", Exists: true, Content: "new"}),
+		file(host.File{Path: "/etc/d/b"}, host.File{Path: "/etc/d/b", Exists: true, Content: "new", Mode: 0o644, UID: uid, GID: gid}),
 	}
 }
 

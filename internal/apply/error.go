@@ -7,7 +7,7 @@ import (
 	"time"
 
 	"github.com/ctplan/ctplan/internal/journal"
-	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/change"
 )
 
 // errTooSlow ends a transaction that is not done when its confirmation is due.
@@ -38,7 +38,7 @@ func (e *RolledBackError) Unwrap() error { return e.Cause }
 
 // LeftStep is a step that could not be taken back.
 type LeftStep struct {
-	Step     planner.Step
+	Step     change.Step
 	Err      error
 	Commands []string // shell commands that take it back
 }
@@ -103,7 +103,7 @@ func (e *ElsewhereError) Error() string {
 }
 
 // describe names a step for a message.
-func describe(s planner.Step) string {
+func describe(s change.Step) string {
 	if len(s.Addresses) == 0 {
 		return "a step"
 	}

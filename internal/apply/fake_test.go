@@ -10,15 +10,17 @@ import (
 	"strings"
 
 	"github.com/ctplan/ctplan/internal/journal"
-	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/change"
+	"github.com/ctplan/ctplan/planner/host"
+	"github.com/ctplan/ctplan/planner/xtables"
 )
 
 // fake is a whole host as a value: what the kernel and the disk would hold. It
 // refuses what they would refuse. Each section, file and value changes as one,
 // and fault is called before and after each.
 type fake struct {
-	tables  map[rulesKey]map[string]*planner.TableModel
-	files   map[string]planner.File
+	tables  map[rulesKey]map[string]*xtables.TableModel
+	files   map[string]host.File
 	folders map[string]bool
 	sysctls map[string]string
 	buckets int64
@@ -30,8 +32,8 @@ type fake struct {
 
 func newFake() *fake {
 	return &fake{
-		tables:  map[rulesKey]map[string]*planner.TableModel{},
-		files:   map[string]planner.File{},
+		tables:  map[rulesKey]map[string]*xtables.TableModel{},
+		files:   map[string]host.File{},
 		folders: map[string]bool{"/etc": true},
 		sysctls: map[string]string{},
 		modules: map[string]bool{},
@@ -46,8 +48,8 @@ func (f *fake) host() *Host {
 // String prints everything that the host holds; equal strings are equal hosts.
 func (f *fake) String() string {
 	var b strings.Builder
-	for _, family := range planner.Families {
-		for _, backend := range []planner.Backend{planner.NFT, planner.Legacy} {
+	for _, family := range host.Families {
+		for _, backend := range []host.Backend{host.NFT, host.Legacy} {
 			tables := f.tables[rulesKey{family, backend}]
 			for _, name := range slices.Sorted(maps.Keys(tables)) {
 				fmt.Fprintf(&b, "%s %s *%s\n%s\n", family, backend, name, strings.Join(tables[name].Lines(), "\n"))
@@ -82,19 +84,19 @@ func (f *fake) change(what string, do func() error) error {
 // load gives a table rules, as lines of iptables-save.
 func (f *fake) load(key rulesKey, table string, lines ...string) {
 	if f.tables[key] == nil {
-		f.tables[key] = map[string]*planner.TableModel{}
+		f.tables[key] = map[string]*xtables.TableModel{}
 	}
-	rs := planner.Ruleset{Tables: []planner.Table{parseLines(table, lines)}}
-	f.tables[key][table] = planner.Model(rs, table)
+	rs := host.Ruleset{Tables: []host.Table{parseLines(table, lines)}}
+	f.tables[key][table] = xtables.Model(rs, table)
 }
 
 type fakeRules struct{ *fake }
 
-func (f fakeRules) Save(_ context.Context, family planner.Family, b planner.Backend) (planner.Ruleset, error) {
+func (f fakeRules) Save(_ context.Context, family host.Family, b host.Backend) (host.Ruleset, error) {
 	if err := f.at("save"); err != nil {
-		return planner.Ruleset{}, err
+		return host.Ruleset{}, err
 	}
-	rs := planner.Ruleset{Family: family, Backend: b}
+	rs := host.Ruleset{Family: family, Backend: b}
 	tables := f.tables[rulesKey{family, b}]
 	for _, name := range slices.Sorted(maps.Keys(tables)) {
 		rs.Tables = append(rs.Tables, parseLines(name, tables[name].Lines()))
@@ -102,31 +104,31 @@ func (f fakeRules) Save(_ context.Context, family planner.Family, b planner.Back
 	return rs, nil
 }
 
-func parseLines(name string, lines []string) planner.Table {
-	t := planner.Table{Name: name}
+func parseLines(name string, lines []string) host.Table {
+	t := host.Table{Name: name}
 	for _, l := range lines {
 		if decl, ok := strings.CutPrefix(l, ":"); ok {
 			chain, policy, _ := strings.Cut(decl, " ")
-			t.Chains = append(t.Chains, planner.ChainDecl{Name: chain, Policy: policy})
+			t.Chains = append(t.Chains, host.ChainDecl{Name: chain, Policy: policy})
 			continue
 		}
 		chain, rule, _ := strings.Cut(strings.TrimPrefix(l, "-A "), " ")
-		t.Rules = append(t.Rules, planner.Rule{Chain: chain, Text: rule})
+		t.Rules = append(t.Rules, host.Rule{Chain: chain, Text: rule})
 	}
 	return t
 }
 
-func (f fakeRules) Test(_ context.Context, family planner.Family, b planner.Backend, sections []planner.Section) error {
+func (f fakeRules) Test(_ context.Context, family host.Family, b host.Backend, sections []change.Section) error {
 	f.tests++
 	return f.at("test")
 }
 
-func (f fakeRules) Commit(ctx context.Context, family planner.Family, b planner.Backend, sections []planner.Section) error {
+func (f fakeRules) Commit(ctx context.Context, family host.Family, b host.Backend, sections []change.Section) error {
 	key := rulesKey{family, b}
 	for _, sec := range sections {
 		err := f.change("section "+sec.Table, func() error {
 			rs, _ := fakeRules{&fake{tables: f.tables}}.Save(ctx, family, b)
-			m := planner.Model(rs, sec.Table)
+			m := xtables.Model(rs, sec.Table)
 			for _, op := range sec.Ops {
 				if err := refuse(m, op); err != nil {
 					return err
@@ -134,7 +136,7 @@ func (f fakeRules) Commit(ctx context.Context, family planner.Family, b planner.
 				m.Apply(op)
 			}
 			if f.tables[key] == nil {
-				f.tables[key] = map[string]*planner.TableModel{}
+				f.tables[key] = map[string]*xtables.TableModel{}
 			}
 			f.tables[key][sec.Table] = m
 			return nil
@@ -147,18 +149,18 @@ func (f fakeRules) Commit(ctx context.Context, family planner.Family, b planner.
 }
 
 // refuse says why iptables-restore would not take an operation.
-func refuse(m *planner.TableModel, op planner.RuleOp) error {
+func refuse(m *xtables.TableModel, op change.RuleOp) error {
 	rules := m.Rules(op.Chain)
 	switch {
-	case op.Kind != planner.SetChain && !m.Has(op.Chain):
+	case op.Kind != change.SetChain && !m.Has(op.Chain):
 		return fmt.Errorf("no chain %s", op.Chain)
-	case op.Kind == planner.InsertRule && (op.Pos < 1 || op.Pos > len(rules)+1):
+	case op.Kind == change.InsertRule && (op.Pos < 1 || op.Pos > len(rules)+1):
 		return fmt.Errorf("index of insertion %d of %s too big", op.Pos, op.Chain)
-	case op.Kind == planner.InsertRule && strings.HasPrefix(op.Rule, "-j CTPLAN-") && !m.Has(strings.TrimPrefix(op.Rule, "-j ")):
+	case op.Kind == change.InsertRule && strings.HasPrefix(op.Rule, "-j CTPLAN-") && !m.Has(strings.TrimPrefix(op.Rule, "-j ")):
 		return fmt.Errorf("no target %s", op.Rule)
-	case op.Kind == planner.DeleteRule && !slices.Contains(rules, op.Rule):
+	case op.Kind == change.DeleteRule && !slices.Contains(rules, op.Rule):
 		return fmt.Errorf("bad rule: %s %s", op.Chain, op.Rule)
-	case op.Kind == planner.DropChain:
+	case op.Kind == change.DropChain:
 		for _, l := range m.Lines() {
 			if strings.HasSuffix(l, "-j "+op.Chain) {
 				return fmt.Errorf("chain %s is in use: %s", op.Chain, l)
@@ -168,7 +170,7 @@ func refuse(m *planner.TableModel, op planner.RuleOp) error {
 	return nil
 }
 
-func (f fakeRules) Replace(_ context.Context, family planner.Family, b planner.Backend, tables []planner.TableLines) error {
+func (f fakeRules) Replace(_ context.Context, family host.Family, b host.Backend, tables []xtables.TableLines) error {
 	return f.change("replace", func() error {
 		for _, t := range tables {
 			f.load(rulesKey{family, b}, t.Name, t.Lines...)
@@ -204,7 +206,7 @@ func (f *fake) command(_ context.Context, words []string) error {
 	})
 }
 
-func (f fakeRules) Tables(family planner.Family, b planner.Backend) (map[string][]string, error) {
+func (f fakeRules) Tables(family host.Family, b host.Backend) (map[string][]string, error) {
 	found := map[string][]string{}
 	for name, m := range f.tables[rulesKey{family, b}] {
 		found[name] = builtinsOf(m)
@@ -212,7 +214,7 @@ func (f fakeRules) Tables(family planner.Family, b planner.Backend) (map[string]
 	return found, nil
 }
 
-func builtinsOf(m *planner.TableModel) (names []string) {
+func builtinsOf(m *xtables.TableModel) (names []string) {
 	for _, l := range m.Lines() {
 		if name, ok := strings.CutPrefix(l, ":"); ok && !strings.HasSuffix(l, " -") {
 			name, _, _ = strings.Cut(name, " ")
@@ -222,7 +224,7 @@ func builtinsOf(m *planner.TableModel) (names []string) {
 	return names
 }
 
-func (f fakeRules) Trim(family planner.Family, b planner.Backend, before journal.TableBefore) error {
+func (f fakeRules) Trim(family host.Family, b host.Backend, before journal.TableBefore) error {
 	m, ok := f.tables[rulesKey{family, b}][before.Name]
 	if !ok || before.Existed || m.Canonical() != "" {
 		return nil
@@ -235,14 +237,14 @@ func (f fakeRules) Trim(family planner.Family, b planner.Backend, before journal
 
 type fakeFiles struct{ *fake }
 
-func (f fakeFiles) Read(path string) (planner.File, error) {
+func (f fakeFiles) Read(path string) (host.File, error) {
 	if file, ok := f.files[path]; ok {
 		return file, nil
 	}
-	return planner.File{Path: path}, nil
+	return host.File{Path: path}, nil
 }
 
-func (f fakeFiles) Write(before, after planner.File) error {
+func (f fakeFiles) Write(before, after host.File) error {
 	return f.change("write "+after.Path, func() error {
 		now, _ := f.Read(after.Path)
 		if now.Content != before.Content || now.Exists != before.Exists {

@@ -9,6 +9,10 @@ import (
 
 	"github.com/ctplan/ctplan/internal/journal"
 	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/change"
+	"github.com/ctplan/ctplan/planner/declared"
+	"github.com/ctplan/ctplan/planner/host"
+	"github.com/ctplan/ctplan/planner/xtables"
 )
 
 // ErrNoTransaction says that there is nothing to go back to.
@@ -34,7 +38,7 @@ func History(dir string) ([]journal.Transaction, error) {
 //
 // It returns an error that wraps ErrNoTransaction when there is no such
 // transaction, or none that was not taken back already.
-func Back(env Env, id int, live planner.Live) (planner.Plan, []planner.Step, error) {
+func Back(env Env, id int, live host.Live) (planner.Plan, []change.Step, error) {
 	if env.Host == nil {
 		env.Host = NewHost("")
 	}
@@ -47,11 +51,11 @@ func Back(env Env, id int, live planner.Live) (planner.Plan, []planner.Step, err
 		return planner.Plan{}, nil, err
 	}
 	b := &wayBack{
-		host: env.Host, live: live, plan: planner.Plan{Host: live.Host, Mode: planner.GoingBack},
+		host: env.Host, live: live, plan: planner.Plan{Host: live.Host, Mode: declared.GoingBack},
 		reason: fmt.Sprintf("goes back to before transaction %d of %s", since[0].ID, since[0].Time.Format("2006-01-02 15:04:05 MST")),
 	}
 	if len(since) == 1 && since[0].Back {
-		b.plan.Warnings = append(b.plan.Warnings, planner.Warning{Address: fmt.Sprintf("transaction %d", since[0].ID),
+		b.plan.Warnings = append(b.plan.Warnings, change.Warning{Address: fmt.Sprintf("transaction %d", since[0].ID),
 			Text: "it took others back itself: taking it back brings again what they had changed"})
 	}
 	found := groups(asOne(since))
@@ -106,9 +110,9 @@ func asOne(since []journal.Transaction) (steps []journal.Step) {
 			case s.Module != nil && !s.Module.Load:
 				continue
 			case s.Sysctl != nil:
-				s.Sysctl = &planner.SysctlStep{Key: s.Sysctl.Key, Before: before.Sysctls[s.Sysctl.Key], After: s.Sysctl.After}
+				s.Sysctl = &change.SysctlStep{Key: s.Sysctl.Key, Before: before.Sysctls[s.Sysctl.Key], After: s.Sysctl.After}
 			case s.Hashsize != nil:
-				s.Hashsize = &planner.HashsizeStep{Before: before.Hashsize, After: s.Hashsize.After}
+				s.Hashsize = &change.HashsizeStep{Before: before.Hashsize, After: s.Hashsize.After}
 			}
 			seen[key] = true
 			if was == nil && s.Module != nil && !s.Module.Load && s.Module.Module == nfConntrack {
@@ -142,7 +146,7 @@ func groups(steps []journal.Step) [][]journal.Step {
 }
 
 // object names what a step is about.
-func object(s planner.Step) string {
+func object(s change.Step) string {
 	switch {
 	case s.Rules != nil:
 		return fmt.Sprintf("rules %s %s", s.Rules.Family, s.Rules.Backend)
@@ -187,21 +191,21 @@ func rank(group []journal.Step) int {
 // wayBack is a plan in the making.
 type wayBack struct {
 	host   *Host
-	live   planner.Live
+	live   host.Live
 	reason string
 	// objects are what the transactions changed; returning is whether
 	// nf_conntrack is loaded again, and its values with it.
 	objects   []string
 	returning bool
 	plan      planner.Plan
-	steps     []planner.Step
+	steps     []change.Step
 }
 
 // add plans the way back for one object, from how it stands now to how it
 // stood before the first of the steps.
 func (b *wayBack) add(group []journal.Step) error {
 	first, last := group[0], group[len(group)-1]
-	meta := planner.Meta{Address: strings.Join(first.Addresses, ", "), Action: planner.Update, Reasons: []string{b.reason}}
+	meta := change.Meta{Address: strings.Join(first.Addresses, ", "), Action: change.Update, Reasons: []string{b.reason}}
 	switch {
 	case first.Rules != nil:
 		b.rules(group)
@@ -218,12 +222,12 @@ func (b *wayBack) add(group []journal.Step) error {
 			b.block(meta.Address, want.Path, "it was changed by somebody else since, and going back would lose that")
 			return nil
 		case !now.Exists:
-			meta.Action = planner.Create
+			meta.Action = change.Create
 		case !want.Exists:
-			meta.Action = planner.Delete
+			meta.Action = change.Delete
 		}
-		b.take(&planner.FileChange{M: meta, Before: now, After: want},
-			planner.Step{File: &planner.FileStep{Before: now, After: want}})
+		b.take(&change.FileChange{M: meta, Before: now, After: want},
+			change.Step{File: &change.FileStep{Before: now, After: want}})
 	case first.Sysctl != nil:
 		want, left := first.Sysctl.Before, last.Sysctl.After
 		now, err := b.host.Kernel.Sysctl(first.Sysctl.Key)
@@ -241,8 +245,8 @@ func (b *wayBack) add(group []journal.Step) error {
 			b.block(meta.Address, first.Sysctl.Key, fmt.Sprintf("it is %q and no longer %q: something else set it since", now, left))
 			return nil
 		}
-		b.take(&planner.SysctlChange{M: meta, Key: first.Sysctl.Key, Before: now, After: want},
-			planner.Step{Sysctl: &planner.SysctlStep{Key: first.Sysctl.Key, Before: now, After: want}})
+		b.take(&change.SysctlChange{M: meta, Key: first.Sysctl.Key, Before: now, After: want},
+			change.Step{Sysctl: &change.SysctlStep{Key: first.Sysctl.Key, Before: now, After: want}})
 	case first.Hashsize != nil:
 		want, left := first.Hashsize.Before, last.Hashsize.After
 		now, err := b.host.Kernel.Hashsize()
@@ -258,8 +262,8 @@ func (b *wayBack) add(group []journal.Step) error {
 			b.block(meta.Address, "hashsize", fmt.Sprintf("it is %d and no longer %d: something else set it since", now, left))
 			return nil
 		}
-		b.take(&planner.HashsizeChange{M: meta, Before: now, After: want},
-			planner.Step{Hashsize: &planner.HashsizeStep{Before: now, After: want}})
+		b.take(&change.HashsizeChange{M: meta, Before: now, After: want},
+			change.Step{Hashsize: &change.HashsizeStep{Before: now, After: want}})
 	case first.Module != nil:
 		now, err := b.host.Kernel.Loaded(first.Module.Module)
 		if err != nil {
@@ -269,19 +273,19 @@ func (b *wayBack) add(group []journal.Step) error {
 		if now == want {
 			return nil
 		}
-		meta.Action = planner.Delete
+		meta.Action = change.Delete
 		if want {
-			meta.Action = planner.Create
+			meta.Action = change.Create
 		}
-		b.take(&planner.ModuleChange{M: meta, Module: first.Module.Module, Load: want},
-			planner.Step{Module: &planner.ModuleStep{Module: first.Module.Module, Load: want}})
+		b.take(&change.ModuleChange{M: meta, Module: first.Module.Module, Load: want},
+			change.Step{Module: &change.ModuleStep{Module: first.Module.Module, Load: want}})
 		if want {
 			b.values(first)
 		}
 	case first.Service != nil && len(b.plan.Changes) > 0:
-		meta.Action = planner.Run
+		meta.Action = change.Run
 		meta.Disrupts = "there are no rules for a moment, and the connections that are open are forgotten if the module is reloaded"
-		b.take(&planner.ServiceChange{M: meta, Step: *last.Service}, planner.Step{Service: last.Service})
+		b.take(&change.ServiceChange{M: meta, Step: *last.Service}, change.Step{Service: last.Service})
 	}
 	return nil
 }
@@ -296,21 +300,21 @@ func (b *wayBack) values(s journal.Step) {
 		return
 	}
 	b.returning = true
-	meta := planner.Meta{Action: planner.Update, Reasons: []string{b.reason}}
+	meta := change.Meta{Action: change.Update, Reasons: []string{b.reason}}
 	if size := s.Before.Module.Hashsize; size > 0 && !slices.Contains(b.objects, "hashsize") {
 		meta.Address = "sysfs.nf_conntrack.hashsize"
-		b.take(&planner.HashsizeChange{M: meta, After: size}, planner.Step{Hashsize: &planner.HashsizeStep{After: size}})
+		b.take(&change.HashsizeChange{M: meta, After: size}, change.Step{Hashsize: &change.HashsizeStep{After: size}})
 	}
 	if value := s.Before.Module.Sysctls[maxSysctl]; value != "" && !slices.Contains(b.objects, "sysctl "+maxSysctl) {
 		meta.Address = "sysctl." + maxSysctl
-		b.take(&planner.SysctlChange{M: meta, Key: maxSysctl, After: value}, planner.Step{Sysctl: &planner.SysctlStep{Key: maxSysctl, After: value}})
+		b.take(&change.SysctlChange{M: meta, Key: maxSysctl, After: value}, change.Step{Sysctl: &change.SysctlStep{Key: maxSysctl, After: value}})
 	}
 }
 
 // rules plans the way back for one family's rules.
 func (b *wayBack) rules(group []journal.Step) {
 	family, backend := group[0].Rules.Family, group[0].Rules.Backend
-	live := planner.Ruleset{Family: family, Backend: backend}
+	live := host.Ruleset{Family: family, Backend: backend}
 	for _, r := range b.live.Rulesets {
 		if r.Family == family && r.Backend == backend {
 			live = r
@@ -321,7 +325,7 @@ func (b *wayBack) rules(group []journal.Step) {
 		names = append(names, tableNames(s.Rules.Sections)...)
 	}
 	models := modelsOf(live, names)
-	var back []planner.Section
+	var back []change.Section
 	for _, s := range slices.Backward(group) {
 		sections := inverse(s.Rules, len(s.Rules.Sections))
 		if models.stand(s.Before, len(s.Rules.Sections)) {
@@ -331,25 +335,25 @@ func (b *wayBack) rules(group []journal.Step) {
 		}
 		back = append(back, sections...)
 	}
-	if !slices.ContainsFunc(names, func(n string) bool { return digest(models[n]) != digest(planner.Model(live, n)) }) {
+	if !slices.ContainsFunc(names, func(n string) bool { return digest(models[n]) != digest(xtables.Model(live, n)) }) {
 		return
 	}
-	step := planner.Step{Rules: &planner.RulesStep{Family: family, Backend: backend, Sections: back}}
+	step := change.Step{Rules: &change.RulesStep{Family: family, Backend: backend, Sections: back}}
 	trims := map[string]bool{}
 	for _, s := range group {
 		for _, t := range s.Before.Tables {
 			if !trims[t.Name] {
 				trims[t.Name] = true
-				step.Rules.Trim = append(step.Rules.Trim, planner.TrimTable{Name: t.Name, Chains: t.Chains})
+				step.Rules.Trim = append(step.Rules.Trim, change.TrimTable{Name: t.Name, Chains: t.Chains})
 			}
 		}
 	}
 	for _, table := range tableNames(back) {
-		c := &planner.RulesChange{
-			M:      planner.Meta{Address: addressOf(group, table), Action: planner.Update, Reasons: []string{b.reason}},
-			Family: family, Backend: backend, Table: table, Before: planner.Model(live, table).Lines(),
+		c := &change.RulesChange{
+			M:      change.Meta{Address: addressOf(group, table), Action: change.Update, Reasons: []string{b.reason}},
+			Family: family, Backend: backend, Table: table, Before: xtables.Model(live, table).Lines(),
 		}
-		m := planner.Model(live, table)
+		m := xtables.Model(live, table)
 		for _, sec := range back {
 			if sec.Table == table {
 				m.Apply(sec.Ops...)
@@ -375,14 +379,14 @@ func addressOf(group []journal.Step, table string) string {
 	return fmt.Sprintf("iptables.%s.%s", group[0].Rules.Family, table)
 }
 
-func (b *wayBack) take(c planner.Change, s planner.Step) {
+func (b *wayBack) take(c change.Change, s change.Step) {
 	s.Addresses = []string{c.Meta().Address}
 	b.plan.Changes = append(b.plan.Changes, c)
 	b.steps = append(b.steps, s)
 }
 
 func (b *wayBack) block(address, where, why string) {
-	b.plan.Blocks = append(b.plan.Blocks, planner.Block{
+	b.plan.Blocks = append(b.plan.Blocks, change.Block{
 		Address: address, Where: where, Why: why,
 		Remedy: "put back what the transaction had left there, or change the HCL and apply that instead of going back",
 	})

@@ -7,13 +7,14 @@ import (
 	"testing"
 
 	"github.com/ctplan/ctplan/internal/journal"
-	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/change"
+	"github.com/ctplan/ctplan/planner/host"
 )
 
 // live is what the planner would see of the fake.
-func (f *fake) live(t *testing.T) planner.Live {
+func (f *fake) live(t *testing.T) host.Live {
 	t.Helper()
-	var l planner.Live
+	var l host.Live
 	for key := range f.tables {
 		rs, err := fakeRules{f}.Save(context.Background(), key.family, key.backend)
 		if err != nil {
@@ -25,7 +26,7 @@ func (f *fake) live(t *testing.T) planner.Live {
 }
 
 // runs carries out steps that must not fail.
-func runs(t *testing.T, env Env, steps []planner.Step) {
+func runs(t *testing.T, env Env, steps []change.Step) {
 	t.Helper()
 	if _, err := Run(t.Context(), env, steps, Options{Summary: "1 to add"}); err != nil {
 		t.Fatal(err)
@@ -116,13 +117,13 @@ func TestBackThroughUnload(t *testing.T) {
 	f.sysctls[maxKey], f.buckets = "262144", 16384 // not what a load brings
 	before := f.String()
 	env := testEnv(t, f)
-	runs(t, env, []planner.Step{file(planner.File{Path: conf}, text(conf, block)), module("xt_state", false), module(nfConntrack, false)})
-	runs(t, env, []planner.Step{
+	runs(t, env, []change.Step{file(host.File{Path: conf}, text(conf, block)), module("xt_state", false), module(nfConntrack, false)})
+	runs(t, env, []change.Step{
 		file(text(conf, block), text(conf, "options\n")), module(nfConntrack, true),
-		{Hashsize: &planner.HashsizeStep{After: 131072}}, sysctlStep(maxKey, "", "524288"),
+		{Hashsize: &change.HashsizeStep{After: 131072}}, sysctlStep(maxKey, "", "524288"),
 	})
 	f.modules["xt_CT"] = true
-	runs(t, env, []planner.Step{file(text(conf, "options\n"), text(conf, block)), module("xt_CT", false), module(nfConntrack, false)})
+	runs(t, env, []change.Step{file(text(conf, "options\n"), text(conf, block)), module("xt_CT", false), module(nfConntrack, false)})
 	for _, id := range []int{2, 1} {
 		plan, steps, err := Back(env, id, f.live(t))
 		if err != nil || plan.Blocked() {
@@ -150,7 +151,7 @@ func TestBackKeepsOthersWork(t *testing.T) {
 	f := w.make()
 	env := testEnv(t, f)
 	runs(t, env, w.steps)
-	f.tables[v4]["filter"].Apply(planner.RuleOp{Kind: planner.InsertRule, Chain: "INPUT", Pos: 1, Rule: "-s 192.0.2.1/32 -j DROP"})
+	f.tables[v4]["filter"].Apply(change.RuleOp{Kind: change.InsertRule, Chain: "INPUT", Pos: 1, Rule: "-s 192.0.2.1/32 -j DROP"})
 	_, steps, err := Back(env, 1, f.live(t))
 	if err != nil {
 		t.Fatal(err)
@@ -173,12 +174,12 @@ func TestBackNowhere(t *testing.T) {
 	w := worlds()["tuned"]
 	f := w.make()
 	env := testEnv(t, f)
-	if _, _, err := Back(env, 0, planner.Live{}); !errors.Is(err, ErrNoTransaction) {
+	if _, _, err := Back(env, 0, host.Live{}); !errors.Is(err, ErrNoTransaction) {
 		t.Errorf("empty history: %v", err)
 	}
 	runs(t, env, w.steps)
 	for _, id := range []int{2, -1} {
-		if _, _, err := Back(env, id, planner.Live{}); id > 0 && !errors.Is(err, ErrNoTransaction) {
+		if _, _, err := Back(env, id, host.Live{}); id > 0 && !errors.Is(err, ErrNoTransaction) {
 			t.Errorf("%d: %v", id, err)
 		}
 	}

@@ -7,7 +7,9 @@ import (
 	"os"
 
 	"github.com/ctplan/ctplan/internal/journal"
-	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/change"
+	"github.com/ctplan/ctplan/planner/host"
+	"github.com/ctplan/ctplan/planner/xtables"
 )
 
 // Host is what a transaction changes: rules, files and the kernel's values and
@@ -25,34 +27,34 @@ type Host struct {
 	Hold func(f *os.File)
 
 	// seen are rulesets that were read under the lock and not changed since.
-	seen map[rulesKey]planner.Ruleset
+	seen map[rulesKey]host.Ruleset
 }
 
 // Rules reads and changes what iptables shows.
 type Rules interface {
 	// Save reads all tables of a family.
-	Save(ctx context.Context, f planner.Family, b planner.Backend) (planner.Ruleset, error)
+	Save(ctx context.Context, f host.Family, b host.Backend) (host.Ruleset, error)
 	// Test asks the kernel whether it would take the sections, and changes nothing.
-	Test(ctx context.Context, f planner.Family, b planner.Backend, sections []planner.Section) error
+	Test(ctx context.Context, f host.Family, b host.Backend, sections []change.Section) error
 	// Commit carries the sections out, in order. Each happens whole or not at
 	// all; those before a failure stay.
-	Commit(ctx context.Context, f planner.Family, b planner.Backend, sections []planner.Section) error
+	Commit(ctx context.Context, f host.Family, b host.Backend, sections []change.Section) error
 	// Replace makes tables of a family what they were: what stands in them goes.
-	Replace(ctx context.Context, f planner.Family, b planner.Backend, tables []planner.TableLines) error
+	Replace(ctx context.Context, f host.Family, b host.Backend, tables []xtables.TableLines) error
 	// Tables lists the built-in chains of the tables that exist, whether or not
 	// they hold anything; nil where Trim has nothing to do.
-	Tables(f planner.Family, b planner.Backend) (map[string][]string, error)
+	Tables(f host.Family, b host.Backend) (map[string][]string, error)
 	// Trim removes the table's empty built-in chains with the policy ACCEPT,
 	// and the table with them, as far as they did not exist before. It
 	// removes nothing that treats a packet.
-	Trim(f planner.Family, b planner.Backend, before journal.TableBefore) error
+	Trim(f host.Family, b host.Backend, before journal.TableBefore) error
 }
 
 // Files reads and replaces files.
 type Files interface {
-	Read(path string) (planner.File, error)
+	Read(path string) (host.File, error)
 	// Write replaces a file, whole or not at all, and makes the folders above it.
-	Write(before, after planner.File) error
+	Write(before, after host.File) error
 	// Missing lists the folders above path that do not exist, deepest first.
 	Missing(path string) ([]string, error)
 	// RemoveFolder removes a folder if it is there and empty.
@@ -80,7 +82,7 @@ type Kernel interface {
 
 // undo is a step to take back.
 type undo struct {
-	Step   planner.Step
+	Step   change.Step
 	Before journal.Before
 	Undone bool // an earlier try took it back
 	// Rebooted is whether the machine has started anew since: then the kernel
@@ -94,7 +96,7 @@ var errNoStep = errors.New("a step without anything to do")
 // test asks the kernel whether it would take the rules of the steps, as far as
 // it can know: rules that come after a module is loaded may need that module,
 // and loading may still be blocked. Those are tested by their commit alone.
-func (h *Host) test(ctx context.Context, steps []planner.Step) error {
+func (h *Host) test(ctx context.Context, steps []change.Step) error {
 	for _, s := range steps {
 		if s.Module != nil && s.Module.Load {
 			return nil
@@ -110,7 +112,7 @@ func (h *Host) test(ctx context.Context, steps []planner.Step) error {
 }
 
 // observe returns what undoing the step will need to know beside the step.
-func (h *Host) observe(ctx context.Context, s planner.Step) (journal.Before, error) {
+func (h *Host) observe(ctx context.Context, s change.Step) (journal.Before, error) {
 	switch {
 	case s.Rules != nil:
 		return h.observeRules(ctx, s.Rules)
@@ -134,7 +136,7 @@ func (h *Host) observe(ctx context.Context, s planner.Step) (journal.Before, err
 }
 
 // do carries out one step.
-func (h *Host) do(ctx context.Context, s planner.Step) error {
+func (h *Host) do(ctx context.Context, s change.Step) error {
 	switch {
 	case s.Rules != nil:
 		delete(h.seen, rulesKey{s.Rules.Family, s.Rules.Backend})

@@ -10,7 +10,8 @@ import (
 	"testing"
 
 	"github.com/ctplan/ctplan/internal/test/nstest"
-	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/change"
+	"github.com/ctplan/ctplan/planner/host"
 )
 
 // foreignRules is a server's ruleset: the operator's own.
@@ -29,20 +30,20 @@ COMMIT
 `
 
 // kernelSteps open, untrack and close, as the planner does in notrack mode.
-func kernelSteps(b planner.Backend) []planner.Step {
-	var steps []planner.Step
-	for _, f := range planner.Families {
+func kernelSteps(b host.Backend) []change.Step {
+	var steps []change.Step
+	for _, f := range host.Families {
 		steps = append(steps, rules(rulesKey{f, b},
 			section("filter",
-				planner.RuleOp{Kind: planner.SetChain, Chain: "CTPLAN-INPUT", Rules: []string{"-p tcp -m tcp --dport 22 -j ACCEPT", "-p udp -j ACCEPT"}},
-				planner.RuleOp{Kind: planner.InsertRule, Chain: "INPUT", Pos: 2, Rule: "-j CTPLAN-INPUT"}),
+				change.RuleOp{Kind: change.SetChain, Chain: "CTPLAN-INPUT", Rules: []string{"-p tcp -m tcp --dport 22 -j ACCEPT", "-p udp -j ACCEPT"}},
+				change.RuleOp{Kind: change.InsertRule, Chain: "INPUT", Pos: 2, Rule: "-j CTPLAN-INPUT"}),
 			section("raw",
-				planner.RuleOp{Kind: planner.SetChain, Chain: "CTPLAN-PREROUTING", Rules: []string{"-p tcp -j CT --notrack"}},
-				planner.RuleOp{Kind: planner.InsertRule, Chain: "PREROUTING", Pos: 1, Rule: "-j CTPLAN-PREROUTING"}),
+				change.RuleOp{Kind: change.SetChain, Chain: "CTPLAN-PREROUTING", Rules: []string{"-p tcp -j CT --notrack"}},
+				change.RuleOp{Kind: change.InsertRule, Chain: "PREROUTING", Pos: 1, Rule: "-j CTPLAN-PREROUTING"}),
 			section("filter",
-				planner.RuleOp{Kind: planner.DeleteRule, Chain: "INPUT", Pos: 3, Rule: "-m state --state RELATED,ESTABLISHED -j ACCEPT"},
-				planner.RuleOp{Kind: planner.DeleteRule, Chain: "INPUT", Pos: 4, Rule: "-m state --state RELATED,ESTABLISHED -j ACCEPT"},
-				planner.RuleOp{Kind: planner.DeleteRule, Chain: "INPUT", Pos: 3, Rule: `-p tcp -m tcp --dport 22 -m state --state NEW -m comment --comment "the \"door\"" -j ACCEPT`})))
+				change.RuleOp{Kind: change.DeleteRule, Chain: "INPUT", Pos: 3, Rule: "-m state --state RELATED,ESTABLISHED -j ACCEPT"},
+				change.RuleOp{Kind: change.DeleteRule, Chain: "INPUT", Pos: 4, Rule: "-m state --state RELATED,ESTABLISHED -j ACCEPT"},
+				change.RuleOp{Kind: change.DeleteRule, Chain: "INPUT", Pos: 3, Rule: `-p tcp -m tcp --dport 22 -m state --state NEW -m comment --comment "the \"door\"" -j ACCEPT`})))
 	}
 	return append(steps, diskSteps()[1])
 }
@@ -55,12 +56,12 @@ var (
 // kernelState is everything that iptables-save prints, but counters and dates,
 // and the files. Empty tables of the legacy backend do not count: the kernel
 // cannot take them away again.
-func kernelState(t *testing.T, ns *nstest.NS, b planner.Backend, root string) string {
+func kernelState(t *testing.T, ns *nstest.NS, b host.Backend, root string) string {
 	t.Helper()
 	state := ""
 	for _, cmd := range []string{"iptables-save", "ip6tables-save"} {
 		out := countersAndDates.ReplaceAllString(ns.Run(cmd), "")
-		if b == planner.Legacy {
+		if b == host.Legacy {
 			out = emptyTable.ReplaceAllString(out, "")
 		}
 		state += out
@@ -69,15 +70,15 @@ func kernelState(t *testing.T, ns *nstest.NS, b planner.Backend, root string) st
 	return state + fmt.Sprint(files)
 }
 
-func TestKernelNFT(t *testing.T)    { testKernel(t, planner.NFT) }
-func TestKernelLegacy(t *testing.T) { testKernel(t, planner.Legacy) }
+func TestKernelNFT(t *testing.T)    { testKernel(t, host.NFT) }
+func TestKernelLegacy(t *testing.T) { testKernel(t, host.Legacy) }
 
 // testKernel fails and crashes transactions on real rules at every point.
-func testKernel(t *testing.T, b planner.Backend) {
+func testKernel(t *testing.T, b host.Backend) {
 	nstest.Inside(t, func(ns *nstest.NS) { everyPoint(t, ns, b) })
 }
 
-func everyPoint(t *testing.T, ns *nstest.NS, b planner.Backend) {
+func everyPoint(t *testing.T, ns *nstest.NS, b host.Backend) {
 	ns.Use(b)
 	for name, load := range map[string]string{"empty host": "", "server": foreignRules} {
 		steps := kernelSteps(b)
@@ -93,11 +94,11 @@ func everyPoint(t *testing.T, ns *nstest.NS, b planner.Backend) {
 		os.MkdirAll(filepath.Join(root, "etc"), 0o755)
 		reset := func() {
 			os.RemoveAll(filepath.Join(root, "etc", "d"))
-			if b == planner.NFT {
+			if b == host.NFT {
 				ns.RunInput("flush ruleset\n", "nft", "-f", "-")
 			}
 			for _, restore := range []string{"iptables-restore", "ip6tables-restore"} {
-				if b == planner.Legacy { // which can only be emptied
+				if b == host.Legacy { // which can only be emptied
 					ns.RunInput("*filter\n:INPUT ACCEPT\nCOMMIT\n*raw\nCOMMIT\n", restore)
 				}
 				if load != "" {
@@ -155,7 +156,7 @@ func everyPoint(t *testing.T, ns *nstest.NS, b planner.Backend) {
 			e.Fault = func(point string, i int) error {
 				if point == "step" && i == 0 {
 					part := steps[0].Rules.Sections[:came]
-					if err := e.Host.Rules.Commit(t.Context(), planner.IPv4, b, part); err != nil {
+					if err := e.Host.Rules.Commit(t.Context(), host.IPv4, b, part); err != nil {
 						t.Fatal(err)
 					}
 					panic(crash{})
@@ -181,21 +182,21 @@ func TestKernelSecondFamilyFails(t *testing.T) {
 }
 
 func secondFamilyFails(t *testing.T, ns *nstest.NS) {
-	ns.Use(planner.NFT)
+	ns.Use(host.NFT)
 	root := memory(t)
 	os.MkdirAll(filepath.Join(root, "etc"), 0o755)
 	ns.RunInput(foreignRules, "iptables-restore") // IPv6 lacks the rules to delete
-	before := kernelState(t, ns, planner.NFT, root)
+	before := kernelState(t, ns, host.NFT, root)
 	h := NewHost("")
 	h.Files = systemFiles{root}
 	e := Env{Host: h, Dir: filepath.Join(root, "state"), LockPath: filepath.Join(root, "lock")}
-	steps := kernelSteps(planner.NFT)
+	steps := kernelSteps(host.NFT)
 	_, err := Run(t.Context(), e, steps, Options{})
 	var back *RolledBackError
 	if !errors.As(err, &back) {
 		t.Errorf("got %v, want a *RolledBackError", err)
 	}
-	if got := kernelState(t, ns, planner.NFT, root); got != before {
+	if got := kernelState(t, ns, host.NFT, root); got != before {
 		t.Errorf("got\n%s\nwant\n%s", got, before)
 	}
 }

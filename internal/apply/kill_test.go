@@ -16,7 +16,9 @@ import (
 	"time"
 
 	"github.com/ctplan/ctplan/internal/test/nstest"
-	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/change"
+	"github.com/ctplan/ctplan/planner/host"
+	"github.com/ctplan/ctplan/planner/xtables"
 )
 
 const killRole = "kill"
@@ -33,22 +35,22 @@ COMMIT
 
 // killSteps take the service out of tracking in both families, and every other
 // rule with it.
-func killSteps(b planner.Backend) []planner.Step {
-	set := func(chain string, rules ...string) planner.RuleOp {
-		return planner.RuleOp{Kind: planner.SetChain, Chain: "CTPLAN-" + chain, Rules: rules}
+func killSteps(b host.Backend) []change.Step {
+	set := func(chain string, rules ...string) change.RuleOp {
+		return change.RuleOp{Kind: change.SetChain, Chain: "CTPLAN-" + chain, Rules: rules}
 	}
-	jump := func(chain string) planner.RuleOp {
-		return planner.RuleOp{Kind: planner.InsertRule, Chain: chain, Pos: 1, Rule: "-j CTPLAN-" + chain}
+	jump := func(chain string) change.RuleOp {
+		return change.RuleOp{Kind: change.InsertRule, Chain: chain, Pos: 1, Rule: "-j CTPLAN-" + chain}
 	}
-	family := func(f planner.Family) planner.Step {
+	family := func(f host.Family) change.Step {
 		return rules(rulesKey{f, b},
 			section("filter", set("INPUT", "-p tcp -m tcp --dport 8080 -j ACCEPT", "-p tcp -m tcp --sport 8080 -j ACCEPT"), jump("INPUT")),
 			section("raw", set("PREROUTING", "-p tcp -j CT --notrack"), jump("PREROUTING"), set("OUTPUT", "-p tcp -j CT --notrack"), jump("OUTPUT")),
 			section("filter",
-				planner.RuleOp{Kind: planner.DeleteRule, Chain: "INPUT", Pos: 2, Rule: "-m state --state RELATED,ESTABLISHED -j ACCEPT"},
-				planner.RuleOp{Kind: planner.DeleteRule, Chain: "INPUT", Pos: 2, Rule: "-p tcp -m tcp --dport 8080 -m state --state NEW -j ACCEPT"}))
+				change.RuleOp{Kind: change.DeleteRule, Chain: "INPUT", Pos: 2, Rule: "-m state --state RELATED,ESTABLISHED -j ACCEPT"},
+				change.RuleOp{Kind: change.DeleteRule, Chain: "INPUT", Pos: 2, Rule: "-p tcp -m tcp --dport 8080 -m state --state NEW -j ACCEPT"}))
 	}
-	return []planner.Step{family(planner.IPv4), family(planner.IPv6), diskSteps()[1]}
+	return []change.Step{family(host.IPv4), family(host.IPv6), diskSteps()[1]}
 }
 
 func killEnv(root string) Env {
@@ -60,22 +62,22 @@ func killEnv(root string) Env {
 // killed is the process that gets killed: it recovers and then goes forward,
 // or back, whichever there is to go. A signal ends it at a random moment
 // within the given time; 0: none does.
-func killed(root string, b planner.Backend, within time.Duration) error {
+func killed(root string, b host.Backend, within time.Duration) error {
 	env, ctx := killEnv(root), context.Background()
 	if _, err := Recover(ctx, env, nil); err != nil {
 		return err
 	}
-	live, err := env.Host.Rules.Save(ctx, planner.IPv4, b)
+	live, err := env.Host.Rules.Save(ctx, host.IPv4, b)
 	if err != nil {
 		return err
 	}
 	steps := killSteps(b)
-	if planner.Model(live, "raw").Has("CTPLAN-OUTPUT") {
-		v6, err := env.Host.Rules.Save(ctx, planner.IPv6, b)
+	if xtables.Model(live, "raw").Has("CTPLAN-OUTPUT") {
+		v6, err := env.Host.Rules.Save(ctx, host.IPv6, b)
 		if err != nil {
 			return err
 		}
-		if _, steps, err = Back(env, 0, planner.Live{Rulesets: []planner.Ruleset{live, v6}}); err != nil {
+		if _, steps, err = Back(env, 0, host.Live{Rulesets: []host.Ruleset{live, v6}}); err != nil {
 			return err
 		}
 	}
@@ -88,14 +90,14 @@ func killed(root string, b planner.Backend, within time.Duration) error {
 	return err
 }
 
-func TestKill9NFT(t *testing.T) { nstest.Inside(t, func(ns *nstest.NS) { kill9(t, ns, planner.NFT) }) }
+func TestKill9NFT(t *testing.T) { nstest.Inside(t, func(ns *nstest.NS) { kill9(t, ns, host.NFT) }) }
 func TestKill9Legacy(t *testing.T) {
-	nstest.Inside(t, func(ns *nstest.NS) { kill9(t, ns, planner.Legacy) })
+	nstest.Inside(t, func(ns *nstest.NS) { kill9(t, ns, host.Legacy) })
 }
 
 // kill9 kills the process at a random moment, 100 times a backend, while a
 // client opens a connection every 10 ms, of either family by turns.
-func kill9(t *testing.T, ns *nstest.NS, b planner.Backend) {
+func kill9(t *testing.T, ns *nstest.NS, b host.Backend) {
 	rounds := 100
 	if testing.Short() {
 		rounds = 10

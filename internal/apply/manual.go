@@ -10,7 +10,8 @@ import (
 	"strings"
 
 	"github.com/ctplan/ctplan/internal/journal"
-	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/change"
+	"github.com/ctplan/ctplan/planner/host"
 	"github.com/ctplan/ctplan/providers/iptables"
 )
 
@@ -102,9 +103,9 @@ func keep(path, content string) (string, error) {
 }
 
 // restoreCommand is the restore of a family that speaks to the backend.
-func restoreCommand(s *planner.RulesStep) string {
+func restoreCommand(s *change.RulesStep) string {
 	name := "iptables"
-	if s.Family == planner.IPv6 {
+	if s.Family == host.IPv6 {
 		name = "ip6tables"
 	}
 	if exact := fmt.Sprintf("%s-%s-restore", name, s.Backend); exists(exact) {

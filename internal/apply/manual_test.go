@@ -8,7 +8,8 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/change"
+	"github.com/ctplan/ctplan/planner/host"
 )
 
 // Whatever is quoted, a shell gets it back as one word, and no control
@@ -38,8 +39,8 @@ func TestManual(t *testing.T) {
 	root := memory(t)
 	path := filepath.Join(root, "it's a file")
 	os.WriteFile(path, []byte("new"), 0o600)
-	before := planner.File{Path: path, Exists: true, Content: "old\x1b[2J", Mode: 0o640, UID: os.Getuid(), GID: os.Getgid()}
-	step := file(before, planner.File{Path: path, Exists: true, Content: "new"})
+	before := host.File{Path: path, Exists: true, Content: "old\x1b[2J", Mode: 0o640, UID: os.Getuid(), GID: os.Getgid()}
+	step := file(before, host.File{Path: path, Exists: true, Content: "new"})
 	env := diskEnv("")
 	env.Dir, env.LockPath = filepath.Join(root, "state"), filepath.Join(root, "lock")
 	os.WriteFile(path, []byte(before.Content), 0o640)
@@ -50,7 +51,7 @@ func TestManual(t *testing.T) {
 		}
 		return nil
 	}
-	_, err := Run(t.Context(), env, []planner.Step{step}, Options{})
+	_, err := Run(t.Context(), env, []change.Step{step}, Options{})
 	var incomplete *IncompleteError
 	if !errors.As(err, &incomplete) || strings.Contains(err.Error(), "\x1b") {
 		t.Fatalf("got %v", err)

@@ -11,22 +11,22 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ctplan/ctplan/internal/journal"
-	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/host"
 )
 
 // nonRecursive makes the kernel refuse to delete what still holds something
 // (NLM_F_NONREC in include/uapi/linux/netlink.h).
 const nonRecursive = 0x100
 
-func nftFamily(f planner.Family) nftables.TableFamily {
-	if f == planner.IPv6 {
+func nftFamily(f host.Family) nftables.TableFamily {
+	if f == host.IPv6 {
 		return nftables.TableFamilyIPv6
 	}
 	return nftables.TableFamilyIPv4
 }
 
 // nftTables lists the built-in chains of iptables-nft's tables, empty ones too.
-func nftTables(f planner.Family) (map[string][]string, error) {
+func nftTables(f host.Family) (map[string][]string, error) {
 	conn, err := nftables.New()
 	if err != nil {
 		return nil, fmt.Errorf("asking the kernel for its nftables: %w", err)
@@ -58,7 +58,7 @@ func nftTables(f planner.Family) (map[string][]string, error) {
 // that were not there before. iptables-nft makes them as a side effect.
 // Chains that hold a rule or a policy other than accept stay; the kernel
 // itself refuses to delete what got a rule in between.
-func nftTrim(f planner.Family, before journal.TableBefore) error {
+func nftTrim(f host.Family, before journal.TableBefore) error {
 	conn, err := nftables.New()
 	if err != nil {
 		return fmt.Errorf("asking the kernel for its nftables: %w", err)
@@ -109,7 +109,7 @@ func nftTrim(f planner.Family, before journal.TableBefore) error {
 // nftDelete deletes chains and then the table, as one transaction of the
 // kernel, each only if it is empty (net/netfilter/nf_tables_api.c,
 // nf_tables_delchain and nf_tables_deltable).
-func nftDelete(f planner.Family, table string, chains []string, whole bool) error {
+func nftDelete(f host.Family, table string, chains []string, whole bool) error {
 	conn, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
 	if err != nil {
 		return err

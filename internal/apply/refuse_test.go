@@ -13,7 +13,7 @@ import (
 
 	"github.com/ctplan/ctplan/internal/test/nstest"
 	"github.com/ctplan/ctplan/internal/test/testhost"
-	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/change"
 )
 
 // What the disk refuses is refused whole: the old state stays, and the error
@@ -59,7 +59,7 @@ func TestDiskRefuses(t *testing.T) {
 				env.Host.Kernel = fakeKernel{f}
 				big := diskSteps()[0]
 				big.File.After.Content = strings.Repeat("new", 30000)
-				_, err := Run(t.Context(), env, []planner.Step{sysctlStep("x", "1", "2"), big}, Options{})
+				_, err := Run(t.Context(), env, []change.Step{sysctlStep("x", "1", "2"), big}, Options{})
 				if !errors.Is(err, c.want) || !strings.Contains(fmt.Sprint(err), c.hint) {
 					t.Errorf("got %v, want %v and %q", err, c.want, c.hint)
 				}

@@ -8,19 +8,21 @@ import (
 	"slices"
 
 	"github.com/ctplan/ctplan/internal/journal"
-	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/change"
+	"github.com/ctplan/ctplan/planner/host"
+	"github.com/ctplan/ctplan/planner/xtables"
 )
 
 // rulesKey names what one iptables-save prints.
 type rulesKey struct {
-	family  planner.Family
-	backend planner.Backend
+	family  host.Family
+	backend host.Backend
 }
 
 // Seen tells the host which rulesets stand in the kernel, read under the lock
 // just now, so that it need not read them again.
-func (h *Host) Seen(rulesets []planner.Ruleset) {
-	h.seen = map[rulesKey]planner.Ruleset{}
+func (h *Host) Seen(rulesets []host.Ruleset) {
+	h.seen = map[rulesKey]host.Ruleset{}
 	for _, r := range rulesets {
 		if r.File == nil {
 			h.seen[rulesKey{r.Family, r.Backend}] = r
@@ -30,7 +32,7 @@ func (h *Host) Seen(rulesets []planner.Ruleset) {
 
 // observeRules remembers how every table of the step will look after each of
 // its sections, so that recovery can tell how far the step came.
-func (h *Host) observeRules(ctx context.Context, s *planner.RulesStep) (journal.Before, error) {
+func (h *Host) observeRules(ctx context.Context, s *change.RulesStep) (journal.Before, error) {
 	live, ok := h.seen[rulesKey{s.Family, s.Backend}]
 	if !ok {
 		var err error
@@ -46,7 +48,7 @@ func (h *Host) observeRules(ctx context.Context, s *planner.RulesStep) (journal.
 	for _, name := range tableNames(s.Sections) {
 		t := journal.TableBefore{Name: name}
 		t.Chains, t.Existed = exist[name]
-		m := planner.Model(live, name)
+		m := xtables.Model(live, name)
 		t.States = append(t.States, digest(m))
 		for _, sec := range s.Sections {
 			if sec.Table == name {
@@ -72,7 +74,7 @@ func (h *Host) undoRules(ctx context.Context, u undo) error {
 		return err
 	}
 	came := progressOf(live, u)
-	var back []planner.Section
+	var back []change.Section
 	switch {
 	case came >= 0:
 		back = inverse(s, came)
@@ -105,7 +107,7 @@ func (h *Host) undoRules(ctx context.Context, u undo) error {
 
 // progressOf returns after how many of the step's sections the rules stand as
 // they do; -1 when no number of sections explains it.
-func progressOf(live planner.Ruleset, u undo) int {
+func progressOf(live host.Ruleset, u undo) int {
 	models := modelsOf(live, tableNames(u.Step.Rules.Sections))
 	for came := range len(u.Step.Rules.Sections) + 1 {
 		if models.stand(u.Before, came) {
@@ -116,17 +118,17 @@ func progressOf(live planner.Ruleset, u undo) int {
 }
 
 // inverse returns the sections that take back the first came sections.
-func inverse(s *planner.RulesStep, came int) []planner.Section {
-	part := planner.Step{Rules: &planner.RulesStep{Sections: s.Sections[:came]}}
+func inverse(s *change.RulesStep, came int) []change.Section {
+	part := change.Step{Rules: &change.RulesStep{Sections: s.Sections[:came]}}
 	return part.Inverse().Rules.Sections
 }
 
 // showsOwn reports whether one of ctplan's chains that the step made stands.
-func showsOwn(live planner.Ruleset, s *planner.RulesStep) bool {
-	return slices.ContainsFunc(s.Sections, func(sec planner.Section) bool {
-		m := planner.Model(live, sec.Table)
-		return slices.ContainsFunc(sec.Ops, func(op planner.RuleOp) bool {
-			return op.Kind == planner.SetChain && m.Has(op.Chain)
+func showsOwn(live host.Ruleset, s *change.RulesStep) bool {
+	return slices.ContainsFunc(s.Sections, func(sec change.Section) bool {
+		m := xtables.Model(live, sec.Table)
+		return slices.ContainsFunc(sec.Ops, func(op change.RuleOp) bool {
+			return op.Kind == change.SetChain && m.Has(op.Chain)
 		})
 	})
 }
@@ -135,11 +137,11 @@ func showsOwn(live planner.Ruleset, s *planner.RulesStep) bool {
 // too: an operation whose result stands already is left out, and a rule is
 // deleted where it is found. Where nothing is left to take back it returns
 // nothing.
-func mend(live planner.Ruleset, back []planner.Section) []planner.Section {
+func mend(live host.Ruleset, back []change.Section) []change.Section {
 	models := modelsOf(live, tableNames(back))
 	out := models.mend(back)
 	for name, m := range models {
-		if digest(m) != digest(planner.Model(live, name)) {
+		if digest(m) != digest(xtables.Model(live, name)) {
 			return out
 		}
 	}
@@ -147,26 +149,26 @@ func mend(live planner.Ruleset, back []planner.Section) []planner.Section {
 }
 
 // tableModels are tables by name.
-type tableModels map[string]*planner.TableModel
+type tableModels map[string]*xtables.TableModel
 
-func modelsOf(live planner.Ruleset, names []string) tableModels {
+func modelsOf(live host.Ruleset, names []string) tableModels {
 	models := tableModels{}
 	for _, name := range names {
-		models[name] = planner.Model(live, name)
+		models[name] = xtables.Model(live, name)
 	}
 	return models
 }
 
 // mend is mend on models, which it changes.
-func (models tableModels) mend(back []planner.Section) []planner.Section {
-	var out []planner.Section
+func (models tableModels) mend(back []change.Section) []change.Section {
+	var out []change.Section
 	inserts := map[string]int{} // of equal rules, by table, chain and rule
 	for _, sec := range back {
 		m := models[sec.Table]
-		var ops []planner.RuleOp
+		var ops []change.RuleOp
 		for _, op := range sec.Ops {
 			key := sec.Table + " " + op.Chain + " " + op.Rule
-			if op.Kind == planner.InsertRule {
+			if op.Kind == change.InsertRule {
 				inserts[key]++
 			}
 			if op, needed := mendOp(m, op, inserts[key]); needed {
@@ -175,14 +177,14 @@ func (models tableModels) mend(back []planner.Section) []planner.Section {
 			}
 		}
 		if len(ops) > 0 {
-			out = append(out, planner.Section{Table: sec.Table, Ops: ops})
+			out = append(out, change.Section{Table: sec.Table, Ops: ops})
 		}
 	}
 	return out
 }
 
 // apply carries sections out on models.
-func (models tableModels) apply(sections []planner.Section) {
+func (models tableModels) apply(sections []change.Section) {
 	for _, sec := range sections {
 		models[sec.Table].Apply(sec.Ops...)
 	}
@@ -202,16 +204,16 @@ func (models tableModels) stand(before journal.Before, came int) bool {
 
 // mendOp fits one operation to the table as it stands; needed is false where
 // its result stands already. An insertion is the nth of equal ones.
-func mendOp(m *planner.TableModel, op planner.RuleOp, nth int) (_ planner.RuleOp, needed bool) {
+func mendOp(m *xtables.TableModel, op change.RuleOp, nth int) (_ change.RuleOp, needed bool) {
 	rules := m.Rules(op.Chain)
 	switch op.Kind {
-	case planner.SetChain:
+	case change.SetChain:
 		op.Was, op.Existed = rules, m.Has(op.Chain)
 		return op, !op.Existed || !slices.Equal(rules, op.Rules)
-	case planner.DropChain:
+	case change.DropChain:
 		op.Was = rules
 		return op, m.Has(op.Chain)
-	case planner.DeleteRule:
+	case change.DeleteRule:
 		op.Pos = slices.Index(rules, op.Rule) + 1
 		return op, op.Pos > 0
 	default:
@@ -227,7 +229,7 @@ func mendOp(m *planner.TableModel, op planner.RuleOp, nth int) (_ planner.RuleOp
 }
 
 // tableNames lists the tables of sections, each once.
-func tableNames(sections []planner.Section) []string {
+func tableNames(sections []change.Section) []string {
 	var names []string
 	for _, s := range sections {
 		if !slices.Contains(names, s.Table) {
@@ -238,7 +240,7 @@ func tableNames(sections []planner.Section) []string {
 }
 
 // digest names the state of a table.
-func digest(m *planner.TableModel) string {
+func digest(m *xtables.TableModel) string {
 	sum := sha256.Sum256([]byte(m.Canonical()))
 	return hex.EncodeToString(sum[:16])
 }

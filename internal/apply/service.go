@@ -8,7 +8,9 @@ import (
 	"time"
 
 	"github.com/ctplan/ctplan/internal/journal"
-	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/change"
+	"github.com/ctplan/ctplan/planner/host"
+	"github.com/ctplan/ctplan/planner/xtables"
 )
 
 // restartTime is how long one command of a service may take.
@@ -16,7 +18,7 @@ const restartTime = 2 * time.Minute
 
 // observeService remembers what a restart takes away: rules, and the values
 // that go with the module.
-func (h *Host) observeService(ctx context.Context, s *planner.ServiceStep) (journal.Before, error) {
+func (h *Host) observeService(ctx context.Context, s *change.ServiceStep) (journal.Before, error) {
 	module, err := h.observeModule()
 	if err != nil {
 		return journal.Before{}, err
@@ -27,14 +29,14 @@ func (h *Host) observeService(ctx context.Context, s *planner.ServiceStep) (jour
 		return journal.Before{}, err
 	}
 	for _, r := range rulesets {
-		before.Rules = append(before.Rules, journal.RulesBefore{Family: r.Family, Backend: r.Backend, Tables: planner.Lines(r)})
+		before.Rules = append(before.Rules, journal.RulesBefore{Family: r.Family, Backend: r.Backend, Tables: xtables.Lines(r)})
 	}
 	return before, nil
 }
 
 // served reads the rules that a service has brought.
-func (h *Host) served(ctx context.Context, s *planner.ServiceStep) ([]planner.Ruleset, error) {
-	var out []planner.Ruleset
+func (h *Host) served(ctx context.Context, s *change.ServiceStep) ([]host.Ruleset, error) {
+	var out []host.Ruleset
 	for _, r := range s.Rules {
 		live, err := h.Rules.Save(ctx, r.Family, r.Backend)
 		if err != nil {
@@ -48,7 +50,7 @@ func (h *Host) served(ctx context.Context, s *planner.ServiceStep) ([]planner.Ru
 
 // restart runs the commands of a service, and has the module loaded again
 // where nothing that the service brought needs it.
-func (h *Host) restart(ctx context.Context, s *planner.ServiceStep) error {
+func (h *Host) restart(ctx context.Context, s *change.ServiceStep) error {
 	was, err := h.served(ctx, s)
 	if err != nil {
 		return err
@@ -70,7 +72,7 @@ func (h *Host) restart(ctx context.Context, s *planner.ServiceStep) error {
 		return err
 	}
 	for i := range was {
-		if table := differing(planner.Lines(was[i]), now[i]); table != "" {
+		if table := differing(xtables.Lines(was[i]), now[i]); table != "" {
 			return fmt.Errorf("after the restart the %s rules of table %s are not what they were", was[i].Family, table)
 		}
 	}
@@ -78,7 +80,7 @@ func (h *Host) restart(ctx context.Context, s *planner.ServiceStep) error {
 }
 
 // command runs one command of a service.
-func (h *Host) command(ctx context.Context, s *planner.ServiceStep, words []string) error {
+func (h *Host) command(ctx context.Context, s *change.ServiceStep, words []string) error {
 	for _, r := range s.Rules {
 		delete(h.seen, rulesKey{r.Family, r.Backend})
 	}
@@ -106,10 +108,10 @@ func (h *Host) loadAgain(ctx context.Context, size int64) error {
 
 // differing names a table that treats packets otherwise than it did; "" where
 // none does.
-func differing(was []planner.TableLines, now planner.Ruleset) string {
+func differing(was []xtables.TableLines, now host.Ruleset) string {
 	for _, t := range tablesOfBoth(was, now) {
-		before := planner.Ruleset{Tables: []planner.Table{tableOf(t)}}
-		if digest(planner.Model(before, t.Name)) != digest(planner.Model(now, t.Name)) {
+		before := host.Ruleset{Tables: []host.Table{tableOf(t)}}
+		if digest(xtables.Model(before, t.Name)) != digest(xtables.Model(now, t.Name)) {
 			return t.Name
 		}
 	}
@@ -118,32 +120,32 @@ func differing(was []planner.TableLines, now planner.Ruleset) string {
 
 // tablesOfBoth are the tables as they were, and as empty those that have come
 // since.
-func tablesOfBoth(was []planner.TableLines, now planner.Ruleset) []planner.TableLines {
-	out := append([]planner.TableLines{}, was...)
-	for _, t := range planner.Lines(now) {
+func tablesOfBoth(was []xtables.TableLines, now host.Ruleset) []xtables.TableLines {
+	out := append([]xtables.TableLines{}, was...)
+	for _, t := range xtables.Lines(now) {
 		known := false
 		for _, w := range was {
 			known = known || w.Name == t.Name
 		}
 		if !known {
-			empty := planner.Ruleset{}
-			out = append(out, planner.TableLines{Name: t.Name, Lines: planner.Model(empty, t.Name).Lines()})
+			empty := host.Ruleset{}
+			out = append(out, xtables.TableLines{Name: t.Name, Lines: xtables.Model(empty, t.Name).Lines()})
 		}
 	}
 	return out
 }
 
 // tableOf reads lines as iptables-save printed them.
-func tableOf(t planner.TableLines) planner.Table {
-	out := planner.Table{Name: t.Name}
+func tableOf(t xtables.TableLines) host.Table {
+	out := host.Table{Name: t.Name}
 	for _, l := range t.Lines {
 		if decl, ok := strings.CutPrefix(l, ":"); ok {
 			chain, policy, _ := strings.Cut(decl, " ")
-			out.Chains = append(out.Chains, planner.ChainDecl{Name: chain, Policy: policy})
+			out.Chains = append(out.Chains, host.ChainDecl{Name: chain, Policy: policy})
 			continue
 		}
 		chain, rule, _ := strings.Cut(strings.TrimPrefix(l, "-A "), " ")
-		out.Rules = append(out.Rules, planner.Rule{Chain: chain, Text: rule})
+		out.Rules = append(out.Rules, host.Rule{Chain: chain, Text: rule})
 	}
 	return out
 }

@@ -7,7 +7,7 @@ import (
 	"maps"
 	"slices"
 
-	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/change"
 )
 
 // nfConntrack is the module of connection tracking.
@@ -23,13 +23,13 @@ func (tx *transaction) settle(ctx context.Context) []LeftStep {
 		return nil
 	}
 	var left []LeftStep
-	check := func(s planner.Step, err error) {
+	check := func(s change.Step, err error) {
 		if err != nil {
 			commands := h.manual(ctx, undo{Step: s}, tx.aside(), len(tx.began)+len(left))
 			left = append(left, LeftStep{Step: s, Err: err, Commands: commands})
 		}
 	}
-	module := planner.Step{Addresses: []string{"module." + nfConntrack}, Module: &planner.ModuleStep{Module: nfConntrack, Load: !was.Loaded}}
+	module := change.Step{Addresses: []string{"module." + nfConntrack}, Module: &change.ModuleStep{Module: nfConntrack, Load: !was.Loaded}}
 	loaded, err := h.Kernel.Loaded(nfConntrack)
 	switch {
 	case err != nil:
@@ -46,7 +46,7 @@ func (tx *transaction) settle(ctx context.Context) []LeftStep {
 	if err == nil && size > 0 && was.Hashsize > 0 && size != was.Hashsize {
 		err = h.Kernel.SetHashsize(was.Hashsize)
 	}
-	check(planner.Step{Addresses: []string{"sysfs.nf_conntrack.hashsize"}, Hashsize: &planner.HashsizeStep{Before: was.Hashsize, After: size}}, err)
+	check(change.Step{Addresses: []string{"sysfs.nf_conntrack.hashsize"}, Hashsize: &change.HashsizeStep{Before: was.Hashsize, After: size}}, err)
 	for _, key := range slices.Sorted(maps.Keys(was.Sysctls)) {
 		now, err := h.Kernel.Sysctl(key)
 		if errors.Is(err, fs.ErrNotExist) {
@@ -55,7 +55,7 @@ func (tx *transaction) settle(ctx context.Context) []LeftStep {
 		if err == nil && !sameValue(now, was.Sysctls[key]) {
 			err = h.Kernel.SetSysctl(key, was.Sysctls[key])
 		}
-		check(planner.Step{Addresses: []string{"sysctl." + key}, Sysctl: &planner.SysctlStep{Key: key, Before: was.Sysctls[key], After: now}}, err)
+		check(change.Step{Addresses: []string{"sysctl." + key}, Sysctl: &change.SysctlStep{Key: key, Before: was.Sysctls[key], After: now}}, err)
 	}
 	return left
 }

@@ -18,7 +18,8 @@ import (
 	"github.com/ctplan/ctplan/internal/hostfile"
 	"github.com/ctplan/ctplan/internal/journal"
 	"github.com/ctplan/ctplan/internal/run"
-	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/host"
+	"github.com/ctplan/ctplan/planner/modules"
 	"github.com/ctplan/ctplan/providers/iptables"
 	"github.com/ctplan/ctplan/providers/kmod"
 	"github.com/ctplan/ctplan/providers/sysctl"
@@ -66,11 +67,11 @@ type systemRules struct {
 	runner run.Runner
 }
 
-func (r systemRules) Save(ctx context.Context, f planner.Family, b planner.Backend) (planner.Ruleset, error) {
+func (r systemRules) Save(ctx context.Context, f host.Family, b host.Backend) (host.Ruleset, error) {
 	name := saveCommand(f, b)
 	out, err := r.runner.Run(ctx, run.Cmd{Path: name})
 	if err != nil {
-		return planner.Ruleset{}, fmt.Errorf("reading the %s rules: %w", f, err)
+		return host.Ruleset{}, fmt.Errorf("reading the %s rules: %w", f, err)
 	}
 	rs, err := iptables.Parse(f, string(out))
 	rs.Backend = b
@@ -79,9 +80,9 @@ func (r systemRules) Save(ctx context.Context, f planner.Family, b planner.Backe
 
 // saveCommand is the command that saves a family through a backend: the one
 // named after the backend, which releases before 1.8 do not have.
-func saveCommand(f planner.Family, b planner.Backend) string {
+func saveCommand(f host.Family, b host.Backend) string {
 	name := "iptables"
-	if f == planner.IPv6 {
+	if f == host.IPv6 {
 		name = "ip6tables"
 	}
 	if exact := fmt.Sprintf("%s-%s-save", name, b); exists(exact) {
@@ -95,15 +96,15 @@ func exists(command string) bool {
 	return err == nil
 }
 
-func (systemRules) Tables(f planner.Family, b planner.Backend) (map[string][]string, error) {
-	if b != planner.NFT {
+func (systemRules) Tables(f host.Family, b host.Backend) (map[string][]string, error) {
+	if b != host.NFT {
 		return nil, nil
 	}
 	return nftTables(f)
 }
 
-func (systemRules) Trim(f planner.Family, b planner.Backend, before journal.TableBefore) error {
-	if b != planner.NFT {
+func (systemRules) Trim(f host.Family, b host.Backend, before journal.TableBefore) error {
+	if b != host.NFT {
 		return nil
 	}
 	return nftTrim(f, before)
@@ -112,9 +113,9 @@ func (systemRules) Trim(f planner.Family, b planner.Backend, before journal.Tabl
 // systemFiles are the files under root.
 type systemFiles struct{ root string }
 
-func (s systemFiles) Read(path string) (planner.File, error) { return hostfile.Read(s.root, path) }
+func (s systemFiles) Read(path string) (host.File, error) { return hostfile.Read(s.root, path) }
 
-func (s systemFiles) Write(before, after planner.File) error {
+func (s systemFiles) Write(before, after host.File) error {
 	return hostfile.Write(s.root, before, after)
 }
 
@@ -184,7 +185,7 @@ func (k systemKernel) SetHashsize(buckets int64) error { return kmod.SetHashsize
 
 func (k systemKernel) Loaded(module string) (bool, error) {
 	loaded, err := kmod.ReadModules(k.root)
-	return slices.ContainsFunc(loaded, func(m planner.Module) bool { return m.Name == module }), err
+	return slices.ContainsFunc(loaded, func(m host.Module) bool { return m.Name == module }), err
 }
 
 func (k systemKernel) Load(ctx context.Context, module string) error {
@@ -203,7 +204,7 @@ func (k systemKernel) UnloadUnused(ctx context.Context) error {
 		}
 		used := false
 		for _, m := range loaded { // what was loaded last, and so stands on the others, first
-			if !planner.IsConntrackModule(m.Name) {
+			if !modules.IsConntrack(m.Name) {
 				continue
 			}
 			if m.Refs > 0 {
@@ -223,7 +224,7 @@ func (k systemKernel) Unload(ctx context.Context, module string) error {
 	// iptables-nft never deletes its own. They treat no packet, and come back
 	// with the next rule.
 	if strings.HasPrefix(module, "nft_chain_nat") {
-		for _, f := range planner.Families {
+		for _, f := range host.Families {
 			if err := nftTrim(f, journal.TableBefore{Name: "nat"}); err != nil {
 				return err
 			}

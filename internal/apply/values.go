@@ -10,12 +10,13 @@ import (
 	"strings"
 
 	"github.com/ctplan/ctplan/internal/journal"
-	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/change"
+	"github.com/ctplan/ctplan/planner/host"
 )
 
 // sameFile reports whether two files are the same in everything that a step
 // can change.
-func sameFile(a, b planner.File) bool {
+func sameFile(a, b host.File) bool {
 	if !a.Exists || !b.Exists {
 		return a.Exists == b.Exists
 	}
@@ -32,7 +33,7 @@ func (h *Host) undoFile(u undo) error {
 	if err != nil {
 		return err
 	}
-	same := func(f planner.File) bool { return now.Exists == f.Exists && now.Content == f.Content }
+	same := func(f host.File) bool { return now.Exists == f.Exists && now.Content == f.Content }
 	if !same(s.Before) && !same(s.After) {
 		return fmt.Errorf("%s was changed by somebody else since: it holds neither the old text nor the new one", s.Before.Path)
 	}
@@ -55,7 +56,7 @@ func (h *Host) undoFile(u undo) error {
 	return nil
 }
 
-func (h *Host) undoSysctl(s *planner.SysctlStep, rebooted bool) error {
+func (h *Host) undoSysctl(s *change.SysctlStep, rebooted bool) error {
 	now, err := h.Kernel.Sysctl(s.Key)
 	switch {
 	case s.Before == "":
@@ -84,7 +85,7 @@ func (h *Host) undoSysctl(s *planner.SysctlStep, rebooted bool) error {
 // sameValue compares values as /proc/sys prints them: fields apart by white space.
 func sameValue(a, b string) bool { return slices.Equal(strings.Fields(a), strings.Fields(b)) }
 
-func (h *Host) undoHashsize(s *planner.HashsizeStep, rebooted bool) error {
+func (h *Host) undoHashsize(s *change.HashsizeStep, rebooted bool) error {
 	now, err := h.Kernel.Hashsize()
 	switch {
 	case err != nil:

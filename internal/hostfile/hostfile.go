@@ -25,7 +25,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/host"
 )
 
 // MaxSize is the largest file that Read takes, in bytes. Rules files of busy
@@ -50,10 +50,10 @@ const maxLinks = 40
 //
 // A directory, device, socket or FIFO gives ErrNotRegular, a file of more
 // than MaxSize bytes ErrTooLarge.
-func Read(root, name string) (planner.File, error) {
-	f := planner.File{Path: name}
-	fail := func(err error) (planner.File, error) {
-		return planner.File{Path: name}, fmt.Errorf("reading %s: %w", name, bare(err))
+func Read(root, name string) (host.File, error) {
+	f := host.File{Path: name}
+	fail := func(err error) (host.File, error) {
+		return host.File{Path: name}, fmt.Errorf("reading %s: %w", name, bare(err))
 	}
 	abs := name
 	if root == "" && !path.IsAbs(name) {

@@ -17,7 +17,7 @@ import (
 
 	"github.com/ctplan/ctplan/internal/hostfile"
 	"github.com/ctplan/ctplan/internal/test/testhost"
-	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/host"
 )
 
 // needRoot skips on a laptop and fails under CI=true.
@@ -30,7 +30,7 @@ func needRoot(t *testing.T) {
 }
 
 // tree makes a root with files, and links where the content is "-> target".
-func read(t *testing.T, root, name string) planner.File {
+func read(t *testing.T, root, name string) host.File {
 	t.Helper()
 	f, err := hostfile.Read(root, name)
 	if err != nil {
@@ -179,11 +179,11 @@ func TestWriteKeeps(t *testing.T) {
 		after := before
 		after.Content = "new\n"
 		want := after
-		for _, step := range []struct{ from, to, want planner.File }{
+		for _, step := range []struct{ from, to, want host.File }{
 			{before, after, want},
 			{after, before, before},
-			{before, planner.File{Path: path}, planner.File{Path: path, Target: before.Target}},
-			{planner.File{Path: path}, before, before},
+			{before, host.File{Path: path}, host.File{Path: path, Target: before.Target}},
+			{host.File{Path: path}, before, before},
 		} {
 			if err := hostfile.Write(root, step.from, step.to); err != nil {
 				t.Fatal(i, err)
@@ -218,13 +218,13 @@ func TestWriteNew(t *testing.T) {
 	root := testhost.Tree(t, map[string]string{"/etc/dangling": "-> made/file"})
 	old := unix.Umask(0o077)
 	defer unix.Umask(old)
-	for _, f := range []planner.File{
+	for _, f := range []host.File{
 		{Path: "/etc/modules-load.d/netfilter.conf", Exists: true, Content: "nf_conntrack\n", Mode: 0o644},
 		{Path: "/etc/dangling", Exists: true, Content: "x"},
 		{Path: "/etc/secret", Exists: true, Mode: 0o600, UID: os.Geteuid(), GID: os.Getegid()},
 	} {
 		f.UID, f.GID = os.Geteuid(), os.Getegid()
-		if err := hostfile.Write(root, planner.File{Path: f.Path}, f); err != nil {
+		if err := hostfile.Write(root, host.File{Path: f.Path}, f); err != nil {
 			t.Fatal(err)
 		}
 		got := read(t, root, f.Path)
@@ -241,23 +241,23 @@ func TestWriteNew(t *testing.T) {
 	if err != nil || info.Mode().Perm()&0o700 != 0o700 {
 		t.Error(info, err)
 	}
-	if err := hostfile.Write(root, planner.File{Path: "/etc/a"}, planner.File{Path: "/etc/b"}); err == nil {
+	if err := hostfile.Write(root, host.File{Path: "/etc/a"}, host.File{Path: "/etc/b"}); err == nil {
 		t.Error("two paths: no error")
 	}
 }
 
 func TestWriteChanged(t *testing.T) {
 	root := testhost.Tree(t, map[string]string{"/etc/f": "tampered"})
-	before := planner.File{Path: "/etc/f", Exists: true, Content: "old"}
-	after := planner.File{Path: "/etc/f", Exists: true, Content: "new"}
-	absent := planner.File{Path: "/etc/f"}
-	for _, w := range [][2]planner.File{{before, after}, {before, absent}, {absent, after}} {
+	before := host.File{Path: "/etc/f", Exists: true, Content: "old"}
+	after := host.File{Path: "/etc/f", Exists: true, Content: "new"}
+	absent := host.File{Path: "/etc/f"}
+	for _, w := range [][2]host.File{{before, after}, {before, absent}, {absent, after}} {
 		if err := hostfile.Write(root, w[0], w[1]); !errors.Is(err, hostfile.ErrChanged) {
 			t.Errorf("got %v, want ErrChanged", err)
 		}
 	}
-	gone := planner.File{Path: "/etc/gone", Exists: true, Content: "old"}
-	if err := hostfile.Write(root, gone, planner.File{Path: "/etc/gone", Exists: true, Content: "new"}); !errors.Is(err, hostfile.ErrChanged) {
+	gone := host.File{Path: "/etc/gone", Exists: true, Content: "old"}
+	if err := hostfile.Write(root, gone, host.File{Path: "/etc/gone", Exists: true, Content: "new"}); !errors.Is(err, hostfile.ErrChanged) {
 		t.Errorf("got %v, want ErrChanged", err)
 	}
 	if got := read(t, root, "/etc/f").Content; got != "tampered" {
@@ -271,7 +271,7 @@ func TestWriteSweeps(t *testing.T) {
 	root := testhost.Tree(t, map[string]string{
 		"/etc/f": "old", "/etc/.f7465936548259817352": "half", "/etc/.f.swp": "", "/etc/.f2026": "", "/etc/.fx7465936548259817": "",
 	})
-	f := planner.File{Path: "/etc/f", Exists: true, Content: "old"}
+	f := host.File{Path: "/etc/f", Exists: true, Content: "old"}
 	g := f
 	g.Content = "new"
 	if err := hostfile.Write(root, f, g); err != nil {

@@ -13,7 +13,7 @@ import (
 	"github.com/google/renameio/v2"
 	"golang.org/x/sys/unix"
 
-	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/host"
 )
 
 // newMode is the mode of a file that says nothing of its own.
@@ -30,7 +30,7 @@ const newMode = 0o644
 // names of the file keep the old content.
 //
 // When Write returns nil, the change is on disk and not in caches.
-func Write(root string, before, after planner.File) error {
+func Write(root string, before, after host.File) error {
 	if before.Path != after.Path {
 		return fmt.Errorf("writing %s: the file it replaces is %s", after.Path, before.Path)
 	}
@@ -71,12 +71,12 @@ func Write(root string, before, after planner.File) error {
 	return nil
 }
 
-func same(a, b planner.File) bool { return a.Exists == b.Exists && a.Content == b.Content }
+func same(a, b host.File) bool { return a.Exists == b.Exists && a.Content == b.Content }
 
 // replace writes f beside its place and renames it there. The temporary name
 // begins with a dot and ends in digits, so that nothing that reads a folder of
 // *.conf files, and no run-parts, takes it for one of its own.
-func replace(at string, f planner.File, existed bool) (err error) {
+func replace(at string, f host.File, existed bool) (err error) {
 	tmp, err := renameio.NewPendingFile(at, renameio.WithTempDir(filepath.Dir(at)), renameio.WithStaticPermissions(0o600))
 	if err != nil {
 		return err
@@ -100,7 +100,7 @@ func replace(at string, f planner.File, existed bool) (err error) {
 
 // dress gives the temporary file what f has besides its content. The order
 // matters: chown clears setuid and capabilities, chmod changes an ACL's mask.
-func dress(h *os.File, f planner.File, exact bool) error {
+func dress(h *os.File, f host.File, exact bool) error {
 	if !exact {
 		return h.Chmod(newMode)
 	}

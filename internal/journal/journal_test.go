@@ -15,12 +15,14 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ctplan/ctplan/internal/test/testhost"
-	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/change"
+	"github.com/ctplan/ctplan/planner/host"
+	"github.com/ctplan/ctplan/planner/xtables"
 )
 
 func step(i int) Record {
-	return Record{Kind: Intent, Index: i, Before: &Before{Folders: []string{"/etc/d"}}, Step: &planner.Step{
-		Addresses: []string{"sysctl.x"}, Sysctl: &planner.SysctlStep{Key: "x", Before: "1", After: "2"},
+	return Record{Kind: Intent, Index: i, Before: &Before{Folders: []string{"/etc/d"}}, Step: &change.Step{
+		Addresses: []string{"sysctl.x"}, Sysctl: &change.SysctlStep{Key: "x", Before: "1", After: "2"},
 	}}
 }
 
@@ -284,8 +286,8 @@ func TestFullDisk(t *testing.T) {
 func TestBytes(t *testing.T) {
 	s, j := begin(t)
 	for i, text := range []string{"Gr\xf6\xdfe\n", "\xff\xfe\x00", "é \ufffd \U0010ff80 \U0010ffff", "\xed\xa0\x80", strings.Repeat("\xc3", 3) + "\xa4"} {
-		write(t, j, Record{Kind: Intent, Index: i, Before: &Before{Rules: []RulesBefore{{Tables: []planner.TableLines{{Name: text, Lines: []string{text}}}}}, Module: &ModuleBefore{Sysctls: map[string]string{text: text}}},
-			Step: &planner.Step{File: &planner.FileStep{Before: planner.File{Content: text}}}})
+		write(t, j, Record{Kind: Intent, Index: i, Before: &Before{Rules: []RulesBefore{{Tables: []xtables.TableLines{{Name: text, Lines: []string{text}}}}}, Module: &ModuleBefore{Sysctls: map[string]string{text: text}}},
+			Step: &change.Step{File: &change.FileStep{Before: host.File{Content: text}}}})
 		tx, err := s.Load(1)
 		if err != nil || tx.Err != nil {
 			t.Fatal(err, tx.Err)

@@ -15,7 +15,9 @@ package journal
 import (
 	"time"
 
-	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/change"
+	"github.com/ctplan/ctplan/planner/host"
+	"github.com/ctplan/ctplan/planner/xtables"
 )
 
 // FormatVersion is the version of the records.
@@ -43,9 +45,9 @@ type Record struct {
 	Time   time.Time `json:"time"`
 	Header *Header   `json:"header,omitempty"` // begin
 
-	Index  int           `json:"index,omitempty"`  // step, done, undone, stuck: from 0
-	Step   *planner.Step `json:"step,omitempty"`   // step
-	Before *Before       `json:"before,omitempty"` // step
+	Index  int          `json:"index,omitempty"`  // step, done, undone, stuck: from 0
+	Step   *change.Step `json:"step,omitempty"`   // step
+	Before *Before      `json:"before,omitempty"` // step
 
 	Deadline int64  `json:"deadline,omitempty"` // armed: nanoseconds of CLOCK_BOOTTIME
 	Reason   string `json:"reason,omitempty"`   // rollback, stuck, rolled-back: why
@@ -53,18 +55,18 @@ type Record struct {
 
 // Header says who began a transaction, when, where and for what.
 type Header struct {
-	FormatVersion int          `json:"format_version"`
-	ID            int          `json:"id"`
-	Version       string       `json:"version"` // ctplan's own
-	Time          time.Time    `json:"time"`
-	Who           Who          `json:"who"`
-	Process       Process      `json:"process"`
-	Host          planner.Host `json:"host"`
-	BootID        string       `json:"boot_id"`
-	NetNS         string       `json:"netns"`   // the network namespace, as readlink /proc/self/ns/net prints it
-	Summary       string       `json:"summary"` // of the plan: one line
-	Steps         int          `json:"steps"`
-	Back          bool         `json:"back,omitempty"` // it takes others back
+	FormatVersion int       `json:"format_version"`
+	ID            int       `json:"id"`
+	Version       string    `json:"version"` // ctplan's own
+	Time          time.Time `json:"time"`
+	Who           Who       `json:"who"`
+	Process       Process   `json:"process"`
+	Host          host.Host `json:"host"`
+	BootID        string    `json:"boot_id"`
+	NetNS         string    `json:"netns"`   // the network namespace, as readlink /proc/self/ns/net prints it
+	Summary       string    `json:"summary"` // of the plan: one line
+	Steps         int       `json:"steps"`
+	Back          bool      `json:"back,omitempty"` // it takes others back
 
 	// ConfirmWithin is how long to wait for ctplan confirm; 0 when the new
 	// state stays without.
@@ -102,9 +104,9 @@ type Before struct {
 
 // RulesBefore are all rules of one family before a step.
 type RulesBefore struct {
-	Family  planner.Family       `json:"family"`
-	Backend planner.Backend      `json:"backend"`
-	Tables  []planner.TableLines `json:"tables"`
+	Family  host.Family          `json:"family"`
+	Backend host.Backend         `json:"backend"`
+	Tables  []xtables.TableLines `json:"tables"`
 }
 
 // TableBefore is a table of iptables before a step.
@@ -154,7 +156,7 @@ type Transaction struct {
 
 // Step is a step that began.
 type Step struct {
-	planner.Step
+	change.Step
 	Before Before
 	Done   bool // it is known to have happened
 	Undone bool // it is known to have been taken back

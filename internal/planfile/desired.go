@@ -7,31 +7,32 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/declared"
+	"github.com/ctplan/ctplan/planner/host"
 )
 
 // checkDesired holds a desired state to what schema can yield, because it goes
 // on to become rules and file content.
-func checkDesired(d planner.Desired) error {
-	if !slices.Contains([]planner.Mode{planner.Unmanaged, planner.Disabled, planner.Notrack, planner.Tuned}, d.Mode) {
+func checkDesired(d declared.Desired) error {
+	if !slices.Contains([]declared.Mode{declared.Unmanaged, declared.Disabled, declared.Notrack, declared.Tuned}, d.Mode) {
 		return fmt.Errorf("mode %q", d.Mode)
 	}
-	if p := d.StatefulRules; p != "" && p != planner.RefuseStateful && p != planner.RemoveStateful {
+	if p := d.StatefulRules; p != "" && p != declared.RefuseStateful && p != declared.RemoveStateful {
 		return fmt.Errorf("stateful_rules %q", p)
 	}
-	if r := d.Reload; r != "" && r != planner.ReloadLive && r != planner.ReloadRestart {
+	if r := d.Reload; r != "" && r != declared.ReloadLive && r != declared.ReloadRestart {
 		return fmt.Errorf("reload %q", r)
 	}
-	if d.Mode == planner.Tuned && d.Max == nil {
+	if d.Mode == declared.Tuned && d.Max == nil {
 		return errors.New("mode tuned without max")
 	}
-	for _, s := range []*planner.Setting{d.Max, d.Hashsize} {
+	for _, s := range []*declared.Setting{d.Max, d.Hashsize} {
 		if s != nil && (s.Value < 1 || s.Value > 1<<31-1) {
 			return fmt.Errorf("value %d: it should be 1 to 2147483647", s.Value)
 		}
 	}
 	for _, t := range d.Timeouts {
-		if _, ok := planner.TimeoutKeys[t.Name]; !ok || t.Seconds < 0 || t.Seconds > 1<<32-1 {
+		if _, ok := declared.TimeoutKeys[t.Name]; !ok || t.Seconds < 0 || t.Seconds > 1<<32-1 {
 			return fmt.Errorf("timeout %q = %d", t.Name, t.Seconds)
 		}
 	}
@@ -52,9 +53,9 @@ func checkDesired(d planner.Desired) error {
 	return nil
 }
 
-func checkFamilies(families []planner.Family) error {
+func checkFamilies(families []host.Family) error {
 	for _, f := range families {
-		if !slices.Contains(planner.Families, f) {
+		if !slices.Contains(host.Families, f) {
 			return fmt.Errorf("family %q", f)
 		}
 	}
@@ -67,7 +68,7 @@ const (
 	labels = lower + "ABCDEFGHIJKLMNOPQRSTUVWXYZ" + digits + "._-"
 )
 
-func checkTraffic(t planner.Traffic) error {
+func checkTraffic(t declared.Traffic) error {
 	only := func(s, chars string) bool { return strings.Trim(s, chars) == "" }
 	switch {
 	case t.Name == "" || len(t.Name) > 64 || !only(t.Name, labels):
@@ -76,9 +77,9 @@ func checkTraffic(t planner.Traffic) error {
 		return fmt.Errorf("protocol %q", t.Protocol)
 	case len(t.Interface) > 15 || strings.ContainsFunc(t.Interface, func(r rune) bool { return r <= ' ' || r > '~' || strings.ContainsRune("\"'\\!/", r) }):
 		return fmt.Errorf("interface %q", t.Interface)
-	case !slices.Contains([]planner.Direction{planner.Both, planner.In, planner.Out, planner.Forward}, t.Direction):
+	case !slices.Contains([]declared.Direction{declared.Both, declared.In, declared.Out, declared.Forward}, t.Direction):
 		return fmt.Errorf("direction %q", t.Direction)
-	case !slices.Contains([]planner.Initiator{planner.EitherSide, planner.LocalSide, planner.RemoteSide}, t.Initiator):
+	case !slices.Contains([]declared.Initiator{declared.EitherSide, declared.LocalSide, declared.RemoteSide}, t.Initiator):
 		return fmt.Errorf("initiator %q", t.Initiator)
 	case len(t.Families) == 0:
 		return errors.New("no family")

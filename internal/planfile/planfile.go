@@ -24,7 +24,7 @@ import (
 	"time"
 
 	"github.com/ctplan/ctplan/internal/snapshot"
-	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/declared"
 )
 
 // Plan is the content of a plan file.
@@ -33,7 +33,7 @@ type Plan struct {
 	CtplanVersion string             `json:"ctplan_version"`
 	Created       time.Time          `json:"created"`       // RFC 3339, UTC, whole seconds
 	ConfigDigest  string             `json:"config_digest"` // of the HCL and its variables
-	Desired       planner.Desired    `json:"desired"`
+	Desired       declared.Desired   `json:"desired"`
 	Snapshot      *snapshot.Snapshot `json:"snapshot"`
 }
 

@@ -16,32 +16,34 @@ import (
 
 	"github.com/ctplan/ctplan/internal/snapshot"
 	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/declared"
+	"github.com/ctplan/ctplan/planner/host"
 )
 
 func sample() *Plan {
-	pos := planner.Pos{File: "main.hcl", Line: 3}
+	pos := declared.Pos{File: "main.hcl", Line: 3}
 	return &Plan{
 		FormatVersion: planner.FormatVersion,
 		CtplanVersion: "devel",
 		Created:       time.Date(2026, 11, 22, 21, 0, 0, 0, time.UTC),
 		ConfigDigest:  "sha256:00",
-		Desired: planner.Desired{
-			Block: "web", Source: pos, Mode: planner.Notrack, ModeSource: pos,
-			Notrack: []planner.Traffic{{
-				Name: "dns", Protocol: "udp", Direction: planner.Both, Families: planner.Families,
+		Desired: declared.Desired{
+			Block: "web", Source: pos, Mode: declared.Notrack, ModeSource: pos,
+			Notrack: []declared.Traffic{{
+				Name: "dns", Protocol: "udp", Direction: declared.Both, Families: host.Families,
 				Remote:      []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("2001:db8::1/128")},
-				RemotePorts: []planner.PortRange{{From: 53, To: 53}}, Interface: "eth+", Source: pos,
+				RemotePorts: []host.PortRange{{From: 53, To: 53}}, Interface: "eth+", Source: pos,
 			}},
-			StatefulRules: planner.RefuseStateful, AllowRisk: []planner.Risk{planner.RiskNAT},
-			Families: planner.Families, Files: planner.Files{Sysctl: "/etc/sysctl.d/x.conf"},
+			StatefulRules: declared.RefuseStateful, AllowRisk: []declared.Risk{declared.RiskNAT},
+			Families: host.Families, Files: declared.Files{Sysctl: "/etc/sysctl.d/x.conf"},
 			InitScripts: []string{"/etc/init.d/iptables"},
 		},
 		Snapshot: &snapshot.Snapshot{
 			FormatVersion: planner.FormatVersion,
-			Host:          planner.Host{Name: "web-1", Kernel: "6.1", CPUs: 1, Memory: 1 << 30, PageSize: 4096, PointerSize: 8},
-			Conntrack:     planner.Conntrack{Kind: planner.ConntrackAbsent},
-			Sysctls:       map[string]planner.Sysctl{},
-			Files:         []snapshot.File{{Kind: snapshot.KindSysctl, File: planner.File{Path: "/etc/sysctl.conf", Exists: true, Content: "\xff", Mode: 0o644}}},
+			Host:          host.Host{Name: "web-1", Kernel: "6.1", CPUs: 1, Memory: 1 << 30, PageSize: 4096, PointerSize: 8},
+			Conntrack:     host.Conntrack{Kind: host.ConntrackAbsent},
+			Sysctls:       map[string]host.Sysctl{},
+			Files:         []snapshot.File{{Kind: snapshot.KindSysctl, File: host.File{Path: "/etc/sysctl.conf", Exists: true, Content: "\xff", Mode: 0o644}}},
 		},
 	}
 }

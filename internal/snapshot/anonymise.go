@@ -4,7 +4,7 @@ import (
 	"net/netip"
 	"strings"
 
-	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/host"
 )
 
 // Anonymise hides who the host talks to: every address in its connections
@@ -43,7 +43,7 @@ func (s *Snapshot) Anonymise(keep []netip.Prefix) {
 			a.name(e.Prefix)
 		}
 	}
-	tuple := func(t planner.Tuple) planner.Tuple {
+	tuple := func(t host.Tuple) host.Tuple {
 		t.Src, t.Dst = a.stand(t.Src), a.stand(t.Dst)
 		return t
 	}
@@ -53,15 +53,15 @@ func (s *Snapshot) Anonymise(keep []netip.Prefix) {
 		}
 		return netip.AddrPortFrom(a.stand(p.Addr()), p.Port())
 	}
-	c.Flows = append([]planner.Flow(nil), c.Flows...)
+	c.Flows = append([]host.Flow(nil), c.Flows...)
 	for i := range c.Flows {
 		c.Flows[i].Orig, c.Flows[i].Reply = tuple(c.Flows[i].Orig), tuple(c.Flows[i].Reply)
 	}
-	c.Sockets = append([]planner.Socket(nil), c.Sockets...)
+	c.Sockets = append([]host.Socket(nil), c.Sockets...)
 	for i := range c.Sockets {
 		c.Sockets[i].Local, c.Sockets[i].Remote = end(c.Sockets[i].Local), end(c.Sockets[i].Remote)
 	}
-	c.Operator = append([]planner.Session(nil), c.Operator...)
+	c.Operator = append([]host.Session(nil), c.Operator...)
 	for i := range c.Operator {
 		c.Operator[i].Local, c.Operator[i].Remote = end(c.Operator[i].Local), end(c.Operator[i].Remote)
 	}

@@ -6,25 +6,25 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/host"
 )
 
 func TestAnonymise(t *testing.T) {
 	addr := netip.MustParseAddr
-	tuple := func(a, b string) planner.Tuple {
-		return planner.Tuple{Src: addr(a), Dst: addr(b), SrcPort: 4000, DstPort: 443}
+	tuple := func(a, b string) host.Tuple {
+		return host.Tuple{Src: addr(a), Dst: addr(b), SrcPort: 4000, DstPort: 443}
 	}
-	flow := func(a, b string) planner.Flow {
-		f := planner.Flow{Protocol: 6, Orig: tuple(a, b)}
-		f.Reply = planner.Tuple{Src: f.Orig.Dst, Dst: f.Orig.Src, SrcPort: 443, DstPort: 4000}
+	flow := func(a, b string) host.Flow {
+		f := host.Flow{Protocol: 6, Orig: tuple(a, b)}
+		f.Reply = host.Tuple{Src: f.Orig.Dst, Dst: f.Orig.Src, SrcPort: 443, DstPort: 4000}
 		return f
 	}
 	s := &Snapshot{
-		Rules: []Rules{{Family: planner.IPv4, Text: "*filter\n-A INPUT -s 203.0.113.0/24 -j ACCEPT\n-A INPUT -s 203.0.113.128/25 -j DROP\n-A INPUT -d 192.0.2.200/32 -j DROP\n-A INPUT -m iprange --src-range 192.0.2.10-192.0.2.20 -j DROP\nCOMMIT\n"}},
-		Connections: &planner.Connections{
-			Flows:     []planner.Flow{flow("10.0.0.1", "203.0.113.7"), flow("10.0.0.1", "203.0.113.200"), flow("9.9.9.9", "10.0.0.1"), flow("8.8.8.8", "10.0.0.1"), flow("9.9.9.9", "192.0.2.200"), flow("192.0.2.15", "10.0.0.1"), flow("2a00::1", "2a00::2")},
-			Addresses: []planner.Address{{Interface: "eth0", Prefix: netip.MustParsePrefix("10.0.0.1/24")}},
-			Operator:  []planner.Session{{Local: netip.MustParseAddrPort("10.0.0.1:22"), Remote: netip.MustParseAddrPort("9.9.9.9:5")}},
+		Rules: []Rules{{Family: host.IPv4, Text: "*filter\n-A INPUT -s 203.0.113.0/24 -j ACCEPT\n-A INPUT -s 203.0.113.128/25 -j DROP\n-A INPUT -d 192.0.2.200/32 -j DROP\n-A INPUT -m iprange --src-range 192.0.2.10-192.0.2.20 -j DROP\nCOMMIT\n"}},
+		Connections: &host.Connections{
+			Flows:     []host.Flow{flow("10.0.0.1", "203.0.113.7"), flow("10.0.0.1", "203.0.113.200"), flow("9.9.9.9", "10.0.0.1"), flow("8.8.8.8", "10.0.0.1"), flow("9.9.9.9", "192.0.2.200"), flow("192.0.2.15", "10.0.0.1"), flow("2a00::1", "2a00::2")},
+			Addresses: []host.Address{{Interface: "eth0", Prefix: netip.MustParsePrefix("10.0.0.1/24")}},
+			Operator:  []host.Session{{Local: netip.MustParseAddrPort("10.0.0.1:22"), Remote: netip.MustParseAddrPort("9.9.9.9:5")}},
 		},
 	}
 	s.Anonymise([]netip.Prefix{netip.MustParsePrefix("8.8.8.8/32")})

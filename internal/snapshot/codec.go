@@ -14,6 +14,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/host"
 )
 
 // Encode writes the snapshot as indented JSON.
@@ -92,7 +93,7 @@ func (s *Snapshot) Check() error {
 		return fmt.Errorf("host.pointer_size is %d: it should be 4 or 8", h.PointerSize)
 	}
 	c := s.Conntrack
-	if !slices.Contains([]planner.ConntrackKind{planner.ConntrackAbsent, planner.ConntrackModule, planner.ConntrackBuiltin}, c.Kind) {
+	if !slices.Contains([]host.ConntrackKind{host.ConntrackAbsent, host.ConntrackModule, host.ConntrackBuiltin}, c.Kind) {
 		return fmt.Errorf("conntrack.kind is %q", c.Kind)
 	}
 	if c.Hashsize < 0 || c.Count < 0 || c.Max < 0 {
@@ -109,10 +110,10 @@ func (s *Snapshot) Check() error {
 		}
 	}
 	for i, r := range s.Rules {
-		if !slices.Contains(planner.Families, r.Family) {
+		if !slices.Contains(host.Families, r.Family) {
 			return fmt.Errorf("rules: family %q", r.Family)
 		}
-		if r.Backend != planner.NFT && r.Backend != planner.Legacy {
+		if r.Backend != host.NFT && r.Backend != host.Legacy {
 			return fmt.Errorf("rules: backend %q", r.Backend)
 		}
 		for _, o := range s.Rules[:i] {
@@ -122,7 +123,7 @@ func (s *Snapshot) Check() error {
 		}
 	}
 	if b := s.Boot; b != nil {
-		if !slices.Contains([]string{"", planner.InitSystemd, planner.InitSysv}, b.Init) {
+		if !slices.Contains([]string{"", host.InitSystemd, host.InitSysv}, b.Init) {
 			return fmt.Errorf("boot.init is %q", b.Init)
 		}
 		for _, name := range b.Services {
@@ -199,11 +200,11 @@ func strict(data []byte, into any) error {
 }
 
 type rulesJSON struct {
-	Family  planner.Family  `json:"family"`
-	Backend planner.Backend `json:"backend"`
-	Primary bool            `json:"primary"`
-	Version text            `json:"version"`
-	Text    text            `json:"text"`
+	Family  host.Family  `json:"family"`
+	Backend host.Backend `json:"backend"`
+	Primary bool         `json:"primary"`
+	Version text         `json:"version"`
+	Text    text         `json:"text"`
 
 	Incompatible []string `json:"incompatible,omitempty"`
 }
@@ -260,7 +261,7 @@ func (f *File) UnmarshalJSON(data []byte) error {
 		return err
 	}
 	b := j.File
-	*f = File{j.Kind, planner.File{
+	*f = File{j.Kind, host.File{
 		Path: string(b.Path), Exists: b.Exists, Content: string(b.Content),
 		Mode: b.Mode, UID: b.UID, GID: b.GID, Target: string(b.Target),
 	}, string(j.As)}

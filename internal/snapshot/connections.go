@@ -7,7 +7,7 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/host"
 	"github.com/ctplan/ctplan/providers/flows"
 	"github.com/ctplan/ctplan/providers/kmod"
 )
@@ -56,9 +56,9 @@ func (s *Snapshot) Observe(root, sshConnection string) error {
 	}
 	type flow struct {
 		protocol    uint8
-		orig, reply planner.Tuple
+		orig, reply host.Tuple
 	}
-	flows, sockets := map[flow]int{}, map[planner.Socket]bool{}
+	flows, sockets := map[flow]int{}, map[host.Socket]bool{}
 	for i, f := range s.Connections.Flows {
 		flows[flow{f.Protocol, f.Orig, f.Reply}] = i
 	}
@@ -93,7 +93,7 @@ func (s *Snapshot) Limited(limit int) *Snapshot {
 }
 
 // checkConnections refuses what no kernel reports.
-func checkConnections(c *planner.Connections) error {
+func checkConnections(c *host.Connections) error {
 	if c == nil {
 		return nil
 	}

@@ -8,7 +8,8 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/host"
+	"github.com/ctplan/ctplan/planner/modules"
 )
 
 // Fact is one thing that a plan was made from.
@@ -88,10 +89,10 @@ func (s *Snapshot) Facts() []Fact {
 
 // conntrackModules are connection tracking and what uses it, directly or not.
 // No other module matters to a plan, and merely reading rules can load some.
-func conntrackModules(loaded []planner.Module) map[string]bool {
+func conntrackModules(loaded []host.Module) map[string]bool {
 	tracks := map[string]bool{}
 	for _, m := range loaded {
-		if planner.IsConntrackModule(m.Name) {
+		if modules.IsConntrack(m.Name) {
 			tracks[m.Name] = true
 		}
 	}

@@ -9,7 +9,7 @@ import (
 	"time"
 
 	"github.com/ctplan/ctplan/internal/run"
-	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/host"
 	"github.com/ctplan/ctplan/providers/iptables"
 	"github.com/ctplan/ctplan/providers/netns"
 	"github.com/ctplan/ctplan/providers/nft"
@@ -18,12 +18,12 @@ import (
 // Namespace is another network namespace of the machine, with what stands in
 // it that may need connection tracking.
 type Namespace struct {
-	Inode   uint64             `json:"inode"`             // its identity until it goes
-	Path    string             `json:"path,omitempty"`    // where it is mounted
-	PID     int                `json:"pid,omitempty"`     // a process in it
-	Command string             `json:"command,omitempty"` // that process's name
-	NFT     []planner.NFTTable `json:"nftables,omitempty"`
-	Rules   []Rules            `json:"rules,omitempty"` // of iptables-legacy
+	Inode   uint64          `json:"inode"`             // its identity until it goes
+	Path    string          `json:"path,omitempty"`    // where it is mounted
+	PID     int             `json:"pid,omitempty"`     // a process in it
+	Command string          `json:"command,omitempty"` // that process's name
+	NFT     []host.NFTTable `json:"nftables,omitempty"`
+	Rules   []Rules         `json:"rules,omitempty"` // of iptables-legacy
 }
 
 func newRules(raw iptables.Raw) Rules {
@@ -31,8 +31,8 @@ func newRules(raw iptables.Raw) Rules {
 }
 
 // live parses what the namespace holds.
-func (n Namespace) live() (planner.Namespace, error) {
-	l := planner.Namespace{Inode: n.Inode, Path: n.Path, PID: n.PID, Command: n.Command, NFT: n.NFT}
+func (n Namespace) live() (host.Namespace, error) {
+	l := host.Namespace{Inode: n.Inode, Path: n.Path, PID: n.PID, Command: n.Command, NFT: n.NFT}
 	for _, r := range n.Rules {
 		set, err := parseRules(r)
 		if err != nil {
@@ -47,19 +47,19 @@ func (n Namespace) live() (planner.Namespace, error) {
 var builtinTables = []string{"filter", "nat", "mangle", "raw", "security"}
 
 // readNFT reads the tables of nftables that the rules do not hold.
-func readNFT(rules []Rules) ([]planner.NFTTable, []string) {
+func readNFT(rules []Rules) ([]host.NFTTable, []string) {
 	tables, err := nft.Read(func(family, table string) bool {
 		if !slices.Contains(builtinTables, table) {
 			return false
 		}
 		return slices.ContainsFunc(rules, func(r Rules) bool {
-			return r.Backend == planner.NFT && family == nftFamily[r.Family] && !slices.Contains(r.Incompatible, table)
+			return r.Backend == host.NFT && family == nftFamily[r.Family] && !slices.Contains(r.Incompatible, table)
 		})
 	})
 	return tables, note(err, "rules of native nftables are not taken into account")
 }
 
-var nftFamily = map[planner.Family]string{planner.IPv4: "ip", planner.IPv6: "ip6"}
+var nftFamily = map[host.Family]string{host.IPv4: "ip", host.IPv6: "ip6"}
 
 type othersResult struct {
 	list  []Namespace
@@ -72,8 +72,8 @@ const othersTime = 30 * time.Second
 
 // readOthers reads the other network namespaces. It does so only where their
 // rules matter to this host: where they can hold a module.
-func readOthers(ctx context.Context, root string, runner run.Runner, c planner.Conntrack) (out othersResult) {
-	if c.Kind != planner.ConntrackModule || !c.Loaded {
+func readOthers(ctx context.Context, root string, runner run.Runner, c host.Conntrack) (out othersResult) {
+	if c.Kind != host.ConntrackModule || !c.Loaded {
 		return out
 	}
 	found, err := netns.Find(root)
@@ -103,7 +103,7 @@ func readOther(ctx context.Context, runner run.Runner, f netns.Namespace) (Names
 	err := f.Do(func() error {
 		tables, nftErr := nft.Read(nil)
 		// What needs no tracking there is nobody's business here.
-		n.NFT = slices.DeleteFunc(tables, func(t planner.NFTTable) bool { return len(t.Items) == 0 })
+		n.NFT = slices.DeleteFunc(tables, func(t host.NFTTable) bool { return len(t.Items) == 0 })
 		raws, err := iptables.Tools{Runner: runner}.ReadLegacy(ctx)
 		for _, raw := range raws {
 			n.Rules = append(n.Rules, newRules(raw))
@@ -138,7 +138,7 @@ func (s *Snapshot) checkHolders() error {
 			return fmt.Errorf("namespaces: pid %d", n.PID)
 		}
 		for _, r := range n.Rules {
-			if !slices.Contains(planner.Families, r.Family) || r.Backend != planner.Legacy {
+			if !slices.Contains(host.Families, r.Family) || r.Backend != host.Legacy {
 				return fmt.Errorf("namespaces: rules of family %q and backend %q", r.Family, r.Backend)
 			}
 		}

@@ -9,13 +9,13 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/host"
 )
 
 // readHost reads who the host is and what it is made of. /proc and /sys are
 // those under root.
-func readHost(root string) (planner.Host, error) {
-	h := planner.Host{
+func readHost(root string) (host.Host, error) {
+	h := host.Host{
 		Name:        line(root, "/proc/sys/kernel/hostname"),
 		MachineID:   line(root, "/etc/machine-id"),
 		BootID:      line(root, "/proc/sys/kernel/random/boot_id"),

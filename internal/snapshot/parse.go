@@ -3,7 +3,7 @@ package snapshot
 import (
 	"errors"
 
-	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/host"
 	"github.com/ctplan/ctplan/providers/initscript"
 	"github.com/ctplan/ctplan/providers/iptables"
 	"github.com/ctplan/ctplan/providers/kmod"
@@ -12,7 +12,7 @@ import (
 )
 
 // parseRules parses what iptables-save printed, unless that was done on reading.
-func parseRules(r Rules) (planner.Ruleset, error) {
+func parseRules(r Rules) (host.Ruleset, error) {
 	raw := r.read
 	raw.Family, raw.Backend, raw.Primary, raw.Text = r.Family, r.Backend, r.Primary, r.Text
 	set, err := raw.Ruleset()
@@ -22,17 +22,17 @@ func parseRules(r Rules) (planner.Ruleset, error) {
 
 // parseSaved parses a saved rules file. One that cannot be read is for the
 // planner to refuse, with its line: the rest of the plan still stands.
-func parseSaved(family planner.Family, f planner.File) (planner.Ruleset, error) {
+func parseSaved(family host.Family, f host.File) (host.Ruleset, error) {
 	set, err := iptables.ParseFile(family, f)
 	var syntax *iptables.SyntaxError
 	if errors.As(err, &syntax) {
-		return planner.Ruleset{Family: family, File: &f, Refusal: syntax.Problem, RefusalLine: syntax.Line}, nil
+		return host.Ruleset{Family: family, File: &f, Refusal: syntax.Problem, RefusalLine: syntax.Line}, nil
 	}
 	return set, err
 }
 
 // parseFile parses f by its kind into l.
-func parseFile(f File, l *planner.Live) error {
+func parseFile(f File, l *host.Live) error {
 	switch f.Kind {
 	case KindSysctl:
 		l.SysctlFiles = append(l.SysctlFiles, parseSysctl(f.File, f.As))
@@ -52,9 +52,9 @@ func parseFile(f File, l *planner.Live) error {
 	case KindInitConfig:
 		l.InitConfigs = append(l.InitConfigs, initscript.ParseConfig(f.File))
 	case KindRulesV4, KindRulesV6:
-		family := planner.IPv4
+		family := host.IPv4
 		if f.Kind == KindRulesV6 {
-			family = planner.IPv6
+			family = host.IPv6
 		}
 		set, err := parseSaved(family, f.File)
 		if err != nil {
@@ -65,19 +65,19 @@ func parseFile(f File, l *planner.Live) error {
 	return nil
 }
 
-func parseSysctl(f planner.File, as string) planner.SysctlFile {
+func parseSysctl(f host.File, as string) host.SysctlFile {
 	p := sysctl.Parse(f)
 	p.As = as
 	return p
 }
 
-func parseModprobe(f planner.File, as string) planner.ModprobeFile {
+func parseModprobe(f host.File, as string) host.ModprobeFile {
 	p := kmod.ParseModprobe(f)
 	p.As = as
 	return p
 }
 
-func parseModulesLoad(f planner.File, as string) planner.ModulesLoadFile {
+func parseModulesLoad(f host.File, as string) host.ModulesLoadFile {
 	p := kmod.ParseModulesLoad(f)
 	p.As = as
 	return p

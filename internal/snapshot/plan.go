@@ -7,6 +7,10 @@ import (
 	"slices"
 
 	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/change"
+	"github.com/ctplan/ctplan/planner/declared"
+	"github.com/ctplan/ctplan/planner/etc"
+	"github.com/ctplan/ctplan/planner/host"
 	"github.com/ctplan/ctplan/providers/initscript"
 )
 
@@ -14,16 +18,16 @@ import (
 // and after the plan. The latter comes from the very bytes that the plan
 // writes, read by the parsers that read the host, so that an edit and its
 // forecast cannot disagree.
-func Plan(d planner.Desired, l planner.Live) (planner.Plan, error) {
+func Plan(d declared.Desired, l host.Live) (planner.Plan, error) {
 	return foreseen(d, l, planner.Diff(d, l))
 }
 
 // Draft is Plan without judging what becomes of connections: see planner.Draft.
-func Draft(d planner.Desired, l planner.Live) (planner.Plan, error) {
+func Draft(d declared.Desired, l host.Live) (planner.Plan, error) {
 	return foreseen(d, l, planner.Draft(d, l))
 }
 
-func foreseen(d planner.Desired, l planner.Live, p planner.Plan) (planner.Plan, error) {
+func foreseen(d declared.Desired, l host.Live, p planner.Plan) (planner.Plan, error) {
 	after, err := afterPlan(d, l, p)
 	if err != nil {
 		return planner.Plan{}, err
@@ -33,27 +37,27 @@ func foreseen(d planner.Desired, l planner.Live, p planner.Plan) (planner.Plan, 
 
 // afterPlan is the host with the plan's files in place of its own. Everything
 // else is as it is.
-func afterPlan(d planner.Desired, l planner.Live, p planner.Plan) (planner.Live, error) {
+func afterPlan(d declared.Desired, l host.Live, p planner.Plan) (host.Live, error) {
 	for _, c := range p.Changes {
-		change, ok := c.(*planner.FileChange)
+		change, ok := c.(*change.FileChange)
 		if !ok {
 			continue
 		}
 		f := change.After
 		switch {
-		case put(&l.SysctlFiles, sysctlPath, f.Path, func(old planner.SysctlFile) planner.SysctlFile { return parseSysctl(f, old.As) }):
-		case put(&l.ModprobeFiles, modprobePath, f.Path, func(old planner.ModprobeFile) planner.ModprobeFile { return parseModprobe(f, old.As) }):
-		case put(&l.ModulesLoad, loadPath, f.Path, func(old planner.ModulesLoadFile) planner.ModulesLoadFile { return parseModulesLoad(f, old.As) }):
-		case put(&l.InitScripts, func(s planner.InitScript) string { return s.Path }, f.Path, func(planner.InitScript) planner.InitScript { return initscript.Parse(f) }):
-		case put(&l.InitConfigs, func(c planner.InitConfig) string { return c.Path }, f.Path, func(planner.InitConfig) planner.InitConfig { return initscript.ParseConfig(f) }):
-		case f.Path == planner.SysctlTarget(d, l):
-			insert(&l.SysctlFiles, parseSysctl(f, ""), func(s planner.SysctlFile) string { return cmp.Or(s.As, s.Path) })
-		case f.Path == cmp.Or(d.Files.Modprobe, planner.DefaultModprobeFile):
-			insert(&l.ModprobeFiles, parseModprobe(f, ""), func(m planner.ModprobeFile) string { return cmp.Or(m.As, m.Path) })
-		case f.Path == cmp.Or(d.Files.ModulesLoad, planner.DefaultModulesLoadFile):
-			insert(&l.ModulesLoad, parseModulesLoad(f, ""), func(m planner.ModulesLoadFile) string { return cmp.Or(m.As, m.Path) })
+		case put(&l.SysctlFiles, sysctlPath, f.Path, func(old host.SysctlFile) host.SysctlFile { return parseSysctl(f, old.As) }):
+		case put(&l.ModprobeFiles, modprobePath, f.Path, func(old host.ModprobeFile) host.ModprobeFile { return parseModprobe(f, old.As) }):
+		case put(&l.ModulesLoad, loadPath, f.Path, func(old host.ModulesLoadFile) host.ModulesLoadFile { return parseModulesLoad(f, old.As) }):
+		case put(&l.InitScripts, func(s host.InitScript) string { return s.Path }, f.Path, func(host.InitScript) host.InitScript { return initscript.Parse(f) }):
+		case put(&l.InitConfigs, func(c host.InitConfig) string { return c.Path }, f.Path, func(host.InitConfig) host.InitConfig { return initscript.ParseConfig(f) }):
+		case f.Path == etc.SysctlTarget(d, l):
+			insert(&l.SysctlFiles, parseSysctl(f, ""), func(s host.SysctlFile) string { return cmp.Or(s.As, s.Path) })
+		case f.Path == cmp.Or(d.Files.Modprobe, etc.DefaultModprobeFile):
+			insert(&l.ModprobeFiles, parseModprobe(f, ""), func(m host.ModprobeFile) string { return cmp.Or(m.As, m.Path) })
+		case f.Path == cmp.Or(d.Files.ModulesLoad, etc.DefaultModulesLoadFile):
+			insert(&l.ModulesLoad, parseModulesLoad(f, ""), func(m host.ModulesLoadFile) string { return cmp.Or(m.As, m.Path) })
 		default:
-			i := slices.IndexFunc(l.SavedRules, func(r planner.Ruleset) bool { return r.File.Path == f.Path })
+			i := slices.IndexFunc(l.SavedRules, func(r host.Ruleset) bool { return r.File.Path == f.Path })
 			if i < 0 {
 				return l, fmt.Errorf("foreseeing the boot: the plan changes %s, which is no file that boot reads", f.Path)
 			}
@@ -68,9 +72,9 @@ func afterPlan(d planner.Desired, l planner.Live, p planner.Plan) (planner.Live,
 	return l, nil
 }
 
-func sysctlPath(s planner.SysctlFile) string     { return s.Path }
-func modprobePath(m planner.ModprobeFile) string { return m.Path }
-func loadPath(m planner.ModulesLoadFile) string  { return m.Path }
+func sysctlPath(s host.SysctlFile) string     { return s.Path }
+func modprobePath(m host.ModprobeFile) string { return m.Path }
+func loadPath(m host.ModulesLoadFile) string  { return m.Path }
 
 // put replaces the file at path in a list that others share, if it is there.
 func put[F any](list *[]F, pathOf func(F) string, path string, parse func(old F) F) bool {

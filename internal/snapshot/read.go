@@ -12,6 +12,9 @@ import (
 	"github.com/ctplan/ctplan/internal/hostfile"
 	"github.com/ctplan/ctplan/internal/run"
 	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/declared"
+	"github.com/ctplan/ctplan/planner/etc"
+	"github.com/ctplan/ctplan/planner/host"
 	"github.com/ctplan/ctplan/providers/boot"
 	"github.com/ctplan/ctplan/providers/initscript"
 	"github.com/ctplan/ctplan/providers/iptables"
@@ -22,10 +25,10 @@ import (
 
 // Options say what to read.
 type Options struct {
-	Root        string        // prefix of all paths, for tests; "" on a real host
-	Runner      run.Runner    // nil: run.Exec
-	Files       planner.Files // paths that the HCL names
-	InitScripts []string      // the same; nil: the usual ones
+	Root        string         // prefix of all paths, for tests; "" on a real host
+	Runner      run.Runner     // nil: run.Exec
+	Files       declared.Files // paths that the HCL names
+	InitScripts []string       // the same; nil: the usual ones
 }
 
 // Read reads the host.
@@ -55,7 +58,7 @@ type rulesResult struct {
 }
 
 type restResult struct {
-	sysctls map[string]planner.Sysctl
+	sysctls map[string]host.Sysctl
 	notes   []string
 }
 
@@ -90,13 +93,13 @@ func Start(ctx context.Context, root string, runner run.Runner) (*Reader, error)
 }
 
 // Host is who the host is.
-func (r *Reader) Host() planner.Host { return r.s.Host }
+func (r *Reader) Host() host.Host { return r.s.Host }
 
 // Conntrack is the state of nf_conntrack.
-func (r *Reader) Conntrack() planner.Conntrack { return r.s.Conntrack }
+func (r *Reader) Conntrack() host.Conntrack { return r.s.Conntrack }
 
 // Finish reads the rest and returns the snapshot. It is to be called once.
-func (r *Reader) Finish(files planner.Files, initScripts []string) (*Snapshot, error) {
+func (r *Reader) Finish(files declared.Files, initScripts []string) (*Snapshot, error) {
 	s := &r.s
 	var err error
 	if s.Modules, err = kmod.ReadModules(r.root); err != nil {
@@ -133,7 +136,7 @@ func (r *Reader) Finish(files planner.Files, initScripts []string) (*Snapshot, e
 
 // readFiles reads every file that boot reads and that can hold connection
 // tracking up.
-func (r *Reader) readFiles(files planner.Files, initScripts []string) error {
+func (r *Reader) readFiles(files declared.Files, initScripts []string) error {
 	type group struct {
 		kind  Kind
 		files []hostfile.Conf
@@ -168,9 +171,9 @@ func (r *Reader) readFiles(files planner.Files, initScripts []string) error {
 	// These ctplan may have to write, so it must be able to read them. Of the
 	// others it only wants to know.
 	ours := []string{
-		cmp.Or(files.Sysctl, planner.DefaultSysctlFile),
-		cmp.Or(files.Modprobe, planner.DefaultModprobeFile),
-		cmp.Or(files.ModulesLoad, planner.DefaultModulesLoadFile),
+		cmp.Or(files.Sysctl, etc.DefaultSysctlFile),
+		cmp.Or(files.Modprobe, etc.DefaultModprobeFile),
+		cmp.Or(files.ModulesLoad, etc.DefaultModulesLoadFile),
 	}
 	for _, g := range groups {
 		r.s.Notes = append(r.s.Notes, note(g.err, "what stands there is not taken into account")...)
@@ -190,8 +193,8 @@ func (r *Reader) readFiles(files planner.Files, initScripts []string) error {
 	return nil
 }
 
-func savedKind(f planner.Family) Kind {
-	if f == planner.IPv6 {
+func savedKind(f host.Family) Kind {
+	if f == host.IPv6 {
 		return KindRulesV6
 	}
 	return KindRulesV4
@@ -212,7 +215,7 @@ func note(err error, consequence string) []string {
 // For returns the snapshot as Read would have taken it for these paths: where
 // the HCL names the init scripts or rules files, the ones found by themselves
 // do not count.
-func (s *Snapshot) For(files planner.Files, initScripts []string) *Snapshot {
+func (s *Snapshot) For(files declared.Files, initScripts []string) *Snapshot {
 	named := map[Kind][]string{}
 	if initScripts != nil {
 		named[KindInitScript] = initScripts
@@ -235,7 +238,7 @@ func (s *Snapshot) For(files planner.Files, initScripts []string) *Snapshot {
 }
 
 // Missing returns the paths that the HCL names and the snapshot does not hold.
-func (s *Snapshot) Missing(files planner.Files, initScripts []string) []string {
+func (s *Snapshot) Missing(files declared.Files, initScripts []string) []string {
 	wanted := map[string]bool{}
 	for _, p := range slices.Concat(initScripts, []string{files.Sysctl, files.Modprobe, files.ModulesLoad, files.RulesV4, files.RulesV6}) {
 		if p != "" {

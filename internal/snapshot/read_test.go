@@ -12,7 +12,9 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/ctplan/ctplan/internal/test/nstest"
-	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/declared"
+	"github.com/ctplan/ctplan/planner/etc"
+	"github.com/ctplan/ctplan/planner/host"
 )
 
 // TestRead reads a real kernel and a real /etc.
@@ -39,7 +41,7 @@ func testRead(t *testing.T, ns *nstest.NS) {
 		t.Fatal(err)
 	}
 
-	for _, backend := range []planner.Backend{planner.NFT, planner.Legacy} {
+	for _, backend := range []host.Backend{host.NFT, host.Legacy} {
 		ns.Use(backend)
 		ns.Run("iptables", "-F")
 		ns.Run("iptables", "-A", "INPUT", "-p", "tcp", "--dport", "22", "-j", "ACCEPT")
@@ -64,7 +66,7 @@ func testRead(t *testing.T, ns *nstest.NS) {
 		if d := cmp.Diff(there, here, cmpopts.EquateEmpty()); d != "" {
 			t.Errorf("what was parsed while it was read (-of the text +while read):\n%s", d)
 		}
-		i := slices.IndexFunc(s.Rules, func(r Rules) bool { return r.Family == planner.IPv4 && r.Primary })
+		i := slices.IndexFunc(s.Rules, func(r Rules) bool { return r.Family == host.IPv4 && r.Primary })
 		if i < 0 || s.Rules[i].Backend != backend || !strings.Contains(s.Rules[i].Text, "--dport 22") {
 			t.Errorf("%s: rules %+v", backend, s.Rules)
 		}
@@ -72,7 +74,7 @@ func testRead(t *testing.T, ns *nstest.NS) {
 		for _, f := range s.Files {
 			content[f.File.Path] = f.File.Content
 		}
-		for _, path := range []string{"/etc/sysctl.conf", "/etc/iptables/rules.v4", "/etc/init.d/iptables", planner.DefaultModprobeFile, planner.DefaultModulesLoadFile} {
+		for _, path := range []string{"/etc/sysctl.conf", "/etc/iptables/rules.v4", "/etc/init.d/iptables", etc.DefaultModprobeFile, etc.DefaultModulesLoadFile} {
 			if _, ok := content[path]; !ok {
 				t.Errorf("%s was not read", path)
 			}
@@ -91,7 +93,7 @@ func testRead(t *testing.T, ns *nstest.NS) {
 		}
 		ns.Run("iptables", "-A", "INPUT", "-j", "ACCEPT")
 		write("/etc/sysctl.conf", "\n")
-		again, err = Read(ctx, Options{Files: planner.Files{RulesV4: "/etc/own.rules"}})
+		again, err = Read(ctx, Options{Files: declared.Files{RulesV4: "/etc/own.rules"}})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"sync"
 
-	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/host"
 	"github.com/ctplan/ctplan/providers/iptables"
 )
 
@@ -14,24 +14,24 @@ const MaxBytes = 256 << 20
 
 // Snapshot is what was read from one host.
 type Snapshot struct {
-	FormatVersion int                       `json:"format_version"`
-	Host          planner.Host              `json:"host"`
-	Conntrack     planner.Conntrack         `json:"conntrack"`
-	Modules       []planner.Module          `json:"modules"` // null: the kernel has no module support
-	Sysctls       map[string]planner.Sysctl `json:"sysctls"`
-	Rules         []Rules                   `json:"rules"`
-	NFT           []planner.NFTTable        `json:"nftables,omitempty"`   // what Rules do not hold
-	Namespaces    []Namespace               `json:"namespaces,omitempty"` // other network namespaces with rules that may need tracking
-	Files         []File                    `json:"files"`
-	Boot          *planner.Boot             `json:"boot,omitempty"`        // absent: not read
-	Connections   *planner.Connections      `json:"connections,omitempty"` // absent: not read
-	Notes         []string                  `json:"notes,omitempty"`       // what could not be read, and what follows from that
+	FormatVersion int                    `json:"format_version"`
+	Host          host.Host              `json:"host"`
+	Conntrack     host.Conntrack         `json:"conntrack"`
+	Modules       []host.Module          `json:"modules"` // null: the kernel has no module support
+	Sysctls       map[string]host.Sysctl `json:"sysctls"`
+	Rules         []Rules                `json:"rules"`
+	NFT           []host.NFTTable        `json:"nftables,omitempty"`   // what Rules do not hold
+	Namespaces    []Namespace            `json:"namespaces,omitempty"` // other network namespaces with rules that may need tracking
+	Files         []File                 `json:"files"`
+	Boot          *host.Boot             `json:"boot,omitempty"`        // absent: not read
+	Connections   *host.Connections      `json:"connections,omitempty"` // absent: not read
+	Notes         []string               `json:"notes,omitempty"`       // what could not be read, and what follows from that
 }
 
 // Rules is what one family's iptables-save printed.
 type Rules struct {
-	Family  planner.Family
-	Backend planner.Backend
+	Family  host.Family
+	Backend host.Backend
 	Primary bool   // plain iptables speaks to this backend
 	Version string // of iptables, "1.8.9"
 	Text    string
@@ -62,15 +62,15 @@ const (
 // which boot reads them.
 type File struct {
 	Kind Kind
-	File planner.File
+	File host.File
 	As   string // the link in a drop-in folder by which boot reads it; empty: only as itself
 }
 
 // Live parses the snapshot. It reads nothing but the snapshot; equal snapshots
 // give equal values. An error names the ruleset or file that is not in its
 // language.
-func (s *Snapshot) Live() (planner.Live, error) {
-	l := planner.Live{
+func (s *Snapshot) Live() (host.Live, error) {
+	l := host.Live{
 		Host:      s.Host,
 		Conntrack: s.Conntrack,
 		Modules:   s.Modules,
@@ -83,7 +83,7 @@ func (s *Snapshot) Live() (planner.Live, error) {
 	}
 	// Rulesets are what takes time on a busy firewall: one goroutine each,
 	// and one for all the files.
-	l.Rulesets = make([]planner.Ruleset, len(s.Rules))
+	l.Rulesets = make([]host.Ruleset, len(s.Rules))
 	errs := make([]error, len(s.Rules))
 	var wg sync.WaitGroup
 	for i, r := range s.Rules {
@@ -102,7 +102,7 @@ func (s *Snapshot) Live() (planner.Live, error) {
 		l.Namespaces = append(l.Namespaces, live)
 	}
 	if err := errors.Join(append(errs, fileErr)...); err != nil {
-		return planner.Live{}, err
+		return host.Live{}, err
 	}
 	return l, nil
 }

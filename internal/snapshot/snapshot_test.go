@@ -12,6 +12,8 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/declared"
+	"github.com/ctplan/ctplan/planner/host"
 	"github.com/ctplan/ctplan/providers/iptables"
 )
 
@@ -19,56 +21,56 @@ import (
 func sample() *Snapshot {
 	return &Snapshot{
 		FormatVersion: planner.FormatVersion,
-		Host: planner.Host{
+		Host: host.Host{
 			Name: "web-1", MachineID: "m", BootID: "b", Kernel: "6.1.0-18-amd64",
 			CPUs: 4, Memory: 8 << 30, PageSize: 4096, PointerSize: 8,
 		},
-		Conntrack: planner.Conntrack{Kind: planner.ConntrackModule, Loaded: true, Hashsize: 65536, InitialNetns: true, Count: 12, Max: 262144},
-		Modules: []planner.Module{
+		Conntrack: host.Conntrack{Kind: host.ConntrackModule, Loaded: true, Hashsize: 65536, InitialNetns: true, Count: 12, Max: 262144},
+		Modules: []host.Module{
 			{Name: "nf_conntrack", Refs: 2, By: []string{"xt_conntrack"}},
 			{Name: "xt_conntrack", Refs: 1},
 		},
-		Sysctls: map[string]planner.Sysctl{
+		Sysctls: map[string]host.Sysctl{
 			"net.netfilter.nf_conntrack_max":   {Value: "262144", Writable: true},
 			"net.netfilter.nf_conntrack_count": {Value: "12"},
 		},
 		Rules: []Rules{
-			{Family: planner.IPv4, Backend: planner.NFT, Primary: true, Version: "1.8.9", Text: "*filter\n:INPUT DROP [0:0]\n:FORWARD ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\n-A INPUT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n-A INPUT -p tcp -m tcp --dport 22 -m comment --comment \"a \\\"b\\\"\" -j ACCEPT\nCOMMIT\n"},
-			{Family: planner.IPv4, Backend: planner.Legacy, Primary: false, Version: "1.8.9", Text: "*raw\n:PREROUTING ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\n-A OUTPUT -o lo -j ACCEPT\nCOMMIT\n"},
-			{Family: planner.IPv6, Backend: planner.NFT, Primary: true, Version: "1.8.9", Text: ""},
+			{Family: host.IPv4, Backend: host.NFT, Primary: true, Version: "1.8.9", Text: "*filter\n:INPUT DROP [0:0]\n:FORWARD ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\n-A INPUT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n-A INPUT -p tcp -m tcp --dport 22 -m comment --comment \"a \\\"b\\\"\" -j ACCEPT\nCOMMIT\n"},
+			{Family: host.IPv4, Backend: host.Legacy, Primary: false, Version: "1.8.9", Text: "*raw\n:PREROUTING ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\n-A OUTPUT -o lo -j ACCEPT\nCOMMIT\n"},
+			{Family: host.IPv6, Backend: host.NFT, Primary: true, Version: "1.8.9", Text: ""},
 		},
-		NFT: []planner.NFTTable{{Family: "inet", Name: "fw", Drops: true, Chains: []planner.NFTChain{{Name: "in", Type: "filter", Hook: "input", Policy: "drop"}},
-			Items: []planner.NFTItem{{Kind: "rule", Chain: "in", Handle: 7, Text: "ct state \x1b[2J new", Uses: []string{"ct", "cmp"}}}}},
+		NFT: []host.NFTTable{{Family: "inet", Name: "fw", Drops: true, Chains: []host.NFTChain{{Name: "in", Type: "filter", Hook: "input", Policy: "drop"}},
+			Items: []host.NFTItem{{Kind: "rule", Chain: "in", Handle: 7, Text: "ct state \x1b[2J new", Uses: []string{"ct", "cmp"}}}}},
 		Namespaces: []Namespace{{Inode: 4026532567, Path: "/run/netns/blue", PID: 77, Command: "nginx",
-			NFT:   []planner.NFTTable{{Family: "ip", Name: "nat", Items: []planner.NFTItem{{Kind: "chain", Name: "POSTROUTING", Uses: []string{"chain nat"}}}}},
-			Rules: []Rules{{Family: planner.IPv4, Backend: planner.Legacy, Text: "*filter\n:INPUT ACCEPT [0:0]\n-A INPUT -m state --state NEW -j ACCEPT\nCOMMIT\n"}}}},
+			NFT:   []host.NFTTable{{Family: "ip", Name: "nat", Items: []host.NFTItem{{Kind: "chain", Name: "POSTROUTING", Uses: []string{"chain nat"}}}}},
+			Rules: []Rules{{Family: host.IPv4, Backend: host.Legacy, Text: "*filter\n:INPUT ACCEPT [0:0]\n-A INPUT -m state --state NEW -j ACCEPT\nCOMMIT\n"}}}},
 		Files: []File{
-			{KindSysctl, planner.File{Path: "/etc/sysctl.conf", Exists: true, Content: "net.ipv4.ip_forward = 1\n", Mode: 0o644}, "/etc/sysctl.d/99-sysctl.conf"},
-			{KindModprobe, planner.File{Path: "/etc/modprobe.d/netfilter.conf"}, ""},
-			{KindModulesLoad, planner.File{Path: "/etc/modules-load.d/netfilter.conf"}, ""},
-			{KindInitScript, planner.File{Path: "/etc/init.d/iptables", Exists: true, Content: "#!/bin/bash\nNF_MODULES_COMMON=(x_tables nf_nat nf_conntrack) # common\n", Mode: 0o755, Target: "/etc/rc.d/init.d/iptables"}, ""},
-			{KindInitConfig, planner.File{Path: "/etc/sysconfig/iptables-config", Exists: true, Content: "IPTABLES_MODULES=\"nf_conntrack_ftp\"\n", Mode: 0o600}, ""},
-			{KindRulesV4, planner.File{Path: "/etc/sysconfig/iptables", Exists: true, Content: "*filter\n:INPUT ACCEPT [0:0]\n-A INPUT -j ACCEPT\nCOMMIT\n", Mode: 0o600, Xattrs: map[string]string{"security.selinux": "c3lzdGVt"}}, ""},
-			{KindScript, planner.File{Path: "/etc/rc.local", Exists: true, Content: "modprobe nf_conntrack\n"}, ""},
-			{KindInitramfs, planner.File{Path: "/etc/initramfs-tools/modules", Exists: true, Content: "nf_conntrack\n"}, ""},
-			{KindNFTables, planner.File{Path: "/etc/nftables.conf", Exists: true, Content: "ct state new\n"}, ""},
+			{KindSysctl, host.File{Path: "/etc/sysctl.conf", Exists: true, Content: "net.ipv4.ip_forward = 1\n", Mode: 0o644}, "/etc/sysctl.d/99-sysctl.conf"},
+			{KindModprobe, host.File{Path: "/etc/modprobe.d/netfilter.conf"}, ""},
+			{KindModulesLoad, host.File{Path: "/etc/modules-load.d/netfilter.conf"}, ""},
+			{KindInitScript, host.File{Path: "/etc/init.d/iptables", Exists: true, Content: "#!/bin/bash\nNF_MODULES_COMMON=(x_tables nf_nat nf_conntrack) # common\n", Mode: 0o755, Target: "/etc/rc.d/init.d/iptables"}, ""},
+			{KindInitConfig, host.File{Path: "/etc/sysconfig/iptables-config", Exists: true, Content: "IPTABLES_MODULES=\"nf_conntrack_ftp\"\n", Mode: 0o600}, ""},
+			{KindRulesV4, host.File{Path: "/etc/sysconfig/iptables", Exists: true, Content: "*filter\n:INPUT ACCEPT [0:0]\n-A INPUT -j ACCEPT\nCOMMIT\n", Mode: 0o600, Xattrs: map[string]string{"security.selinux": "c3lzdGVt"}}, ""},
+			{KindScript, host.File{Path: "/etc/rc.local", Exists: true, Content: "modprobe nf_conntrack\n"}, ""},
+			{KindInitramfs, host.File{Path: "/etc/initramfs-tools/modules", Exists: true, Content: "nf_conntrack\n"}, ""},
+			{KindNFTables, host.File{Path: "/etc/nftables.conf", Exists: true, Content: "ct state new\n"}, ""},
 		},
-		Boot:  &planner.Boot{Init: planner.InitSysv, Services: []string{"iptables"}, Cmdline: []string{"nf_conntrack.hashsize=1024"}},
+		Boot:  &host.Boot{Init: host.InitSysv, Services: []string{"iptables"}, Cmdline: []string{"nf_conntrack.hashsize=1024"}},
 		Notes: []string{"ip6tables is not installed: IPv6 rules were not read"},
 	}
 }
 
 // desired are declarations to plan the sample for, one a mode.
-func desired() []planner.Desired {
-	all := []planner.Desired{
-		{Mode: planner.Unmanaged},
-		{Mode: planner.Disabled, StatefulRules: planner.RemoveStateful},
-		{Mode: planner.Tuned, Max: &planner.Setting{Value: 524288}, Hashsize: &planner.Setting{Value: 131072}},
-		{Mode: planner.Notrack, StatefulRules: planner.RemoveStateful,
-			Notrack: []planner.Traffic{{Name: "t", Protocol: "tcp", Direction: planner.Both, Families: planner.Families}}},
+func desired() []declared.Desired {
+	all := []declared.Desired{
+		{Mode: declared.Unmanaged},
+		{Mode: declared.Disabled, StatefulRules: declared.RemoveStateful},
+		{Mode: declared.Tuned, Max: &declared.Setting{Value: 524288}, Hashsize: &declared.Setting{Value: 131072}},
+		{Mode: declared.Notrack, StatefulRules: declared.RemoveStateful,
+			Notrack: []declared.Traffic{{Name: "t", Protocol: "tcp", Direction: declared.Both, Families: host.Families}}},
 	}
 	for i := range all {
-		all[i].Families = planner.Families
+		all[i].Families = host.Families
 		all[i].Chains = iptables.Render(all[i])
 	}
 	return all
@@ -161,7 +163,7 @@ func TestLive(t *testing.T) {
 		t.Fatal(err)
 	}
 	switch {
-	case len(l.Rulesets) != 3 || !l.Rulesets[0].Primary || l.Rulesets[1].Backend != planner.Legacy:
+	case len(l.Rulesets) != 3 || !l.Rulesets[0].Primary || l.Rulesets[1].Backend != host.Legacy:
 		t.Errorf("rulesets %+v", l.Rulesets)
 	case len(l.Rulesets[0].Tables[0].Rules) != 2:
 		t.Errorf("rules %+v", l.Rulesets[0].Tables[0].Rules)
@@ -181,7 +183,7 @@ func TestLive(t *testing.T) {
 		t.Errorf("rules files of nft %+v", l.NFTFiles)
 	case len(l.NFT) != 1 || len(l.Namespaces) != 1 || len(l.Namespaces[0].NFT) != 1 || len(l.Namespaces[0].Rulesets[0].Tables) != 1:
 		t.Errorf("nftables %+v, namespaces %+v", l.NFT, l.Namespaces)
-	case len(l.SavedRules) != 1 || l.SavedRules[0].Family != planner.IPv4 || l.SavedRules[0].File == nil:
+	case len(l.SavedRules) != 1 || l.SavedRules[0].Family != host.IPv4 || l.SavedRules[0].File == nil:
 		t.Errorf("saved rules %+v", l.SavedRules)
 	}
 }
@@ -286,24 +288,24 @@ func TestCompare(t *testing.T) {
 		{"host.kernel", func(s *Snapshot) { s.Host.Kernel = "6.2" }},
 		{"host.cpus", func(s *Snapshot) { s.Host.CPUs++ }},
 		{"host.memory", func(s *Snapshot) { s.Host.Memory++ }},
-		{"conntrack.kind", func(s *Snapshot) { s.Conntrack.Kind = planner.ConntrackBuiltin }},
+		{"conntrack.kind", func(s *Snapshot) { s.Conntrack.Kind = host.ConntrackBuiltin }},
 		{"conntrack.loaded", func(s *Snapshot) { s.Conntrack.Loaded = false }},
 		{"conntrack.hashsize", func(s *Snapshot) { s.Conntrack.Hashsize++ }},
 		{"conntrack.max", func(s *Snapshot) { s.Conntrack.Max++ }},
 		{"module.nf_conntrack", func(s *Snapshot) { s.Modules[0].By = nil }},
 		{"module.xt_conntrack", func(s *Snapshot) { s.Modules = s.Modules[:1] }},
-		{"module.nf_nat", func(s *Snapshot) { s.Modules = append(s.Modules, planner.Module{Name: "nf_nat"}) }},
+		{"module.nf_nat", func(s *Snapshot) { s.Modules = append(s.Modules, host.Module{Name: "nf_nat"}) }},
 		{"sysctl.net.netfilter.nf_conntrack_max", func(s *Snapshot) {
-			s.Sysctls["net.netfilter.nf_conntrack_max"] = planner.Sysctl{Value: "1", Writable: true}
+			s.Sysctls["net.netfilter.nf_conntrack_max"] = host.Sysctl{Value: "1", Writable: true}
 		}},
 		{"sysctl.net.netfilter.nf_conntrack_max", func(s *Snapshot) {
-			s.Sysctls["net.netfilter.nf_conntrack_max"] = planner.Sysctl{Value: "262144"}
+			s.Sysctls["net.netfilter.nf_conntrack_max"] = host.Sysctl{Value: "262144"}
 		}},
 		{"iptables.ipv4.filter", func(s *Snapshot) { s.Rules[0].Text = strings.Replace(s.Rules[0].Text, "22", "23", 1) }},
 		{"iptables.ipv4.filter", func(s *Snapshot) { s.Rules[0].Text = strings.Replace(s.Rules[0].Text, "INPUT DROP", "INPUT ACCEPT", 1) }},
 		{"iptables.ipv4.legacy.raw", func(s *Snapshot) { s.Rules[1].Text = strings.Replace(s.Rules[1].Text, "-o lo", "-o eth0", 1) }},
 		{"iptables.ipv6.nat", func(s *Snapshot) { s.Rules[2].Text = "*nat\n:OUTPUT ACCEPT [0:0]\n-A OUTPUT -j ACCEPT\nCOMMIT\n" }},
-		{"iptables.ipv6.backend", func(s *Snapshot) { s.Rules[2].Backend = planner.Legacy }},
+		{"iptables.ipv6.backend", func(s *Snapshot) { s.Rules[2].Backend = host.Legacy }},
 		{"iptables.ipv4.backend", func(s *Snapshot) { s.Rules[0].Incompatible = []string{"raw"} }},
 		{"nftables.inet.fw", func(s *Snapshot) { s.NFT[0].Items[0].Handle++ }},
 		{"nftables.inet.fw", func(s *Snapshot) { s.NFT = nil }},
@@ -333,7 +335,7 @@ func TestCompare(t *testing.T) {
 func TestVolatile(t *testing.T) {
 	s := sample()
 	s.Conntrack.Count = 99
-	s.Sysctls["net.netfilter.nf_conntrack_count"] = planner.Sysctl{Value: "99"}
+	s.Sysctls["net.netfilter.nf_conntrack_count"] = host.Sysctl{Value: "99"}
 	s.Modules[0].Refs = 77
 	s.Modules[0], s.Modules[1] = s.Modules[1], s.Modules[0]
 	s.Rules[0].Text = "# Generated by iptables-save v1.8.9 on Sun Nov 22 2026\n" +
@@ -348,7 +350,7 @@ func TestVolatile(t *testing.T) {
 
 func TestForAndMissing(t *testing.T) {
 	s := sample()
-	files := planner.Files{RulesV4: "/srv/rules", Sysctl: "/etc/sysctl.conf"}
+	files := declared.Files{RulesV4: "/srv/rules", Sysctl: "/etc/sysctl.conf"}
 	if got, want := s.Missing(files, []string{"/etc/init.d/iptables", "/opt/init"}), []string{"/opt/init", "/srv/rules"}; !slices.Equal(got, want) {
 		t.Errorf("Missing = %q, want %q", got, want)
 	}
@@ -357,7 +359,7 @@ func TestForAndMissing(t *testing.T) {
 			t.Errorf("%s is still there", f.File.Path)
 		}
 	}
-	if s.For(planner.Files{}, nil) != s || len(s.Files) != 9 {
+	if s.For(declared.Files{}, nil) != s || len(s.Files) != 9 {
 		t.Error("For changed the snapshot")
 	}
 }
@@ -431,14 +433,14 @@ func ExampleCompare() {
 // TestForeignModules holds facts to the modules that a plan can be about:
 // reading rules can load others.
 func TestForeignModules(t *testing.T) {
-	tracked := planner.Module{Name: "nf_conntrack", By: []string{"nf_nat"}}
-	a := &Snapshot{Modules: []planner.Module{tracked, {Name: "nf_nat"}, {Name: "libcrc32c", By: []string{"nf_conntrack"}}}}
-	b := &Snapshot{Modules: []planner.Module{tracked, {Name: "nf_nat"}, {Name: "nf_tables"}, {Name: "libcrc32c", By: []string{"nf_conntrack", "nf_tables"}}}}
+	tracked := host.Module{Name: "nf_conntrack", By: []string{"nf_nat"}}
+	a := &Snapshot{Modules: []host.Module{tracked, {Name: "nf_nat"}, {Name: "libcrc32c", By: []string{"nf_conntrack"}}}}
+	b := &Snapshot{Modules: []host.Module{tracked, {Name: "nf_nat"}, {Name: "nf_tables"}, {Name: "libcrc32c", By: []string{"nf_conntrack", "nf_tables"}}}}
 	if diff := Compare(a, b); len(diff) > 0 {
 		t.Errorf("modules without a bearing on tracking differ: %q", diff)
 	}
 	b.Modules[1].By = []string{"iptable_nat"}
-	b.Modules = append(b.Modules, planner.Module{Name: "iptable_nat"})
+	b.Modules = append(b.Modules, host.Module{Name: "iptable_nat"})
 	if want, diff := []string{"module.iptable_nat", "module.nf_nat"}, Compare(a, b); !slices.Equal(diff, want) {
 		t.Errorf("a new user of nf_nat makes %q differ, want %q", diff, want)
 	}

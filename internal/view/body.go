@@ -6,7 +6,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/ctplan/ctplan/internal/textdiff"
-	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/change"
 )
 
 // How much of one change is shown unless Options.Full asks for all of it.
@@ -40,12 +40,12 @@ type row struct {
 
 // body returns the lines that show what a change does to its object; none
 // where the headline has said it.
-func body(c planner.Change, full bool) []row {
+func body(c change.Change, full bool) []row {
 	var rows []row
 	switch c := c.(type) {
-	case *planner.RulesChange:
+	case *change.RulesChange:
 		rows = rulesBody(c)
-	case *planner.FileChange:
+	case *change.FileChange:
 		rows = fileBody(c)
 	}
 	if full {
@@ -55,7 +55,7 @@ func body(c planner.Change, full bool) []row {
 }
 
 // rulesBody is a diff of a table as iptables-save prints it.
-func rulesBody(c *planner.RulesChange) []row {
+func rulesBody(c *change.RulesChange) []row {
 	var rows []row
 	at := 0 // lines of Before that have been accounted for
 	for _, h := range textdiff.Lines(c.Before, c.After, context) {
@@ -87,7 +87,7 @@ func unchanged(rows []row, n int) []row {
 }
 
 // fileBody is a unified diff of a file.
-func fileBody(c *planner.FileChange) []row {
+func fileBody(c *change.FileChange) []row {
 	var rows []row
 	for _, h := range textdiff.Lines(textdiff.Split(c.Before.Content), textdiff.Split(c.After.Content), context) {
 		rows = append(rows, row{mark: header, text: h.Header()})
@@ -144,28 +144,28 @@ func more(n int, m mark) row {
 
 // effect is what a change does where that takes a few words, such as
 // "65536 -> 524288". It is clean.
-func effect(c planner.Change) string {
+func effect(c change.Change) string {
 	switch c := c.(type) {
-	case *planner.RulesChange:
+	case *change.RulesChange:
 		if c.Backend == "" {
 			return ""
 		}
 		return "(" + Clean(string(c.Backend)) + ")"
-	case *planner.SysctlChange:
+	case *change.SysctlChange:
 		if c.Before == c.After {
 			return value(c.After) + ", set again"
 		}
 		return value(c.Before) + " -> " + value(c.After)
-	case *planner.HashsizeChange:
+	case *change.HashsizeChange:
 		return fmt.Sprintf("%d -> %d buckets", c.Before, c.After)
-	case *planner.ModuleChange:
+	case *change.ModuleChange:
 		if c.Load {
 			return "load"
 		}
 		return "unload"
-	case *planner.FileChange:
+	case *change.FileChange:
 		return fileEffect(c)
-	case *planner.ServiceChange:
+	case *change.ServiceChange:
 		var commands []string
 		for _, words := range c.Step.Commands {
 			commands = append(commands, Clean(strings.Join(words, " ")))
@@ -183,7 +183,7 @@ func value(s string) string {
 }
 
 // fileEffect is everything about a file but its content.
-func fileEffect(c *planner.FileChange) string {
+func fileEffect(c *change.FileChange) string {
 	var parts []string
 	b, a := c.Before, c.After
 	switch {

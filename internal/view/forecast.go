@@ -6,6 +6,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/boot"
 )
 
 // bootRow is one fact of a boot that the plan changes. It is clean.
@@ -22,15 +23,15 @@ func (o outcome) String() string {
 }
 
 // outcomes lists what a boot comes to.
-func outcomes(f planner.Forecast) []outcome {
-	module := map[planner.ModuleState]string{
-		planner.ModuleLoaded: "loaded", planner.ModuleUnloaded: "not loaded", planner.ModuleBuiltin: "built in", planner.ModuleAbsent: "absent",
+func outcomes(f boot.Forecast) []outcome {
+	module := map[boot.ModuleState]string{
+		boot.ModuleLoaded: "loaded", boot.ModuleUnloaded: "not loaded", boot.ModuleBuiltin: "built in", boot.ModuleAbsent: "absent",
 	}[f.Module.State]
 	if module == "" {
 		module = "not known"
 	}
 	out := []outcome{{"nf_conntrack", module, f.Module.Source}}
-	value := func(name string, v *planner.BootValue) {
+	value := func(name string, v *boot.Value) {
 		switch {
 		case v == nil:
 		case v.Known:
@@ -47,13 +48,13 @@ func outcomes(f planner.Forecast) []outcome {
 	for _, r := range f.Rules {
 		name, value := r.File, ""
 		switch r.State {
-		case planner.RulesRestored:
+		case boot.RulesRestored:
 			value = count(r.Rules, "rule")
-		case planner.RulesFail:
+		case boot.RulesFail:
 			value = "fails with " + count(r.Rules, "rule")
-		case planner.RulesIdle:
+		case boot.RulesIdle:
 			value = "not restored"
-		case planner.RulesNone:
+		case boot.RulesNone:
 			continue
 		default:
 			value = "not known"
@@ -65,7 +66,7 @@ func outcomes(f planner.Forecast) []outcome {
 
 // Boot is what a boot comes to, in one line without what it comes from. It is
 // safe to print on a terminal.
-func Boot(f planner.Forecast) string {
+func Boot(f boot.Forecast) string {
 	var parts []string
 	for i, o := range outcomes(f) {
 		switch {

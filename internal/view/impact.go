@@ -5,13 +5,14 @@ import (
 	"strings"
 
 	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/impact"
 )
 
 // maxGroups is how many groups of connections are shown unless all are asked for.
 const maxGroups = 20
 
 // impactHead counts the connections; it is clean.
-func impactHead(im *planner.Impact) string {
+func impactHead(im *impact.Impact) string {
 	all := im.Lost + im.Unknown + im.Gained + im.Kept
 	if all == 0 {
 		return "no open connections are touched by the rules"
@@ -29,9 +30,9 @@ func impactHead(im *planner.Impact) string {
 }
 
 // impactGroups are the groups to show, and how many are left out.
-func impactGroups(im *planner.Impact, full bool) (groups []planner.FlowGroup, left int) {
+func impactGroups(im *impact.Impact, full bool) (groups []impact.FlowGroup, left int) {
 	for _, g := range im.Groups {
-		if g.Result == planner.FlowKept && !g.Operator {
+		if g.Result == impact.FlowKept && !g.Operator {
 			continue
 		}
 		if !full && len(groups) == maxGroups {
@@ -43,7 +44,7 @@ func impactGroups(im *planner.Impact, full bool) (groups []planner.FlowGroup, le
 	return groups, left
 }
 
-func groupTitle(g planner.FlowGroup) string {
+func groupTitle(g impact.FlowGroup) string {
 	title := fmt.Sprintf("%s  %s %s, %s", g.Result, g.Family, g.Service, count(int(g.Count), "connection"))
 	if g.Operator {
 		title += ": the session that you are working through"
@@ -52,7 +53,7 @@ func groupTitle(g planner.FlowGroup) string {
 }
 
 // groupLines are what explains a group, a label and text each.
-func groupLines(g planner.FlowGroup) [][2]string {
+func groupLines(g impact.FlowGroup) [][2]string {
 	var out [][2]string
 	add := func(label, text string) {
 		if text != "" {
@@ -66,7 +67,7 @@ func groupLines(g planner.FlowGroup) [][2]string {
 		}
 		add("such as", text)
 	}
-	if g.Result != planner.FlowKept {
+	if g.Result != impact.FlowKept {
 		add("today", g.Before)
 		add("then", g.After)
 	}
@@ -76,11 +77,11 @@ func groupLines(g planner.FlowGroup) [][2]string {
 	return out
 }
 
-func resultColour(r planner.FlowResult) string {
+func resultColour(r impact.FlowResult) string {
 	switch r {
-	case planner.FlowLost:
+	case impact.FlowLost:
 		return red
-	case planner.FlowUnknown:
+	case impact.FlowUnknown:
 		return yellow
 	}
 	return green

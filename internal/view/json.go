@@ -11,6 +11,11 @@ import (
 
 	"github.com/ctplan/ctplan/internal/textdiff"
 	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/boot"
+	"github.com/ctplan/ctplan/planner/change"
+	"github.com/ctplan/ctplan/planner/declared"
+	"github.com/ctplan/ctplan/planner/host"
+	"github.com/ctplan/ctplan/planner/impact"
 )
 
 // JSON renders a plan as one object, followed by a newline; docs/json.md names
@@ -94,16 +99,16 @@ type fleetObject struct {
 }
 
 type planJSON struct {
-	Host     hostJSON              `json:"host"`
-	Mode     string                `json:"mode"` // "unmanaged" where no block matches
-	Block    string                `json:"block,omitempty"`
-	Source   *planner.Pos          `json:"source,omitempty"`
-	Changes  []changeJSON          `json:"changes"`
-	Blocks   []blockJSON           `json:"blocks"`
-	Warnings []warningJSON         `json:"warnings"`
-	Impact   *planner.Impact       `json:"impact,omitempty"`
-	Forecast *planner.BootForecast `json:"forecast,omitempty"`
-	Summary  summaryJSON           `json:"summary"`
+	Host     hostJSON        `json:"host"`
+	Mode     string          `json:"mode"` // "unmanaged" where no block matches
+	Block    string          `json:"block,omitempty"`
+	Source   *declared.Pos   `json:"source,omitempty"`
+	Changes  []changeJSON    `json:"changes"`
+	Blocks   []blockJSON     `json:"blocks"`
+	Warnings []warningJSON   `json:"warnings"`
+	Impact   *impact.Impact  `json:"impact,omitempty"`
+	Forecast *boot.Forecasts `json:"forecast,omitempty"`
+	Summary  summaryJSON     `json:"summary"`
 }
 
 // hostJSON leaves out the machine ID, which machine-id(5) asks to keep private.
@@ -123,32 +128,32 @@ type summaryJSON struct {
 }
 
 type blockJSON struct {
-	Risk     string       `json:"risk"`
-	Address  string       `json:"address"`
-	Where    string       `json:"where"`
-	Why      string       `json:"why"`
-	Remedy   string       `json:"remedy"`
-	Override bool         `json:"override"`
-	Source   *planner.Pos `json:"source,omitempty"`
-	Commands []string     `json:"commands,omitempty"`
+	Risk     string        `json:"risk"`
+	Address  string        `json:"address"`
+	Where    string        `json:"where"`
+	Why      string        `json:"why"`
+	Remedy   string        `json:"remedy"`
+	Override bool          `json:"override"`
+	Source   *declared.Pos `json:"source,omitempty"`
+	Commands []string      `json:"commands,omitempty"`
 }
 
 type warningJSON struct {
-	Address string       `json:"address,omitempty"`
-	Text    string       `json:"text"`
-	Source  *planner.Pos `json:"source,omitempty"`
+	Address string        `json:"address,omitempty"`
+	Text    string        `json:"text"`
+	Source  *declared.Pos `json:"source,omitempty"`
 
 	Commands []string `json:"commands,omitempty"`
 }
 
 // changeJSON has exactly one of its last six members, the one that Kind names.
 type changeJSON struct {
-	Address  string        `json:"address"`
-	Action   string        `json:"action"`
-	Kind     string        `json:"kind"`
-	Reasons  []string      `json:"reasons"`
-	Sources  []planner.Pos `json:"sources"`
-	Disrupts string        `json:"disrupts,omitempty"`
+	Address  string         `json:"address"`
+	Action   string         `json:"action"`
+	Kind     string         `json:"kind"`
+	Reasons  []string       `json:"reasons"`
+	Sources  []declared.Pos `json:"sources"`
+	Disrupts string         `json:"disrupts,omitempty"`
 
 	Rules    *rulesJSON    `json:"rules,omitempty"`
 	File     *fileJSON     `json:"file,omitempty"`
@@ -168,8 +173,8 @@ type rulesJSON struct {
 }
 
 type originJSON struct {
-	Rule   string      `json:"rule"`
-	Source planner.Pos `json:"source"`
+	Rule   string       `json:"rule"`
+	Source declared.Pos `json:"source"`
 }
 
 type fileJSON struct {
@@ -228,7 +233,7 @@ func newPlanJSON(p planner.Plan, v Verb) planJSON {
 			Create: t.Create, Update: t.Update, Delete: t.Delete, Run: t.Run,
 		},
 	}
-	if p.Mode == planner.Unmanaged {
+	if p.Mode == declared.Unmanaged {
 		j.Mode = "unmanaged"
 	}
 	for _, c := range p.Changes {
@@ -246,7 +251,7 @@ func newPlanJSON(p planner.Plan, v Verb) planJSON {
 	return j
 }
 
-func newChangeJSON(c planner.Change) changeJSON {
+func newChangeJSON(c change.Change) changeJSON {
 	m := c.Meta()
 	j := changeJSON{
 		Address:  m.Address,
@@ -256,7 +261,7 @@ func newChangeJSON(c planner.Change) changeJSON {
 		Disrupts: m.Disrupts,
 	}
 	switch c := c.(type) {
-	case *planner.RulesChange:
+	case *change.RulesChange:
 		j.Kind = "rules"
 		r := &rulesJSON{
 			Family: string(c.Family), Backend: string(c.Backend), Table: c.Table,
@@ -270,19 +275,19 @@ func newChangeJSON(c planner.Change) changeJSON {
 			}
 		}
 		j.Rules = r
-	case *planner.FileChange:
+	case *change.FileChange:
 		j.Kind = "file"
 		j.File = newFileJSON(c)
-	case *planner.SysctlChange:
+	case *change.SysctlChange:
 		j.Kind = "sysctl"
 		j.Sysctl = &sysctlJSON{c.Key, c.Before, c.After}
-	case *planner.HashsizeChange:
+	case *change.HashsizeChange:
 		j.Kind = "hashsize"
 		j.Hashsize = &hashsizeJSON{c.Before, c.After}
-	case *planner.ModuleChange:
+	case *change.ModuleChange:
 		j.Kind = "module"
 		j.Module = &moduleJSON{c.Module, c.Load}
-	case *planner.ServiceChange:
+	case *change.ServiceChange:
 		j.Kind = "service"
 		s := &serviceJSON{Commands: list(c.Step.Commands), Families: []string{}, KeepsRules: c.Step.KeepsRules}
 		for _, r := range c.Step.Rules {
@@ -293,7 +298,7 @@ func newChangeJSON(c planner.Change) changeJSON {
 	return j
 }
 
-func newFileJSON(c *planner.FileChange) *fileJSON {
+func newFileJSON(c *change.FileChange) *fileJSON {
 	path := c.After.Path
 	if path == "" {
 		path = c.Before.Path
@@ -313,7 +318,7 @@ func newFileJSON(c *planner.FileChange) *fileJSON {
 	}
 }
 
-func fileState(f planner.File) *fileStateJSON {
+func fileState(f host.File) *fileStateJSON {
 	if !f.Exists {
 		return nil
 	}
@@ -327,7 +332,7 @@ func fileState(f planner.File) *fileStateJSON {
 	return j
 }
 
-func source(p planner.Pos) *planner.Pos {
+func source(p declared.Pos) *declared.Pos {
 	if p.File == "" {
 		return nil
 	}

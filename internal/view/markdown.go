@@ -6,6 +6,8 @@ import (
 	"strings"
 
 	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/change"
+	"github.com/ctplan/ctplan/planner/declared"
 )
 
 // Markdown renders a plan for a review comment: the summary first, then reasons
@@ -50,7 +52,7 @@ func (m *markdownWriter) item(s string) { m.b.WriteString("- " + s + "\n") }
 func (m *markdownWriter) plan(p planner.Plan) {
 	m.para("### " + code(hostName(p)) + ": " + prose(Summary(p, m.o.Verb)))
 	mode := "mode " + code(string(p.Mode))
-	if p.Mode == planner.Unmanaged {
+	if p.Mode == declared.Unmanaged {
 		mode = "unmanaged"
 	}
 	if p.Block != "" {
@@ -113,7 +115,7 @@ func (m *markdownWriter) plan(p planner.Plan) {
 }
 
 // changeTitle is a change in one line of markdown.
-func changeTitle(c planner.Change) string {
+func changeTitle(c change.Change) string {
 	g, _ := glyph(c.Meta().Action)
 	s := code(g) + " " + code(c.Meta().Address)
 	if e := effect(c); e != "" {
@@ -122,7 +124,7 @@ func changeTitle(c planner.Change) string {
 	return s
 }
 
-func (m *markdownWriter) change(c planner.Change) {
+func (m *markdownWriter) change(c change.Change) {
 	meta := c.Meta()
 	g, _ := glyph(meta.Action)
 	title := "<code>" + html(g+" "+meta.Address) + "</code>"

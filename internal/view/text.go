@@ -7,6 +7,8 @@ import (
 	"unicode/utf8"
 
 	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/change"
+	"github.com/ctplan/ctplan/planner/declared"
 )
 
 // The SGR sequences that text may hold: the only escapes that ctplan prints.
@@ -121,9 +123,9 @@ func (t *textWriter) head(p planner.Plan) {
 	}
 	mode := "mode " + Clean(string(p.Mode))
 	switch p.Mode {
-	case planner.GoingBack:
+	case declared.GoingBack:
 		mode = "rollback"
-	case planner.Unmanaged:
+	case declared.Unmanaged:
 		mode = "unmanaged: no conntrack block matches it"
 	}
 	t.line(t.paint(bold, what+" "+hostName(p)) + ", " + mode)
@@ -137,7 +139,7 @@ func (t *textWriter) head(p planner.Plan) {
 	t.line("")
 }
 
-func (t *textWriter) change(c planner.Change) {
+func (t *textWriter) change(c change.Change) {
 	m := c.Meta()
 	t.headline(c)
 	for _, r := range m.Reasons {
@@ -160,7 +162,7 @@ func (t *textWriter) change(c planner.Change) {
 }
 
 // headline is "~ address  what it does".
-func (t *textWriter) headline(c planner.Change) {
+func (t *textWriter) headline(c change.Change) {
 	m := c.Meta()
 	glyph, sgr := glyph(m.Action)
 	address, effect := Clean(m.Address), effect(c)
@@ -223,12 +225,12 @@ func (t *textWriter) blocks(p planner.Plan) {
 }
 
 // remedyOverrides is whether the remedy has said how to override the block.
-func remedyOverrides(b planner.Block) bool {
+func remedyOverrides(b change.Block) bool {
 	return b.Override && strings.Contains(b.Remedy, "allow_risk")
 }
 
 // override says how to go on in spite of a block.
-func override(b planner.Block) string {
+func override(b change.Block) string {
 	if !b.Override {
 		return "none: this check always holds"
 	}
@@ -281,13 +283,13 @@ func (t *textWriter) summary(p planner.Plan) {
 	t.line(t.paint(sgr, Summary(p, t.o.Verb)))
 }
 
-func glyph(a planner.Action) (glyph, sgr string) {
+func glyph(a change.Action) (glyph, sgr string) {
 	switch a {
-	case planner.Create:
+	case change.Create:
 		return "+", green
-	case planner.Update:
+	case change.Update:
 		return "~", yellow
-	case planner.Delete:
+	case change.Delete:
 		return "-", red
 	default:
 		return "!", cyan
@@ -295,7 +297,7 @@ func glyph(a planner.Action) (glyph, sgr string) {
 }
 
 // places lists positions in the HCL, safe to print.
-func places(at []planner.Pos) string {
+func places(at []declared.Pos) string {
 	var s []string
 	file := ""
 	for _, p := range at {

@@ -15,6 +15,8 @@ import (
 	"strings"
 
 	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/change"
+	"github.com/ctplan/ctplan/planner/declared"
 )
 
 // Verb is what the plan is shown for. It changes the wording alone.
@@ -58,7 +60,7 @@ func Summary(p planner.Plan, v Verb) string {
 		case v == Applied:
 			none = "nothing to do: "
 		}
-		if p.Mode == planner.Unmanaged {
+		if p.Mode == declared.Unmanaged {
 			return none + "no conntrack block matches " + host
 		}
 		return none + host + " is as " + declarer(p) + " declares"
@@ -104,11 +106,11 @@ func tally(p planner.Plan) totals {
 	var t totals
 	for _, c := range p.Changes {
 		switch c.Meta().Action {
-		case planner.Create:
+		case change.Create:
 			t.Create++
-		case planner.Update:
+		case change.Update:
 			t.Update++
-		case planner.Delete:
+		case change.Delete:
 			t.Delete++
 		default:
 			t.Run++
@@ -122,7 +124,7 @@ func declarer(p planner.Plan) string {
 	if p.Source.File != "" {
 		return Clean(p.Source.String())
 	}
-	if p.Mode == planner.Unmanaged {
+	if p.Mode == declared.Unmanaged {
 		return "an unmanaged host"
 	}
 	return "the configuration"

@@ -11,6 +11,11 @@ import (
 	"testing"
 
 	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/boot"
+	"github.com/ctplan/ctplan/planner/change"
+	"github.com/ctplan/ctplan/planner/declared"
+	"github.com/ctplan/ctplan/planner/host"
+	"github.com/ctplan/ctplan/planner/impact"
 	"github.com/google/go-cmp/cmp"
 )
 
@@ -38,19 +43,19 @@ func golden(t *testing.T, name string, got []byte) {
 	}
 }
 
-func at(line int) planner.Pos { return planner.Pos{File: "examples/host.hcl", Line: line} }
+func at(line int) declared.Pos { return declared.Pos{File: "examples/host.hcl", Line: line} }
 
-func plan(mode planner.Mode, block string) planner.Plan {
+func plan(mode declared.Mode, block string) planner.Plan {
 	return planner.Plan{
-		Host: planner.Host{Name: "web-1", Kernel: "6.1.0-18-amd64", MachineID: "secret"},
+		Host: host.Host{Name: "web-1", Kernel: "6.1.0-18-amd64", MachineID: "secret"},
 		Mode: mode, Block: block, Source: at(12),
 	}
 }
 
-func emptyPlan() planner.Plan { return plan(planner.Notrack, "api-client") }
+func emptyPlan() planner.Plan { return plan(declared.Notrack, "api-client") }
 
 func notrackPlan() planner.Plan {
-	p := plan(planner.Notrack, "api-client")
+	p := plan(declared.Notrack, "api-client")
 	before := []string{
 		":INPUT DROP", ":FORWARD DROP", ":OUTPUT ACCEPT", ":OPS - ",
 		"-A INPUT -i lo -j ACCEPT",
@@ -78,113 +83,113 @@ func notrackPlan() planner.Plan {
 		"-A OPS -p udp -m udp --dport 161 -j ACCEPT",
 		"-A OPS -j RETURN",
 	}
-	p.Changes = []planner.Change{
-		&planner.RulesChange{
-			M: planner.Meta{
-				Address: "iptables.ipv4.filter", Action: planner.Update,
+	p.Changes = []change.Change{
+		&change.RulesChange{
+			M: change.Meta{
+				Address: "iptables.ipv4.filter", Action: change.Update,
 				Reasons: []string{"replies that are no longer tracked match no state rule, so each declared flow needs an accept of its own"},
-				Sources: []planner.Pos{at(20)},
+				Sources: []declared.Pos{at(20)},
 			},
-			Family: planner.IPv4, Backend: planner.NFT, Table: "filter",
+			Family: host.IPv4, Backend: host.NFT, Table: "filter",
 			Before: before, After: after,
-			Origin: map[string]planner.Pos{in: at(20), out: at(20)},
+			Origin: map[string]declared.Pos{in: at(20), out: at(20)},
 		},
-		&planner.RulesChange{
-			M: planner.Meta{
-				Address: "iptables.ipv4.raw", Action: planner.Create,
+		&change.RulesChange{
+			M: change.Meta{
+				Address: "iptables.ipv4.raw", Action: change.Create,
 				Reasons: []string{"declared traffic leaves connection tracking, both ways"},
-				Sources: []planner.Pos{at(16)},
+				Sources: []declared.Pos{at(16)},
 			},
-			Family: planner.IPv4, Backend: planner.NFT, Table: "raw",
+			Family: host.IPv4, Backend: host.NFT, Table: "raw",
 			After: []string{
 				":PREROUTING ACCEPT", ":OUTPUT ACCEPT", ":CTPLAN-OUTPUT -", ":CTPLAN-PREROUTING -",
 				"-A PREROUTING -j CTPLAN-PREROUTING", "-A OUTPUT -j CTPLAN-OUTPUT",
 				"-A CTPLAN-OUTPUT -p tcp -j CT --notrack", "-A CTPLAN-PREROUTING -p tcp -j CT --notrack",
 			},
-			Origin: map[string]planner.Pos{
+			Origin: map[string]declared.Pos{
 				"-A CTPLAN-OUTPUT -p tcp -j CT --notrack":     at(16),
 				"-A CTPLAN-PREROUTING -p tcp -j CT --notrack": at(16),
 			},
 		},
 	}
-	p.Warnings = []planner.Warning{{
+	p.Warnings = []change.Warning{{
 		Address: "iptables.ipv4", Text: "no saved rules file on this host: the rules do not survive a reboot; create /etc/iptables/rules.v4 with iptables-save, then apply again",
 	}}
 	return p
 }
 
 func tunedPlan() planner.Plan {
-	p := plan(planner.Tuned, "nat-gateway")
-	file := func(path, content string) planner.File {
-		return planner.File{Path: path, Exists: true, Content: content, Mode: 0o644}
+	p := plan(declared.Tuned, "nat-gateway")
+	file := func(path, content string) host.File {
+		return host.File{Path: path, Exists: true, Content: content, Mode: 0o644}
 	}
 	link := file("/etc/sysctl.d/99-sysctl.conf", "# kept by hand\n\nnet.ipv4.ip_forward = 1\nnet.netfilter.nf_conntrack_max=65536 # small\nkernel.panic = 10\nvm.swappiness\t= 10\nfs.file-max = 100000\nlast = 1")
 	link.Target = "/etc/sysctl.conf"
 	linkAfter := link
 	linkAfter.Content = strings.Replace(link.Content, "max=65536 # small", "max=524288", 1)
-	p.Changes = []planner.Change{
-		&planner.FileChange{
-			M: planner.Meta{
-				Address: "file./etc/modprobe.d/netfilter.conf", Action: planner.Create,
-				Reasons: []string{"the hash size must survive the next load of nf_conntrack"}, Sources: []planner.Pos{at(18)},
+	p.Changes = []change.Change{
+		&change.FileChange{
+			M: change.Meta{
+				Address: "file./etc/modprobe.d/netfilter.conf", Action: change.Create,
+				Reasons: []string{"the hash size must survive the next load of nf_conntrack"}, Sources: []declared.Pos{at(18)},
 			},
-			Before: planner.File{Path: "/etc/modprobe.d/netfilter.conf"},
+			Before: host.File{Path: "/etc/modprobe.d/netfilter.conf"},
 			After:  file("/etc/modprobe.d/netfilter.conf", "options nf_conntrack hashsize=131072\n"),
 		},
-		&planner.HashsizeChange{
-			M: planner.Meta{
-				Address: "sysfs.nf_conntrack.hashsize", Action: planner.Update,
+		&change.HashsizeChange{
+			M: change.Meta{
+				Address: "sysfs.nf_conntrack.hashsize", Action: change.Update,
 				Reasons:  []string{"131072 buckets are declared"},
-				Sources:  []planner.Pos{at(18)},
+				Sources:  []declared.Pos{at(18)},
 				Disrupts: "resizing takes every conntrack lock with bottom halves off: packets wait while 65536 buckets move",
 			},
 			Before: 65536, After: 131072,
 		},
-		&planner.SysctlChange{
-			M: planner.Meta{
-				Address: "sysctl.net.netfilter.nf_conntrack_max", Action: planner.Update,
-				Reasons: []string{"524288 entries are declared"}, Sources: []planner.Pos{at(17)},
+		&change.SysctlChange{
+			M: change.Meta{
+				Address: "sysctl.net.netfilter.nf_conntrack_max", Action: change.Update,
+				Reasons: []string{"524288 entries are declared"}, Sources: []declared.Pos{at(17)},
 			},
 			Key: "net.netfilter.nf_conntrack_max", Before: "65536", After: "524288",
 		},
-		&planner.FileChange{
-			M: planner.Meta{
-				Address: "file./etc/sysctl.d/99-sysctl.conf", Action: planner.Update,
-				Reasons: []string{"the value must survive a reboot"}, Sources: []planner.Pos{at(17)},
+		&change.FileChange{
+			M: change.Meta{
+				Address: "file./etc/sysctl.d/99-sysctl.conf", Action: change.Update,
+				Reasons: []string{"the value must survive a reboot"}, Sources: []declared.Pos{at(17)},
 			},
 			Before: link, After: linkAfter,
 		},
-		&planner.FileChange{
-			M: planner.Meta{
-				Address: "file./etc/modprobe.d/ctplan-block.conf", Action: planner.Delete,
-				Reasons: []string{"nf_conntrack must be able to load again"}, Sources: []planner.Pos{at(13)},
+		&change.FileChange{
+			M: change.Meta{
+				Address: "file./etc/modprobe.d/ctplan-block.conf", Action: change.Delete,
+				Reasons: []string{"nf_conntrack must be able to load again"}, Sources: []declared.Pos{at(13)},
 			},
 			Before: file("/etc/modprobe.d/ctplan-block.conf", "install nf_conntrack /bin/false\n"),
-			After:  planner.File{Path: "/etc/modprobe.d/ctplan-block.conf"},
+			After:  host.File{Path: "/etc/modprobe.d/ctplan-block.conf"},
 		},
-		&planner.ModuleChange{
-			M: planner.Meta{
-				Address: "module.nf_conntrack", Action: planner.Run,
-				Reasons: []string{"its sysctls exist only while it is loaded"}, Sources: []planner.Pos{at(13)},
+		&change.ModuleChange{
+			M: change.Meta{
+				Address: "module.nf_conntrack", Action: change.Run,
+				Reasons: []string{"its sysctls exist only while it is loaded"}, Sources: []declared.Pos{at(13)},
 			},
 			Module: "nf_conntrack", Load: true,
 		},
-		&planner.ServiceChange{
-			M: planner.Meta{
-				Address: "service.iptables", Action: planner.Run,
-				Reasons: []string{"a restart loads nf_conntrack anew"}, Sources: []planner.Pos{at(19)},
+		&change.ServiceChange{
+			M: change.Meta{
+				Address: "service.iptables", Action: change.Run,
+				Reasons: []string{"a restart loads nf_conntrack anew"}, Sources: []declared.Pos{at(19)},
 				Disrupts: "there are no rules for a moment",
 			},
-			Step: planner.ServiceStep{
+			Step: change.ServiceStep{
 				Commands:   [][]string{{"/etc/init.d/ip6tables", "stop"}, {"/etc/init.d/iptables", "restart"}, {"/etc/init.d/ip6tables", "start"}},
-				Rules:      []planner.ServedRules{{Family: planner.IPv4, Backend: planner.NFT}, {Family: planner.IPv6, Backend: planner.NFT}},
+				Rules:      []change.ServedRules{{Family: host.IPv4, Backend: host.NFT}, {Family: host.IPv6, Backend: host.NFT}},
 				KeepsRules: true,
 			},
 		},
-		&planner.SysctlChange{
-			M: planner.Meta{
-				Address: "sysctl.net.netfilter.nf_conntrack_udp_timeout", Action: planner.Update,
-				Reasons: []string{"a reload of nf_conntrack resets it"}, Sources: []planner.Pos{at(17)},
+		&change.SysctlChange{
+			M: change.Meta{
+				Address: "sysctl.net.netfilter.nf_conntrack_udp_timeout", Action: change.Update,
+				Reasons: []string{"a reload of nf_conntrack resets it"}, Sources: []declared.Pos{at(17)},
 			},
 			Key: "net.netfilter.nf_conntrack_udp_timeout", Before: "30", After: "30",
 		},
@@ -193,65 +198,65 @@ func tunedPlan() planner.Plan {
 	return p
 }
 
-func forecast() *planner.BootForecast {
-	none := planner.BootRules{Family: planner.IPv6, State: planner.RulesNone, Source: "no saved rules file"}
+func forecast() *boot.Forecasts {
+	none := boot.Rules{Family: host.IPv6, State: boot.RulesNone, Source: "no saved rules file"}
 	const block = "/etc/modprobe.d/ctplan-block.conf:1 keeps nf_conntrack from loading"
-	return &planner.BootForecast{
-		Now: planner.Forecast{
-			Module: planner.BootModule{State: planner.ModuleUnloaded, Source: block}, Sysctls: []planner.BootValue{},
-			Rules: []planner.BootRules{{Family: planner.IPv4, File: "/etc/iptables/rules.v4", State: planner.RulesFail, Source: "/etc/iptables/rules.v4:5 needs nf_conntrack: " + block}, none},
+	return &boot.Forecasts{
+		Now: boot.Forecast{
+			Module: boot.Module{State: boot.ModuleUnloaded, Source: block}, Sysctls: []boot.Value{},
+			Rules: []boot.Rules{{Family: host.IPv4, File: "/etc/iptables/rules.v4", State: boot.RulesFail, Source: "/etc/iptables/rules.v4:5 needs nf_conntrack: " + block}, none},
 		},
-		After: planner.Forecast{
-			Module:   planner.BootModule{State: planner.ModuleLoaded, Source: "/etc/modules-load.d/netfilter.conf:1"},
-			Max:      &planner.BootValue{Known: true, Value: 524288, Source: "/etc/sysctl.conf:4"},
-			Hashsize: &planner.BootValue{Known: true, Value: 131072, Source: "/etc/modprobe.d/netfilter.conf:1"},
-			Sysctls:  []planner.BootValue{{Key: "net.netfilter.nf_conntrack_udp_timeout", Source: "/etc/sysctl.d/x.conf:1 sets net.netfilter.nf_conntrack_udp_timeout, which the kernel may refuse"}},
-			Rules:    []planner.BootRules{{Family: planner.IPv4, File: "/etc/iptables/rules.v4", State: planner.RulesRestored, Rules: 5, Source: "netfilter-persistent"}, none},
+		After: boot.Forecast{
+			Module:   boot.Module{State: boot.ModuleLoaded, Source: "/etc/modules-load.d/netfilter.conf:1"},
+			Max:      &boot.Value{Known: true, Value: 524288, Source: "/etc/sysctl.conf:4"},
+			Hashsize: &boot.Value{Known: true, Value: 131072, Source: "/etc/modprobe.d/netfilter.conf:1"},
+			Sysctls:  []boot.Value{{Key: "net.netfilter.nf_conntrack_udp_timeout", Source: "/etc/sysctl.d/x.conf:1 sets net.netfilter.nf_conntrack_udp_timeout, which the kernel may refuse"}},
+			Rules:    []boot.Rules{{Family: host.IPv4, File: "/etc/iptables/rules.v4", State: boot.RulesRestored, Rules: 5, Source: "netfilter-persistent"}, none},
 		},
 	}
 }
 
-func hostileForecast(s string) *planner.BootForecast {
-	f := func(n int64) planner.Forecast {
-		v := planner.BootValue{Key: s, Known: n == 1, Value: n, Source: s}
-		return planner.Forecast{
-			Module: planner.BootModule{State: planner.ModuleState(s), Source: s}, Max: &v, Hashsize: &v, Sysctls: []planner.BootValue{v},
-			Rules: []planner.BootRules{{Family: planner.Family(s), File: s, State: planner.RulesRestored, Rules: int(n), Source: s}},
+func hostileForecast(s string) *boot.Forecasts {
+	f := func(n int64) boot.Forecast {
+		v := boot.Value{Key: s, Known: n == 1, Value: n, Source: s}
+		return boot.Forecast{
+			Module: boot.Module{State: boot.ModuleState(s), Source: s}, Max: &v, Hashsize: &v, Sysctls: []boot.Value{v},
+			Rules: []boot.Rules{{Family: host.Family(s), File: s, State: boot.RulesRestored, Rules: int(n), Source: s}},
 		}
 	}
-	return &planner.BootForecast{Now: f(1), After: f(2)}
+	return &boot.Forecasts{Now: f(1), After: f(2)}
 }
 
 func blockedPlan() planner.Plan {
-	p := plan(planner.Disabled, "api")
-	p.Blocks = []planner.Block{
+	p := plan(declared.Disabled, "api")
+	p.Blocks = []change.Block{
 		{
-			Risk: planner.RiskNAT, Address: "iptables.ipv4.nat",
+			Risk: declared.RiskNAT, Address: "iptables.ipv4.nat",
 			Where:  "-A POSTROUTING -o eth0 -j MASQUERADE (line 12 of iptables-save)",
 			Why:    "address translation is connection tracking: without it, hosts behind this one lose the network",
 			Remedy: `use mode tuned, or allow_risk = ["nat"] to have the rule removed`, Override: true, Source: at(12),
 		},
 		{
-			Risk: planner.RiskStatefulRules, Address: "file./etc/sysconfig/iptables",
+			Risk: declared.RiskStatefulRules, Address: "file./etc/sysconfig/iptables",
 			Where:  "/etc/sysconfig/iptables:9: -A INPUT -m state --state RELATED,ESTABLISHED -j ACCEPT",
 			Why:    "one rule that the kernel refuses makes the whole file fail at boot: the host comes up without its firewall",
 			Remedy: `set stateful_rules = "remove" and declare what to accept instead`, Override: true, Source: at(12),
 		},
 		{
-			Risk: planner.RiskNoConntrack, Address: "module.nf_conntrack",
+			Risk: declared.RiskNoConntrack, Address: "module.nf_conntrack",
 			Where: "/lib/modules/6.1.0-18-amd64", Why: "this kernel has no connection tracking, so there is nothing to switch off",
 			Remedy: "take the block away", Source: at(13),
 		},
 	}
 	p.Changes = tunedPlan().Changes
-	p.Warnings = []planner.Warning{{Text: "could not read /etc/docker: whether containers need nat is not known", Source: at(12)}}
+	p.Warnings = []change.Warning{{Text: "could not read /etc/docker: whether containers need nat is not known", Source: at(12)}}
 	return p
 }
 
 func driftPlan() planner.Plan {
 	p := notrackPlan()
 	p.Warnings = nil
-	r := p.Changes[0].(*planner.RulesChange)
+	r := p.Changes[0].(*change.RulesChange)
 	r.Before, r.M.Reasons = nil, []string{"the jump to CTPLAN-INPUT does not stand where it should"}
 	for _, l := range r.After {
 		if l != "-A INPUT -j CTPLAN-INPUT" {
@@ -265,8 +270,8 @@ func driftPlan() planner.Plan {
 
 func unmanagedPlan() planner.Plan {
 	return planner.Plan{
-		Host: planner.Host{Name: "db-7"},
-		Warnings: []planner.Warning{{
+		Host: host.Host{Name: "db-7"},
+		Warnings: []change.Warning{{
 			Text: "no conntrack block matches db-7, so nothing is done; its chains CTPLAN-INPUT and CTPLAN-OUTPUT are still there: a block with mode = \"notrack\" and nothing in it takes them away",
 		}},
 	}
@@ -275,58 +280,58 @@ func unmanagedPlan() planner.Plan {
 const nasty = "x\x1b[2J\x9b31m\u202e\u2066\x00\x7f\xff\r\n```\n</details><script>@octocat #1 [a](http://evil.example) |`` ~~ <!-- ![i](x)"
 
 func hostilePlan(s string) planner.Plan {
-	pos := planner.Pos{File: s, Line: 1}
-	m := planner.Meta{Address: s, Action: planner.Update, Reasons: []string{s}, Sources: []planner.Pos{pos}, Disrupts: s}
-	p := planner.Plan{Host: planner.Host{Name: s, Kernel: s}, Mode: planner.Mode(s), Block: s, Source: pos}
-	p.Changes = []planner.Change{
-		&planner.RulesChange{M: m, Backend: planner.Backend(s), Table: s, Before: []string{s + "1"}, After: []string{s}, Origin: map[string]planner.Pos{s: pos}},
-		&planner.FileChange{M: m, Before: planner.File{Path: s, Exists: true, Content: "old\n" + s, Target: s}, After: planner.File{Path: s, Exists: true, Content: s + "\n\t" + s, Target: s}},
-		&planner.SysctlChange{M: m, Key: s, Before: s, After: s},
-		&planner.ModuleChange{M: m, Module: s},
-		&planner.ServiceChange{M: m, Step: planner.ServiceStep{Commands: [][]string{{s, s}}, Rules: []planner.ServedRules{{Family: planner.Family(s)}}}},
+	pos := declared.Pos{File: s, Line: 1}
+	m := change.Meta{Address: s, Action: change.Update, Reasons: []string{s}, Sources: []declared.Pos{pos}, Disrupts: s}
+	p := planner.Plan{Host: host.Host{Name: s, Kernel: s}, Mode: declared.Mode(s), Block: s, Source: pos}
+	p.Changes = []change.Change{
+		&change.RulesChange{M: m, Backend: host.Backend(s), Table: s, Before: []string{s + "1"}, After: []string{s}, Origin: map[string]declared.Pos{s: pos}},
+		&change.FileChange{M: m, Before: host.File{Path: s, Exists: true, Content: "old\n" + s, Target: s}, After: host.File{Path: s, Exists: true, Content: s + "\n\t" + s, Target: s}},
+		&change.SysctlChange{M: m, Key: s, Before: s, After: s},
+		&change.ModuleChange{M: m, Module: s},
+		&change.ServiceChange{M: m, Step: change.ServiceStep{Commands: [][]string{{s, s}}, Rules: []change.ServedRules{{Family: host.Family(s)}}}},
 	}
-	p.Warnings = []planner.Warning{{Address: s, Text: s, Source: pos}}
-	g := planner.FlowGroup{Result: planner.FlowLost, Operator: true, Service: s, Family: planner.Family(s), Count: 9, Before: s, After: s, Stage: s, Examples: []string{s, s}}
-	p.Impact = &planner.Impact{Lost: 9, Groups: []planner.FlowGroup{g}, Services: []planner.FlowGroup{g}, Exposed: []planner.Exposure{{Family: planner.Family(s), Rule: s, Before: s, What: s, Source: pos}}}
+	p.Warnings = []change.Warning{{Address: s, Text: s, Source: pos}}
+	g := impact.FlowGroup{Result: impact.FlowLost, Operator: true, Service: s, Family: host.Family(s), Count: 9, Before: s, After: s, Stage: s, Examples: []string{s, s}}
+	p.Impact = &impact.Impact{Lost: 9, Groups: []impact.FlowGroup{g}, Services: []impact.FlowGroup{g}, Exposed: []impact.Exposure{{Family: host.Family(s), Rule: s, Before: s, What: s, Source: pos}}}
 	p.Forecast = hostileForecast(s)
 	return p
 }
 
 func impactPlan() planner.Plan {
 	p := notrackPlan()
-	p.Impact = &planner.Impact{
+	p.Impact = &impact.Impact{
 		Lost: 13, Unknown: 2, Gained: 1, Kept: 4120,
-		Groups: []planner.FlowGroup{
-			{Result: planner.FlowLost, Operator: true, Service: "tcp/22 in", Family: planner.IPv4, Count: 1, Before: "-A INPUT -m state --state RELATED,ESTABLISHED -j ACCEPT", After: "policy DROP of INPUT", Examples: []string{"198.51.100.7:50122 -> 192.0.2.10:22"}},
-			{Result: planner.FlowLost, Service: "udp/53 out", Family: planner.IPv4, Count: 12, Before: "-A INPUT -m state --state RELATED,ESTABLISHED -j ACCEPT", After: "policy DROP of INPUT", Stage: "iptables.ipv4.raw",
+		Groups: []impact.FlowGroup{
+			{Result: impact.FlowLost, Operator: true, Service: "tcp/22 in", Family: host.IPv4, Count: 1, Before: "-A INPUT -m state --state RELATED,ESTABLISHED -j ACCEPT", After: "policy DROP of INPUT", Examples: []string{"198.51.100.7:50122 -> 192.0.2.10:22"}},
+			{Result: impact.FlowLost, Service: "udp/53 out", Family: host.IPv4, Count: 12, Before: "-A INPUT -m state --state RELATED,ESTABLISHED -j ACCEPT", After: "policy DROP of INPUT", Stage: "iptables.ipv4.raw",
 				Examples: []string{"192.0.2.10:40001 -> 192.0.2.53:53", "192.0.2.10:40002 -> 192.0.2.53:53"}},
-			{Result: planner.FlowUnknown, Service: "tcp/443 out", Family: planner.IPv6, Count: 2, After: "-A INPUT -m limit --limit 5/sec -j ACCEPT", Examples: []string{"[2001:db8::1]:4 -> [2001:db8::2]:443"}},
-			{Result: planner.FlowGained, Service: "tcp/25 out", Family: planner.IPv4, Count: 1, Before: "-A OUTPUT -j DROP", After: "-A CTPLAN-OUTPUT -p tcp -j ACCEPT", Examples: []string{"192.0.2.10:4 -> 192.0.2.25:25"}},
-			{Result: planner.FlowKept, Service: "tcp/443 in", Family: planner.IPv4, Count: 4120, Examples: []string{"192.0.2.99:5 -> 192.0.2.10:443"}},
+			{Result: impact.FlowUnknown, Service: "tcp/443 out", Family: host.IPv6, Count: 2, After: "-A INPUT -m limit --limit 5/sec -j ACCEPT", Examples: []string{"[2001:db8::1]:4 -> [2001:db8::2]:443"}},
+			{Result: impact.FlowGained, Service: "tcp/25 out", Family: host.IPv4, Count: 1, Before: "-A OUTPUT -j DROP", After: "-A CTPLAN-OUTPUT -p tcp -j ACCEPT", Examples: []string{"192.0.2.10:4 -> 192.0.2.25:25"}},
+			{Result: impact.FlowKept, Service: "tcp/443 in", Family: host.IPv4, Count: 4120, Examples: []string{"192.0.2.99:5 -> 192.0.2.10:443"}},
 		},
-		Services: []planner.FlowGroup{}, Exposed: []planner.Exposure{},
+		Services: []impact.FlowGroup{}, Exposed: []impact.Exposure{},
 	}
 	return p
 }
 
 func hostileBlocked(s string) planner.Plan {
 	p := hostilePlan(s)
-	p.Blocks = []planner.Block{{Risk: planner.Risk(s), Address: s, Where: s, Why: s, Remedy: s, Override: true, Source: planner.Pos{File: s, Line: 2}}}
+	p.Blocks = []change.Block{{Risk: declared.Risk(s), Address: s, Where: s, Why: s, Remedy: s, Override: true, Source: declared.Pos{File: s, Line: 2}}}
 	return p
 }
 
 func longPlan() planner.Plan {
-	p := plan(planner.Notrack, "many")
-	c := &planner.RulesChange{
-		M:       planner.Meta{Address: "iptables.ipv6.filter", Action: planner.Update, Reasons: []string{"1000 accepts"}, Sources: []planner.Pos{at(30)}},
-		Backend: planner.Legacy, Table: "filter", Origin: map[string]planner.Pos{},
+	p := plan(declared.Notrack, "many")
+	c := &change.RulesChange{
+		M:       change.Meta{Address: "iptables.ipv6.filter", Action: change.Update, Reasons: []string{"1000 accepts"}, Sources: []declared.Pos{at(30)}},
+		Backend: host.Legacy, Table: "filter", Origin: map[string]declared.Pos{},
 		Before: []string{":INPUT ACCEPT"}, After: []string{":INPUT ACCEPT", ":CTPLAN-INPUT -", "-A INPUT -j CTPLAN-INPUT"},
 	}
 	for i := range 1000 {
 		rule := fmt.Sprintf("-A CTPLAN-INPUT -s 2001:db8::%x/128 -j ACCEPT", i)
 		c.After, c.Origin[rule] = append(c.After, rule), at(30)
 	}
-	p.Changes = []planner.Change{c}
+	p.Changes = []change.Change{c}
 	return p
 }
 

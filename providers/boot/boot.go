@@ -18,7 +18,8 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/host"
+	"github.com/ctplan/ctplan/planner/modules"
 )
 
 var (
@@ -31,23 +32,23 @@ var (
 
 // Read reads what the host under root starts. What cannot be read is as if it
 // were not there.
-func Read(root string) planner.Boot {
-	b := planner.Boot{Services: []string{}}
+func Read(root string) host.Boot {
+	b := host.Boot{Services: []string{}}
 	enabled := map[string]bool{}
 	comm, _ := os.ReadFile(filepath.Join(root, "/proc/1/comm"))
 	switch {
 	case exists(root, "/run/systemd/system"): // sd_booted(3)
-		b.Init = planner.InitSystemd
+		b.Init = host.InitSystemd
 		units(root, enabled)
 		links(root, enabled) // systemd-sysv-generator(8)
 	case strings.TrimSpace(string(comm)) == "init" && links(root, enabled):
-		b.Init = planner.InitSysv
+		b.Init = host.InitSysv
 	}
-	for _, s := range planner.Services() {
+	for _, s := range modules.Services() {
 		if runs(root, s) {
 			b.Running = append(b.Running, s)
 		}
-		if enabled[s] && !(b.Init == planner.InitSystemd && masked(root, s)) {
+		if enabled[s] && !(b.Init == host.InitSystemd && masked(root, s)) {
 			b.Services = append(b.Services, s)
 		}
 	}

@@ -14,13 +14,13 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ctplan/ctplan/internal/test/nstest"
-	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/host"
 )
 
 // TestRead reads a namespace in which everything that is connected is known.
 func TestRead(t *testing.T) {
 	nstest.Inside(t, func(ns *nstest.NS) {
-		ns.Use(planner.NFT)
+		ns.Use(host.NFT)
 		ns.Run("iptables", "-A", "INPUT", "-m", "state", "--state", "ESTABLISHED")
 		ns.Run("ip6tables", "-A", "INPUT", "-m", "state", "--state", "ESTABLISHED")
 		var dials [][2]netip.AddrPort
@@ -59,11 +59,11 @@ func TestRead(t *testing.T) {
 			defer l.Close()
 			port := l.Addr().(*net.TCPAddr).AddrPort().Port()
 			c, _ := Read(Options{})
-			if i := slices.IndexFunc(c.Sockets, func(s planner.Socket) bool { return s.Local.Port() == port }); i < 0 || c.Sockets[i].Dual != dual {
+			if i := slices.IndexFunc(c.Sockets, func(s host.Socket) bool { return s.Local.Port() == port }); i < 0 || c.Sockets[i].Dual != dual {
 				t.Errorf("a listener of %s: %+v", network, c.Sockets)
 			}
 		}
-		if c, _ := Read(Options{}); !slices.ContainsFunc(c.Sockets, func(s planner.Socket) bool {
+		if c, _ := Read(Options{}); !slices.ContainsFunc(c.Sockets, func(s host.Socket) bool {
 			return s.Local == half.LocalAddr().(*net.TCPAddr).AddrPort() && !s.Listening
 		}) {
 			t.Errorf("a half closed socket is not read: %+v", c.Sockets)
@@ -79,30 +79,30 @@ func TestRead(t *testing.T) {
 			t.Errorf("notes: %q", notes)
 		}
 		for _, d := range dials {
-			flow := slices.IndexFunc(c.Flows, func(f planner.Flow) bool {
-				return f.Protocol == unix.IPPROTO_TCP && f.Orig == planner.Tuple{Src: d[0].Addr(), Dst: d[1].Addr(), SrcPort: d[0].Port(), DstPort: d[1].Port()} &&
-					f.Reply == planner.Tuple{Src: d[1].Addr(), Dst: d[0].Addr(), SrcPort: d[1].Port(), DstPort: d[0].Port()} && f.TCPState == 3 && f.Status&planner.StatusAssured != 0
+			flow := slices.IndexFunc(c.Flows, func(f host.Flow) bool {
+				return f.Protocol == unix.IPPROTO_TCP && f.Orig == host.Tuple{Src: d[0].Addr(), Dst: d[1].Addr(), SrcPort: d[0].Port(), DstPort: d[1].Port()} &&
+					f.Reply == host.Tuple{Src: d[1].Addr(), Dst: d[0].Addr(), SrcPort: d[1].Port(), DstPort: d[0].Port()} && f.TCPState == 3 && f.Status&host.StatusAssured != 0
 			})
 			if flow < 0 {
 				t.Errorf("no flow for %v in %+v", d, c.Flows)
 			}
-			for _, want := range []planner.Socket{{Protocol: unix.IPPROTO_TCP, Local: d[0], Remote: d[1]}, {Protocol: unix.IPPROTO_TCP, Local: d[1], Remote: d[0]}, {Protocol: unix.IPPROTO_TCP, Local: d[1], Listening: true}} {
+			for _, want := range []host.Socket{{Protocol: unix.IPPROTO_TCP, Local: d[0], Remote: d[1]}, {Protocol: unix.IPPROTO_TCP, Local: d[1], Remote: d[0]}, {Protocol: unix.IPPROTO_TCP, Local: d[1], Listening: true}} {
 				if !slices.Contains(c.Sockets, want) {
 					t.Errorf("no socket %+v in %+v", want, c.Sockets)
 				}
 			}
 		}
-		if !slices.Contains(c.Sockets, planner.Socket{Protocol: unix.IPPROTO_UDP, Local: netip.MustParseAddrPort("127.0.0.1:5353"), Listening: true}) {
+		if !slices.Contains(c.Sockets, host.Socket{Protocol: unix.IPPROTO_UDP, Local: netip.MustParseAddrPort("127.0.0.1:5353"), Listening: true}) {
 			t.Errorf("no UDP socket in %+v", c.Sockets)
 		}
-		if want := (planner.Session{Local: ssh[1], Remote: ssh[0]}); !slices.Equal(c.Operator, []planner.Session{want}) {
+		if want := (host.Session{Local: ssh[1], Remote: ssh[0]}); !slices.Equal(c.Operator, []host.Session{want}) {
 			t.Errorf("operator %+v, want %+v", c.Operator, want)
 		}
-		if !slices.Contains(c.Addresses, planner.Address{Interface: "lo", Prefix: netip.MustParsePrefix("127.0.0.1/8")}) {
+		if !slices.Contains(c.Addresses, host.Address{Interface: "lo", Prefix: netip.MustParsePrefix("127.0.0.1/8")}) {
 			t.Errorf("addresses %+v", c.Addresses)
 		}
 		ns.Run("sysctl", "-qw", "net.ipv4.ip_local_port_range=20000 30001")
-		if c, _ := Read(Options{}); c.Ephemeral != (planner.PortRange{From: 20000, To: 30001}) {
+		if c, _ := Read(Options{}); c.Ephemeral != (host.PortRange{From: 20000, To: 30001}) {
 			t.Errorf("ephemeral ports %v", c.Ephemeral)
 		}
 		check := func(err error) {
@@ -127,18 +127,18 @@ func TestRead(t *testing.T) {
 		check(netlink.IpsetCreate("pairs of nets", "hash:net,port", netlink.IpsetCreateOptions{}))
 		check(netlink.IpsetAdd("pairs of nets", &netlink.IPSetEntry{IP: net.IP{10, 0, 0, 0}, CIDR: 8, Protocol: &proto, Port: &port}))
 		check(netlink.IpsetCreate("others", "hash:net,iface", netlink.IpsetCreateOptions{}))
-		want := map[string]*planner.IPSet{
-			"hosts":         {Type: "hash:ip", Prefixes: []planner.IPSetEntry{{Prefix: netip.MustParsePrefix("192.0.2.1/32")}}},
-			"nets":          {Type: "hash:net", Prefixes: []planner.IPSetEntry{{Prefix: netip.MustParsePrefix("10.0.0.0/8")}, {Prefix: netip.MustParsePrefix("10.1.0.0/16"), Nomatch: true}}},
-			"pairs of nets": {Type: "hash:net,port", Prefixes: []planner.IPSetEntry{{Prefix: netip.MustParsePrefix("10.0.0.0/8"), Protocol: proto, Port: port}}},
-			"pairs":         {Type: "hash:ip,port", Prefixes: []planner.IPSetEntry{{Prefix: netip.MustParsePrefix("192.0.2.2/32"), Protocol: proto, Port: port}}},
+		want := map[string]*host.IPSet{
+			"hosts":         {Type: "hash:ip", Prefixes: []host.IPSetEntry{{Prefix: netip.MustParsePrefix("192.0.2.1/32")}}},
+			"nets":          {Type: "hash:net", Prefixes: []host.IPSetEntry{{Prefix: netip.MustParsePrefix("10.0.0.0/8")}, {Prefix: netip.MustParsePrefix("10.1.0.0/16"), Nomatch: true}}},
+			"pairs of nets": {Type: "hash:net,port", Prefixes: []host.IPSetEntry{{Prefix: netip.MustParsePrefix("10.0.0.0/8"), Protocol: proto, Port: port}}},
+			"pairs":         {Type: "hash:ip,port", Prefixes: []host.IPSetEntry{{Prefix: netip.MustParsePrefix("192.0.2.2/32"), Protocol: proto, Port: port}}},
 		}
 		c, notes = Read(Options{Sets: true})
-		if wide := c.Sets["wide"]; wide == nil || len(wide.Prefixes) != 20_000 || !slices.ContainsFunc(wide.Prefixes, func(e planner.IPSetEntry) bool { return e.Prefix == netip.MustParsePrefix("2000:0:4e1f::/48") }) {
+		if wide := c.Sets["wide"]; wide == nil || len(wide.Prefixes) != 20_000 || !slices.ContainsFunc(wide.Prefixes, func(e host.IPSetEntry) bool { return e.Prefix == netip.MustParsePrefix("2000:0:4e1f::/48") }) {
 			t.Errorf("the wide set is not read: %d sets", len(c.Sets))
 		}
 		delete(c.Sets, "wide")
-		slices.SortFunc(c.Sets["nets"].Prefixes, func(a, b planner.IPSetEntry) int { return a.Prefix.Bits() - b.Prefix.Bits() })
+		slices.SortFunc(c.Sets["nets"].Prefixes, func(a, b host.IPSetEntry) int { return a.Prefix.Bits() - b.Prefix.Bits() })
 		if !reflect.DeepEqual(c.Sets, want) || len(notes) > 0 {
 			t.Errorf("sets %+v, notes %q", c.Sets, notes)
 		}
@@ -169,11 +169,11 @@ func TestOperatorBehindSudo(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	s := planner.Socket{Protocol: 6, Local: netip.MustParseAddrPort("10.0.0.1:22"), Remote: netip.MustParseAddrPort("10.0.0.9:5000")}
+	s := host.Socket{Protocol: 6, Local: netip.MustParseAddrPort("10.0.0.1:22"), Remote: netip.MustParseAddrPort("10.0.0.9:5000")}
 	other := s
 	other.Remote = netip.MustParseAddrPort("10.0.0.9:5001")
 	got := operators(root, "not a connection", 50, []socket{{s, 3000}, {other, 4000}})
-	if want := []planner.Session{{Local: s.Local, Remote: s.Remote}}; !slices.Equal(got, want) {
+	if want := []host.Session{{Local: s.Local, Remote: s.Remote}}; !slices.Equal(got, want) {
 		t.Errorf("%+v, want %+v", got, want)
 	}
 }

@@ -8,7 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/host"
 )
 
 // msgNewConntrack, without NLM_F_CREATE, changes an entry that is there.
@@ -19,7 +19,7 @@ const msgNewConntrack = unix.NFNL_SUBSYS_CTNETLINK << 8
 // when a rule takes them out of tracking, and what is said then moves the
 // windows: without this, the packets would be INVALID when they come back.
 // Connections that are over meanwhile are no error. It needs CAP_NET_ADMIN.
-func Loosen(connections []planner.Tuple) error {
+func Loosen(connections []host.Tuple) error {
 	if len(connections) == 0 {
 		return nil
 	}
@@ -38,7 +38,7 @@ func Loosen(connections []planner.Tuple) error {
 }
 
 // loosen is the request about one connection: a struct nfgenmsg and attributes.
-func loosen(c planner.Tuple) []byte {
+func loosen(c host.Tuple) []byte {
 	family, src, dst := byte(unix.AF_INET6), uint16(ctaIPv6Src), uint16(ctaIPv6Dst)
 	if c.Src.Is4() {
 		family, src, dst = unix.AF_INET, ctaIPv4Src, ctaIPv4Dst

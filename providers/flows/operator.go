@@ -6,15 +6,15 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/host"
 )
 
 // operators returns the sessions through which this process is reached: what
 // SSH_CONNECTION names, and the sockets of the ssh servers among its parents,
 // which sudo does not hide.
-func operators(root, sshConnection string, pid int, sockets []socket) []planner.Session {
-	var out []planner.Session
-	add := func(s planner.Session) {
+func operators(root, sshConnection string, pid int, sockets []socket) []host.Session {
+	var out []host.Session
+	add := func(s host.Session) {
 		for _, o := range out {
 			if o == s {
 				return
@@ -40,7 +40,7 @@ func operators(root, sshConnection string, pid int, sockets []socket) []planner.
 	}
 	for _, s := range sockets {
 		if inodes[s.inode] && s.Remote.IsValid() {
-			add(planner.Session{Local: s.Local, Remote: s.Remote})
+			add(host.Session{Local: s.Local, Remote: s.Remote})
 		}
 	}
 	return out
@@ -48,7 +48,7 @@ func operators(root, sshConnection string, pid int, sockets []socket) []planner.
 
 // parseSSH reads SSH_CONNECTION (ssh(1)): client address and port, server
 // address and port.
-func parseSSH(text string) (s planner.Session, ok bool) {
+func parseSSH(text string) (s host.Session, ok bool) {
 	f := strings.Fields(text)
 	if len(f) != 4 {
 		return s, false
@@ -60,7 +60,7 @@ func parseSSH(text string) (s planner.Session, ok bool) {
 	}
 	remote, ok1 := end(f[0], f[1])
 	local, ok2 := end(f[2], f[3])
-	return planner.Session{Local: local, Remote: remote}, ok1 && ok2
+	return host.Session{Local: local, Remote: remote}, ok1 && ok2
 }
 
 // process reads a process's name and parent from /proc/PID/stat (proc(5)).

@@ -11,7 +11,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/host"
 )
 
 // Options say what to read.
@@ -30,8 +30,8 @@ const maxRoutes = 4096
 
 // Read reads the connections of this network namespace. The notes say what
 // could not be read, and what follows from that. It needs CAP_NET_ADMIN.
-func Read(o Options) (*planner.Connections, []string) {
-	c := &planner.Connections{}
+func Read(o Options) (*host.Connections, []string) {
+	c := &host.Connections{}
 	var notes []string
 	failed := func(what string, err error) {
 		if err != nil {
@@ -56,7 +56,7 @@ func Read(o Options) (*planner.Connections, []string) {
 	for _, s := range sockets {
 		c.Sockets = append(c.Sockets, s.Socket)
 	}
-	slices.SortStableFunc(c.Sockets, func(a, b planner.Socket) int {
+	slices.SortStableFunc(c.Sockets, func(a, b host.Socket) int {
 		return cmp.Or(cmp.Compare(a.Protocol, b.Protocol), a.Local.Compare(b.Local), a.Remote.Compare(b.Remote))
 	})
 	c.Operator = operators(o.Root, o.SSHConnection, os.Getppid(), sockets)
@@ -72,20 +72,20 @@ func Read(o Options) (*planner.Connections, []string) {
 // readEphemeral reads the range from which the kernel takes the ports of
 // connections that it opens; the zero range where it cannot be told. It serves
 // IPv6 too (Documentation/networking/ip-sysctl.rst, ip_local_port_range).
-func readEphemeral(root string) planner.PortRange {
+func readEphemeral(root string) host.PortRange {
 	text, err := os.ReadFile(root + "/proc/sys/net/ipv4/ip_local_port_range")
 	if err != nil {
-		return planner.PortRange{}
+		return host.PortRange{}
 	}
-	var r planner.PortRange
+	var r host.PortRange
 	if n, _ := fmt.Sscan(string(text), &r.From, &r.To); n != 2 || r.To < r.From || r.From == 0 {
-		return planner.PortRange{}
+		return host.PortRange{}
 	}
 	return r
 }
 
 // readPlaces reads addresses and routes.
-func readPlaces(c *planner.Connections) error {
+func readPlaces(c *host.Connections) error {
 	links, err := netlink.LinkList()
 	if err != nil {
 		return err
@@ -101,12 +101,12 @@ func readPlaces(c *planner.Connections) error {
 	if err != nil {
 		return err
 	}
-	c.Addresses = []planner.Address{}
+	c.Addresses = []host.Address{}
 	for _, a := range addrs {
 		ip, ok := netip.AddrFromSlice(a.IP)
 		bits, _ := a.Mask.Size()
 		if ip = ip.Unmap(); ok && bits <= ip.BitLen() {
-			c.Addresses = append(c.Addresses, planner.Address{Interface: names[a.LinkIndex], Prefix: netip.PrefixFrom(ip, bits)})
+			c.Addresses = append(c.Addresses, host.Address{Interface: names[a.LinkIndex], Prefix: netip.PrefixFrom(ip, bits)})
 		}
 	}
 	routes, err := netlink.RouteList(nil, netlink.FAMILY_ALL)
@@ -115,7 +115,7 @@ func readPlaces(c *planner.Connections) error {
 	}
 	many := len(routes) > maxRoutes
 	for _, r := range routes {
-		route := planner.Route{Interface: names[r.LinkIndex]}
+		route := host.Route{Interface: names[r.LinkIndex]}
 		zero := netip.IPv4Unspecified()
 		if r.Family == netlink.FAMILY_V6 {
 			zero = netip.IPv6Unspecified()

@@ -7,7 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/host"
 )
 
 // Attributes of ipset (linux/netfilter/ipset/ip_set.h).
@@ -30,7 +30,7 @@ const (
 var searchable = map[string]bool{"hash:ip": true, "hash:net": true, "bitmap:ip": true, "hash:ip,port": true, "hash:net,port": true, "bitmap:port": true}
 
 // readSets reads the ipsets that can be searched.
-func readSets() (map[string]*planner.IPSet, error) {
+func readSets() (map[string]*host.IPSet, error) {
 	sets := listing{}
 	request := []byte{unix.AF_UNSPEC, 0, 0, 0, 5, 0, setProtocol, 0, 6, 0, 0, 0} // struct nfgenmsg; version 6 of the protocol
 	if err := dump(unix.NETLINK_NETFILTER, msgListSets, request, func(msg []byte) bool { sets.parse(msg); return true }); err != nil {
@@ -43,13 +43,13 @@ func readSets() (map[string]*planner.IPSet, error) {
 type listing map[string]*listedSet
 
 type listedSet struct {
-	planner.IPSet
+	host.IPSet
 	netmask uint8
 	unclear bool // something about it is not known here
 }
 
-func (l listing) known() map[string]*planner.IPSet {
-	out := map[string]*planner.IPSet{}
+func (l listing) known() map[string]*host.IPSet {
+	out := map[string]*host.IPSet{}
 	for name, s := range l {
 		if searchable[s.Type] && !s.unclear {
 			out[name] = &s.IPSet
@@ -92,7 +92,7 @@ func (l listing) parse(msg []byte) {
 // entry reads one member. Where the set has a netmask, packets are cut down to
 // it before they are looked up: a member is all that is cut down to it.
 func (s *listedSet) entry(b []byte) {
-	var e planner.IPSetEntry
+	var e host.IPSetEntry
 	var a netip.Addr
 	bits, port, proto := -1, false, false
 	attributes(b, func(typ uint16, v []byte) {

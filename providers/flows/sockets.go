@@ -6,7 +6,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/host"
 )
 
 // TCP states (net/tcp_states.h).
@@ -30,7 +30,7 @@ const (
 
 // socket is a socket with the inode that processes know it by.
 type socket struct {
-	planner.Socket
+	host.Socket
 	inode uint32
 }
 

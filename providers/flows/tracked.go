@@ -6,7 +6,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/host"
 )
 
 // Attributes of ctnetlink (linux/netfilter/nfnetlink_conntrack.h).
@@ -38,8 +38,8 @@ const (
 // reading /proc/net/nf_conntrack takes 0.7 s without parsing a line of it
 // (kernel 6.18, the same machine in turns). It keeps at most limit entries; room
 // is how many to expect. A limit of 0 is none.
-func readTracked(room, limit int) (list []planner.Flow, more bool, err error) {
-	list = make([]planner.Flow, 0, room)
+func readTracked(room, limit int) (list []host.Flow, more bool, err error) {
+	list = make([]host.Flow, 0, room)
 	err = dump(unix.NETLINK_NETFILTER, msgGetConntrack, []byte{unix.AF_UNSPEC, 0, 0, 0}, func(msg []byte) bool {
 		if limit > 0 && len(list) == limit {
 			more = true
@@ -55,7 +55,7 @@ func readTracked(room, limit int) (list []planner.Flow, more bool, err error) {
 
 // parseTracked reads one entry behind its netlink header: a struct nfgenmsg
 // and attributes.
-func parseTracked(msg []byte) (f planner.Flow, ok bool) {
+func parseTracked(msg []byte) (f host.Flow, ok bool) {
 	if len(msg) < 4 {
 		return f, false
 	}
@@ -95,7 +95,7 @@ func parseTracked(msg []byte) (f planner.Flow, ok bool) {
 	return f, whole && protoOrig == protoReply && protoOrig != 0
 }
 
-func parseTuple(b []byte) (t planner.Tuple, proto uint8) {
+func parseTuple(b []byte) (t host.Tuple, proto uint8) {
 	attributes(b, func(typ uint16, v []byte) {
 		switch typ {
 		case ctaTupleIP:

@@ -11,15 +11,15 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/ctplan/ctplan/internal/test/inittest"
-	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/host"
 	"github.com/ctplan/ctplan/providers/initscript"
 )
 
-func parse(script string) planner.InitScript {
-	return initscript.Parse(planner.File{Path: "/etc/init.d/iptables", Exists: true, Content: script})
+func parse(script string) host.InitScript {
+	return initscript.Parse(host.File{Path: "/etc/init.d/iptables", Exists: true, Content: script})
 }
 
-func words(list *planner.WordList) []string {
+func words(list *host.WordList) []string {
 	if list == nil {
 		return nil
 	}
@@ -59,7 +59,7 @@ func TestParseShapes(t *testing.T) {
 		{inittest.EL7, whole, false},
 		{inittest.EL8, nil, false},
 	} {
-		for _, family := range planner.Families {
+		for _, family := range host.Families {
 			script := c.shape.Script(family)
 			check := exec.Command("/bin/bash", "-n")
 			check.Stdin = strings.NewReader(script)
@@ -112,7 +112,7 @@ func TestFlushesFirst(t *testing.T) {
 // in a comment changes nothing.
 func FuzzBehaviour(f *testing.F) {
 	for _, s := range inittest.Shapes() {
-		f.Add(s.Script(planner.IPv4))
+		f.Add(s.Script(host.IPv4))
 	}
 	f.Add("stop() { a; }; a() { b; }; b() { a; iptables -F; }")
 	f.Add("stop() { $(iptables -F) <(rmmod x) ${a:-$(modprobe -r y)}; }")
@@ -140,7 +140,7 @@ func FuzzBehaviour(f *testing.F) {
 	})
 }
 
-func checkSpans(t testing.TB, content string, list *planner.WordList) {
+func checkSpans(t testing.TB, content string, list *host.WordList) {
 	t.Helper()
 	at := list.Inner.Start
 	for _, w := range list.Words {
@@ -283,8 +283,8 @@ func FuzzParse(f *testing.F) {
 	})
 }
 
-func parseConfig(name, content string) planner.InitConfig {
-	return initscript.ParseConfig(planner.File{Path: "/etc/sysconfig/" + name, Exists: true, Content: content})
+func parseConfig(name, content string) host.InitConfig {
+	return initscript.ParseConfig(host.File{Path: "/etc/sysconfig/" + name, Exists: true, Content: content})
 }
 
 func TestParseConfig(t *testing.T) {
@@ -364,7 +364,7 @@ func FuzzParseConfig(f *testing.F) {
 		checkSpans(t, content, c.Modules)
 		in := c.Modules.Inner
 		if in.Start > 0 && (content[in.Start-1] == '"' || content[in.Start-1] == '\'') {
-			in = planner.Span{Start: in.Start - 1, End: in.End + 1}
+			in = host.Span{Start: in.Start - 1, End: in.End + 1}
 		}
 		got := inBash(t, "IPTABLES_MODULES="+content[in.Start:in.End], "IPTABLES_MODULES")
 		split := strings.FieldsFunc(strings.Join(got, ""), func(r rune) bool { return r == ' ' || r == '\t' || r == '\n' })

@@ -7,15 +7,15 @@ import (
 
 	"mvdan.cc/sh/v3/syntax"
 
-	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/host"
 )
 
 const arrayName = "NF_MODULES_COMMON"
 
 // Parse finds the array of an init script, and what its stop and start do. A script that never names it has
 // none, which is no refusal: the scripts of EL5 and of late EL7 and EL8 are so.
-func Parse(f planner.File) planner.InitScript {
-	s := planner.InitScript{File: f}
+func Parse(f host.File) host.InitScript {
+	s := host.InitScript{File: f}
 	v := variable{name: arrayName, array: true}
 	list, r := v.find(f.Content)
 	s.Array, s.Refusal, s.RefusalLine = list, r.why, r.line
@@ -25,12 +25,12 @@ func Parse(f planner.File) planner.InitScript {
 
 // ParseConfig finds the two lists of iptables-config, or of ip6tables-config,
 // which the file's name tells apart.
-func ParseConfig(f planner.File) planner.InitConfig {
+func ParseConfig(f host.File) host.InitConfig {
 	prefix := "IPTABLES_"
 	if strings.HasPrefix(path.Base(f.Path), "ip6") {
 		prefix = "IP6TABLES_"
 	}
-	c := planner.InitConfig{File: f, ModulesName: prefix + "MODULES", SysctlLoadName: prefix + "SYSCTL_LOAD_LIST"}
+	c := host.InitConfig{File: f, ModulesName: prefix + "MODULES", SysctlLoadName: prefix + "SYSCTL_LOAD_LIST"}
 
 	var mods, load refusal
 	c.Modules, mods = variable{name: c.ModulesName}.find(f.Content)
@@ -55,7 +55,7 @@ type variable struct {
 }
 
 // find returns the list, or nil where the text never names it, or a refusal.
-func (v variable) find(text string) (*planner.WordList, refusal) {
+func (v variable) find(text string) (*host.WordList, refusal) {
 	first := v.in(text)
 	if first < 0 { // most scripts: no need to parse
 		return nil, refusal{}
@@ -88,7 +88,7 @@ func (v variable) find(text string) (*planner.WordList, refusal) {
 	if def == nil {
 		return nil, refusal{}
 	}
-	list := &planner.WordList{Line: lineAt(text, int(def.Pos().Offset()))}
+	list := &host.WordList{Line: lineAt(text, int(def.Pos().Offset()))}
 	var r refusal
 	if v.array {
 		r = readArray(text, def, list)
@@ -102,7 +102,7 @@ func (v variable) find(text string) (*planner.WordList, refusal) {
 }
 
 // readArray reads NAME=(words).
-func readArray(text string, def *syntax.Assign, list *planner.WordList) refusal {
+func readArray(text string, def *syntax.Assign, list *host.WordList) refusal {
 	a := def.Array
 	if a == nil {
 		return refusal{"is not assigned as an array", list.Line}
@@ -111,30 +111,30 @@ func readArray(text string, def *syntax.Assign, list *planner.WordList) refusal 
 	if end >= len(text) || text[open] != '(' || text[end] != ')' {
 		return refusal{"is an array whose place is not certain", list.Line}
 	}
-	list.Inner = planner.Span{Start: open + 1, End: end}
+	list.Inner = host.Span{Start: open + 1, End: end}
 	for _, e := range a.Elems {
 		line := lineAt(text, int(e.Pos().Offset()))
 		if e.Index != nil {
 			return refusal{"has an element with an index", line}
 		}
-		s := planner.Span{Start: int(e.Value.Pos().Offset()), End: int(e.Value.End().Offset())}
+		s := host.Span{Start: int(e.Value.Pos().Offset()), End: int(e.Value.End().Offset())}
 		w, ok := static(text[s.Start:s.End])
 		// Bash reads ''# as one word, the parser as a word and a comment: what
 		// does not stand apart is not certain.
 		if !ok || strings.IndexByte(" \t\n)", text[s.End]) < 0 {
 			return refusal{"has an element that is not a plain word", line}
 		}
-		list.Words = append(list.Words, planner.Word{Text: w, Span: s})
+		list.Words = append(list.Words, host.Word{Text: w, Span: s})
 	}
 	return refusal{}
 }
 
 // readString reads NAME="words", NAME='words', NAME=word or NAME=.
-func readString(text string, def *syntax.Assign, list *planner.WordList) refusal {
+func readString(text string, def *syntax.Assign, list *host.WordList) refusal {
 	if def.Array != nil {
 		return refusal{"is assigned as an array", list.Line}
 	}
-	var s planner.Span
+	var s host.Span
 	if def.Value == nil {
 		s.Start = int(def.End().Offset())
 		s.End = s.Start
@@ -142,7 +142,7 @@ func readString(text string, def *syntax.Assign, list *planner.WordList) refusal
 			return refusal{"is a string whose place is not certain", list.Line}
 		}
 	} else {
-		s = planner.Span{Start: int(def.Value.Pos().Offset()), End: int(def.Value.End().Offset())}
+		s = host.Span{Start: int(def.Value.Pos().Offset()), End: int(def.Value.End().Offset())}
 		raw := text[s.Start:s.End]
 		if _, ok := static(raw); !ok || s.End < len(text) && strings.IndexByte(" \t\n;", text[s.End]) < 0 {
 			return refusal{"is not a plain string", list.Line}
@@ -160,7 +160,7 @@ func readString(text string, def *syntax.Assign, list *planner.WordList) refusal
 			n = s.End - at
 		}
 		if n > 0 {
-			list.Words = append(list.Words, planner.Word{Text: text[at : at+n], Span: planner.Span{Start: at, End: at + n}})
+			list.Words = append(list.Words, host.Word{Text: text[at : at+n], Span: host.Span{Start: at, End: at + n}})
 		}
 		at += n + 1
 	}

@@ -6,13 +6,14 @@ import (
 
 	"mvdan.cc/sh/v3/syntax"
 
-	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/etc"
+	"github.com/ctplan/ctplan/planner/host"
 )
 
 // behaviour reads what else matters of a script: whether it unloads modules,
 // whether stop flushes before it sets policies, and where start looks for
 // sysctls. Of a script that does not parse nothing is known.
-func behaviour(s *planner.InitScript) {
+func behaviour(s *host.InitScript) {
 	if strings.ContainsAny(s.Content, "\x00\r") {
 		return
 	}
@@ -31,7 +32,7 @@ func behaviour(s *planner.InitScript) {
 		case *syntax.CallExpr:
 			s.Unloads = s.Unloads || unloads(n)
 		case *syntax.Lit:
-			for _, place := range []string{planner.DefaultSysctlFile, planner.SysctlFolder} {
+			for _, place := range []string{etc.DefaultSysctlFile, etc.SysctlFolder} {
 				rest, ok := strings.CutPrefix(n.Value, place)
 				if ok && (rest == "" || rest[0] == '/') && !slices.Contains(from, place) {
 					from = append(from, place)

@@ -5,7 +5,8 @@ import (
 	"testing"
 
 	"github.com/ctplan/ctplan/internal/test/nstest"
-	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/change"
+	"github.com/ctplan/ctplan/planner/host"
 	"github.com/ctplan/ctplan/providers/iptables"
 )
 
@@ -60,12 +61,12 @@ func TestDeleteBySpec(t *testing.T) {
 					t.Fatalf("%s prints them otherwise:\n%s", b, got)
 				}
 				for i, r := range stateRules {
-					op := planner.RuleOp{Kind: planner.DeleteRule, Chain: "INPUT", Pos: i + 1, Rule: r}
-					secs := []planner.Section{{Table: "filter", Ops: []planner.RuleOp{op}}}
-					if err := tools.Test(t.Context(), planner.IPv4, b, secs); err != nil {
+					op := change.RuleOp{Kind: change.DeleteRule, Chain: "INPUT", Pos: i + 1, Rule: r}
+					secs := []change.Section{{Table: "filter", Ops: []change.RuleOp{op}}}
+					if err := tools.Test(t.Context(), host.IPv4, b, secs); err != nil {
 						t.Errorf("%s: %v", b, err)
 					}
-					if err := tools.Commit(t.Context(), planner.IPv4, b, secs); err != nil {
+					if err := tools.Commit(t.Context(), host.IPv4, b, secs); err != nil {
 						t.Errorf("%s: %v", b, err)
 						continue
 					}
@@ -73,7 +74,7 @@ func TestDeleteBySpec(t *testing.T) {
 						t.Fatalf("%s: deleting %s left\n%s", b, r, got)
 					}
 					secs[0].Ops[0] = op.Inverse()
-					if err := tools.Commit(t.Context(), planner.IPv4, b, secs); err != nil {
+					if err := tools.Commit(t.Context(), host.IPv4, b, secs); err != nil {
 						t.Errorf("%s: %v", b, err)
 					}
 					if got := now(); got != text {

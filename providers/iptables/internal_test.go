@@ -9,12 +9,12 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 
-	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/host"
 )
 
 // normalise reads a whole text at once.
 func normalise(out string) (text string, incompatible []string) {
-	p := newPrinted(planner.IPv4)
+	p := newPrinted(host.IPv4)
 	p.feed([]byte(out))
 	return p.raw().Text, p.incompatible
 }
@@ -68,12 +68,12 @@ func FuzzNormalise(f *testing.F) {
 	f.Add("COMMIT\n*\n:\n[", uint64(3))
 	f.Add("*a\n:X ACCEPT [0:0]\n*b\n:Y ACCEPT [0:0]\nCOMMIT\n*c", uint64(4))
 	f.Fuzz(func(t *testing.T, out string, seed uint64) {
-		p := newPrinted(planner.IPv4)
+		p := newPrinted(host.IPv4)
 		p.feed([]byte(out))
 		whole := p.raw()
 
 		random := rand.New(rand.NewPCG(seed, 0))
-		p = newPrinted(planner.IPv4)
+		p = newPrinted(host.IPv4)
 		var piece []byte
 		for line := range strings.Lines(out) {
 			piece = append(piece, line...)
@@ -91,7 +91,7 @@ func FuzzNormalise(f *testing.F) {
 		for _, r := range []Raw{whole, pieces} {
 			set, err := r.Ruleset()
 			set.Backend = ""
-			want, wantErr := Parse(planner.IPv4, whole.Text)
+			want, wantErr := Parse(host.IPv4, whole.Text)
 			if !cmp.Equal(set, want, cmpopts.EquateEmpty()) || (err == nil) != (wantErr == nil) || err != nil && err.Error() != wantErr.Error() {
 				t.Errorf("ruleset %+v, %v, Parse says %+v, %v", set, err, want, wantErr)
 			}
@@ -125,6 +125,6 @@ func BenchmarkNormalise(b *testing.B) {
 	out := []byte("*filter\n:INPUT DROP [0:0]\n" + strings.Repeat(line, 10000) + "COMMIT\n")
 	b.ReportAllocs()
 	for b.Loop() {
-		newPrinted(planner.IPv4).feed(out)
+		newPrinted(host.IPv4).feed(out)
 	}
 }

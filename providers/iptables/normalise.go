@@ -4,7 +4,7 @@ import (
 	"bytes"
 	"strings"
 
-	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/host"
 )
 
 // printed takes what iptables-save prints, as it comes, and makes a Raw of it:
@@ -20,7 +20,7 @@ type printed struct {
 	incompatible []string
 }
 
-func newPrinted(f planner.Family) *printed { return &printed{parser: newParser(f)} }
+func newPrinted(f host.Family) *printed { return &printed{parser: newParser(f)} }
 
 // feed takes the next lines. It keeps nothing of them.
 func (p *printed) feed(lines []byte) {

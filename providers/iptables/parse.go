@@ -5,7 +5,7 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/host"
 )
 
 // maxLine is the longest line, with its newline, that iptables-restore reads
@@ -16,7 +16,7 @@ const maxLine = 10239
 // iptables-save writes.
 type SyntaxError struct {
 	File    string // empty for rules in the kernel
-	Family  planner.Family
+	Family  host.Family
 	Line    int // from 1
 	Problem string
 }
@@ -33,16 +33,16 @@ func (e *SyntaxError) Error() string {
 // text wherever nothing is escaped. It reads what iptables-restore reads, and
 // a last line without its newline; of commands it takes -A alone, which is
 // the only one that iptables-save writes. Errors are *SyntaxError.
-func Parse(f planner.Family, text string) (planner.Ruleset, error) {
+func Parse(f host.Family, text string) (host.Ruleset, error) {
 	p := newParser(f)
-	p.rules = make([]planner.Rule, 0, strings.Count(text, "\n-A ")+1)
+	p.rules = make([]host.Rule, 0, strings.Count(text, "\n-A ")+1)
 	p.feed(text)
 	return p.finish()
 }
 
 // ParseFile is Parse for a saved rules file. It also refuses what works in the
 // kernel but not from a file: lines longer than iptables-restore can read.
-func ParseFile(f planner.Family, file planner.File) (planner.Ruleset, error) {
+func ParseFile(f host.Family, file host.File) (host.Ruleset, error) {
 	rs, err := Parse(f, file.Content)
 	if err == nil {
 		err = checkLines(file.Content)
@@ -51,7 +51,7 @@ func ParseFile(f planner.Family, file planner.File) (planner.Ruleset, error) {
 		syntax.File, syntax.Family = file.Path, f
 	}
 	if err != nil {
-		return planner.Ruleset{}, err
+		return host.Ruleset{}, err
 	}
 	rs.File = &file
 	return rs, nil
@@ -74,11 +74,11 @@ func checkLines(text string) error {
 // parser walks a text once, as it comes. Rules and words of all tables share
 // two arenas.
 type parser struct {
-	family planner.Family
+	family host.Family
 	fed    int // bytes of text before this piece
 	line   int
-	tables []planner.Table
-	rules  []planner.Rule
+	tables []host.Table
+	rules  []host.Rule
 	words  []string
 	buf    []byte
 
@@ -87,7 +87,7 @@ type parser struct {
 	problem string // what is wrong with the line; nothing is read behind it
 }
 
-func newParser(f planner.Family) *parser { return &parser{family: f, table: -1} }
+func newParser(f host.Family) *parser { return &parser{family: f, table: -1} }
 
 // feed reads the next lines of the text. A line without its newline is the last.
 func (p *parser) feed(text string) {
@@ -98,24 +98,24 @@ func (p *parser) feed(text string) {
 			end = pos + i + 1
 		}
 		line := strings.TrimSuffix(text[pos:end], "\n")
-		p.problem = p.statement(line, planner.Span{Start: p.fed + pos, End: p.fed + end})
+		p.problem = p.statement(line, host.Span{Start: p.fed + pos, End: p.fed + end})
 		pos = end
 	}
 	p.fed += len(text)
 }
 
 // finish returns what was read.
-func (p *parser) finish() (planner.Ruleset, error) {
+func (p *parser) finish() (host.Ruleset, error) {
 	if p.problem == "" && p.table >= 0 {
 		p.problem = "the text ends within table " + p.tables[p.table].Name + ", before its COMMIT"
 	}
 	if p.problem != "" {
-		return planner.Ruleset{}, &SyntaxError{Family: p.family, Line: p.line, Problem: p.problem}
+		return host.Ruleset{}, &SyntaxError{Family: p.family, Line: p.line, Problem: p.problem}
 	}
-	return planner.Ruleset{Family: p.family, Tables: p.tables}, nil
+	return host.Ruleset{Family: p.family, Tables: p.tables}, nil
 }
 
-func (p *parser) statement(line string, span planner.Span) string {
+func (p *parser) statement(line string, span host.Span) string {
 	// Comments begin at the first column, and only there.
 	if line == "" || line[0] == '#' {
 		return ""
@@ -131,7 +131,7 @@ func (p *parser) statement(line string, span planner.Span) string {
 		if name == "" {
 			return "a table without a name"
 		}
-		p.tables = append(p.tables, planner.Table{Name: name, Span: span})
+		p.tables = append(p.tables, host.Table{Name: name, Span: span})
 		p.table, p.first = len(p.tables)-1, len(p.rules)
 		return ""
 	}
@@ -148,7 +148,7 @@ func (p *parser) statement(line string, span planner.Span) string {
 		if name == "" || policy == "" {
 			return "a chain needs a name and a policy: \":NAME POLICY [0:0]\""
 		}
-		t.Chains = append(t.Chains, planner.ChainDecl{Name: name, Policy: policy, Line: p.line, Span: span})
+		t.Chains = append(t.Chains, host.ChainDecl{Name: name, Policy: policy, Line: p.line, Span: span})
 		return ""
 	case line[0] == '*':
 		return "table " + t.Name + " has no COMMIT before this next table"
@@ -157,7 +157,7 @@ func (p *parser) statement(line string, span planner.Span) string {
 }
 
 // rule reads "[packets:bytes] -A CHAIN …".
-func (p *parser) rule(line string, span planner.Span) string {
+func (p *parser) rule(line string, span host.Span) string {
 	rest := line
 	if rest[0] == '[' {
 		i := strings.IndexByte(rest, ']')
@@ -201,7 +201,7 @@ func (p *parser) rule(line string, span planner.Span) string {
 		// Room that is not used costs nothing, moving what is there does.
 		p.rules = slices.Grow(p.rules, max(64, 3*len(p.rules)))
 	}
-	p.rules = append(p.rules, planner.Rule{
+	p.rules = append(p.rules, host.Rule{
 		Chain: chain,
 		Words: p.words[start:len(p.words):len(p.words)],
 		Text:  rest,

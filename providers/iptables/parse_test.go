@@ -9,7 +9,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/host"
 	"github.com/ctplan/ctplan/providers/iptables"
 )
 
@@ -31,7 +31,7 @@ COMMIT
 COMMIT`
 
 func TestParse(t *testing.T) {
-	rs, err := iptables.Parse(planner.IPv4, sample)
+	rs, err := iptables.Parse(host.IPv4, sample)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -82,7 +82,7 @@ func TestParseWords(t *testing.T) {
 		{`-A X a ""b`, []string{"a", "", "b"}},
 	}
 	for _, tt := range tests {
-		rs, err := iptables.Parse(planner.IPv6, "*raw\n"+tt.line+"\nCOMMIT\n")
+		rs, err := iptables.Parse(host.IPv6, "*raw\n"+tt.line+"\nCOMMIT\n")
 		if err != nil {
 			t.Errorf("%s: %v", tt.line, err)
 			continue
@@ -118,7 +118,7 @@ func TestParseErrors(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			_, err := iptables.ParseFile(planner.IPv4, planner.File{Path: "/etc/iptables/rules.v4", Content: tt.text})
+			_, err := iptables.ParseFile(host.IPv4, host.File{Path: "/etc/iptables/rules.v4", Content: tt.text})
 			var syntax *iptables.SyntaxError
 			if !errors.As(err, &syntax) || syntax.Line != tt.line || !strings.Contains(syntax.Problem, tt.problem) {
 				t.Fatalf("got %v, want line %d and %q", err, tt.line, tt.problem)
@@ -133,7 +133,7 @@ func TestParseErrors(t *testing.T) {
 func TestParseFileLongLine(t *testing.T) {
 	for n, ok := range map[int]bool{10239: true, 10240: false} {
 		text := "*filter\n-A INPUT " + strings.Repeat("x", n-len("-A INPUT \n")) + "\nCOMMIT\n"
-		_, err := iptables.ParseFile(planner.IPv4, planner.File{Path: "f", Exists: true, Content: text})
+		_, err := iptables.ParseFile(host.IPv4, host.File{Path: "f", Exists: true, Content: text})
 		if (err == nil) != ok {
 			t.Errorf("line of %d bytes: %v", n, err)
 		}
@@ -157,7 +157,7 @@ func TestQuote(t *testing.T) {
 
 // lossless checks that spans and the gaps between them are the text, that
 // every span is the line it claims to be, and that words survive quoting.
-func lossless(t *testing.T, text string, rs planner.Ruleset) {
+func lossless(t *testing.T, text string, rs host.Ruleset) {
 	t.Helper()
 	lines := strings.SplitAfter(text, "\n")
 	starts := make([]int, len(lines)+1)
@@ -165,13 +165,13 @@ func lossless(t *testing.T, text string, rs planner.Ruleset) {
 		starts[i+1] = starts[i] + len(l)
 	}
 	last := 0
-	check := func(what string, line int, s planner.Span) {
+	check := func(what string, line int, s host.Span) {
 		t.Helper()
 		if line < 1 || line > len(lines) || s.Start != starts[line-1] || s.End != starts[line] {
 			t.Fatalf("%s: span %v is not line %d", what, s, line)
 		}
 	}
-	covered := map[planner.Span]bool{}
+	covered := map[host.Span]bool{}
 	for _, table := range rs.Tables {
 		if table.Span.Start < last || table.Span.End != table.Commit.End || !strings.HasPrefix(text[table.Span.Start:], "*"+table.Name) && !strings.HasPrefix(strings.TrimLeft(text[table.Span.Start+1:], " \t"), table.Name) {
 			t.Fatalf("table %s: span %v after %d", table.Name, table.Span, last)
@@ -206,7 +206,7 @@ func lossless(t *testing.T, text string, rs planner.Ruleset) {
 				end = at + i + 1
 			}
 			line := text[at:end]
-			if !covered[planner.Span{Start: at, End: end}] && line != "\n" && line[0] != '#' && line[0] != '*' && line != "COMMIT\n" && line != "COMMIT" {
+			if !covered[host.Span{Start: at, End: end}] && line != "\n" && line[0] != '#' && line[0] != '*' && line != "COMMIT\n" && line != "COMMIT" {
 				t.Fatalf("line %q is in no span", line)
 			}
 			at = end
@@ -229,7 +229,7 @@ func FuzzParse(f *testing.F) {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, text string) {
-		rs, err := iptables.Parse(planner.IPv4, text)
+		rs, err := iptables.Parse(host.IPv4, text)
 		if err != nil {
 			var syntax *iptables.SyntaxError
 			if !errors.As(err, &syntax) || syntax.Line > strings.Count(text, "\n")+1 {
@@ -257,7 +257,7 @@ func BenchmarkParse(b *testing.B) {
 	b.SetBytes(int64(len(text)))
 	b.ReportAllocs()
 	for b.Loop() {
-		if _, err := iptables.Parse(planner.IPv4, text); err != nil {
+		if _, err := iptables.Parse(host.IPv4, text); err != nil {
 			b.Fatal(err)
 		}
 	}

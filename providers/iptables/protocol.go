@@ -3,7 +3,7 @@ package iptables
 import (
 	"strconv"
 
-	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/host"
 )
 
 // protocols names the protocols that iptables-save prints by the same name
@@ -32,7 +32,7 @@ var protocolNames = func() map[string]string {
 
 // protocol returns how iptables-save prints a declared protocol, "" for any.
 // It reports false for a protocol that the family does not have.
-func protocol(declared string, f planner.Family) (string, bool) {
+func protocol(declared string, f host.Family) (string, bool) {
 	name := declared
 	if alias, ok := aliases[name]; ok {
 		name = alias
@@ -41,9 +41,9 @@ func protocol(declared string, f planner.Family) (string, bool) {
 		name = canonical
 	}
 	switch {
-	case declared == "icmp" && f == planner.IPv6:
+	case declared == "icmp" && f == host.IPv6:
 		return "ipv6-icmp", true
-	case name == "ipv6-icmp" && f == planner.IPv4:
+	case name == "ipv6-icmp" && f == host.IPv4:
 		return "", false
 	}
 	return name, true

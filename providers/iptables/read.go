@@ -14,7 +14,7 @@ import (
 	"github.com/google/nftables"
 
 	"github.com/ctplan/ctplan/internal/run"
-	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/host"
 )
 
 // Tools is the way to the host's iptables commands. The zero Tools runs them
@@ -47,24 +47,24 @@ func (t Tools) wait() time.Duration {
 // kernel makes such tables on a mere look. So two reads of an unchanged host
 // are equal byte for byte. Text is for Parse.
 type Raw struct {
-	Family  planner.Family  `json:"family"`
-	Backend planner.Backend `json:"backend"`
-	Primary bool            `json:"primary"` // what plain iptables speaks to
-	Version string          `json:"version,omitempty"`
-	Text    string          `json:"text,omitempty"`
+	Family  host.Family  `json:"family"`
+	Backend host.Backend `json:"backend"`
+	Primary bool         `json:"primary"` // what plain iptables speaks to
+	Version string       `json:"version,omitempty"`
+	Text    string       `json:"text,omitempty"`
 
 	// Incompatible are the tables of iptables-nft that iptables-save does not
 	// show, because they hold what iptables has no words for.
 	Incompatible []string `json:"incompatible,omitempty"`
 
-	set    planner.Ruleset // what Parse says of parsed
+	set    host.Ruleset // what Parse says of parsed
 	err    error
 	parsed string
 }
 
 // Ruleset is Parse of the text. It is made already where Read made the Raw,
 // while iptables-save was still printing.
-func (r Raw) Ruleset() (planner.Ruleset, error) {
+func (r Raw) Ruleset() (host.Ruleset, error) {
 	if r.parsed == "" || r.parsed != r.Text { // one string, so this costs nothing
 		r.set, r.err = Parse(r.Family, r.Text)
 	}
@@ -84,10 +84,10 @@ func (t Tools) Read(ctx context.Context) ([]Raw, []string, error) {
 		notes []string
 		err   error
 	}
-	results := make([]result, len(planner.Families))
+	results := make([]result, len(host.Families))
 	read := func(i int) {
 		r := &results[i]
-		r.raws, r.notes, r.err = t.readFamily(ctx, planner.Families[i])
+		r.raws, r.notes, r.err = t.readFamily(ctx, host.Families[i])
 	}
 	// IPv4 at once: where there are many rules, they are IPv4's.
 	var wg sync.WaitGroup
@@ -99,9 +99,9 @@ func (t Tools) Read(ctx context.Context) ([]Raw, []string, error) {
 
 	var raws []Raw
 	var notes []string
-	for i, f := range planner.Families {
+	for i, f := range host.Families {
 		r := results[i]
-		if f == planner.IPv6 && results[0].err == nil {
+		if f == host.IPv6 && results[0].err == nil {
 			if errors.Is(r.err, exec.ErrNotFound) {
 				notes = append(notes, "ip6tables is not installed: IPv6 rules were not read")
 				continue
@@ -120,7 +120,7 @@ func (t Tools) Read(ctx context.Context) ([]Raw, []string, error) {
 	return raws, notes, nil
 }
 
-func (t Tools) readFamily(ctx context.Context, f planner.Family) ([]Raw, []string, error) {
+func (t Tools) readFamily(ctx context.Context, f host.Family) ([]Raw, []string, error) {
 	save := command(f) + "-save"
 	raw, err := t.save(ctx, f, save)
 	if err != nil {
@@ -160,7 +160,7 @@ func (t Tools) readFamily(ctx context.Context, f planner.Family) ([]Raw, []strin
 }
 
 // save runs an iptables-save and reads along.
-func (t Tools) save(ctx context.Context, f planner.Family, name string) (Raw, error) {
+func (t Tools) save(ctx context.Context, f host.Family, name string) (Raw, error) {
 	p := newPrinted(f)
 	rest, err := t.runner().Run(ctx, run.Cmd{Path: name, Follow: p.feed})
 	if err != nil {
@@ -175,7 +175,7 @@ func (t Tools) save(ctx context.Context, f planner.Family, name string) (Raw, er
 // each family that has tables.
 func (t Tools) ReadLegacy(ctx context.Context) ([]Raw, error) {
 	var raws []Raw
-	for _, f := range planner.Families {
+	for _, f := range host.Families {
 		if !legacyTables(f) {
 			continue
 		}
@@ -186,7 +186,7 @@ func (t Tools) ReadLegacy(ctx context.Context) ([]Raw, error) {
 		if err != nil {
 			return nil, explain(f, err)
 		}
-		raw.Backend = planner.Legacy
+		raw.Backend = host.Legacy
 		if raw.Text != "" {
 			raws = append(raws, raw)
 		}
@@ -195,8 +195,8 @@ func (t Tools) ReadLegacy(ctx context.Context) ([]Raw, error) {
 }
 
 // command is the name of a family's iptables.
-func command(f planner.Family) string {
-	if f == planner.IPv6 {
+func command(f host.Family) string {
+	if f == host.IPv6 {
 		return "ip6tables"
 	}
 	return "iptables"
@@ -204,7 +204,7 @@ func command(f planner.Family) string {
 
 // backendOf tells the backend of a command from the file that it is a link to,
 // "" when that says nothing.
-func backendOf(name string) planner.Backend {
+func backendOf(name string) host.Backend {
 	path, err := run.LookPath(name)
 	if err != nil {
 		return ""
@@ -214,9 +214,9 @@ func backendOf(name string) planner.Backend {
 	}
 	switch filepath.Base(path) {
 	case "xtables-nft-multi":
-		return planner.NFT
+		return host.NFT
 	case "xtables-legacy-multi", "xtables-multi":
-		return planner.Legacy
+		return host.Legacy
 	}
 	return ""
 }
@@ -224,7 +224,7 @@ func backendOf(name string) planner.Backend {
 // header reads "# Generated by iptables-save v1.8.9 (nf_tables) on …", which
 // stands above every table: none when there is no table. Without the
 // parenthesis it is the legacy backend.
-func header(line string) (planner.Backend, string) {
+func header(line string) (host.Backend, string) {
 	rest, ok := strings.CutPrefix(line, "# Generated by ")
 	if !ok {
 		return "", ""
@@ -232,42 +232,42 @@ func header(line string) (planner.Backend, string) {
 	_, rest, _ = strings.Cut(rest, "-save v")
 	version, rest, _ := strings.Cut(rest, " ")
 	if strings.HasPrefix(rest, "(nf_tables)") {
-		return planner.NFT, version
+		return host.NFT, version
 	}
-	return planner.Legacy, version
+	return host.Legacy, version
 }
 
 // otherBackend reports whether the backend that plain iptables does not speak
 // to has tables, and a note when that cannot be told.
-func otherBackend(f planner.Family, primary planner.Backend) (other planner.Backend, present bool, note string) {
-	if primary == planner.NFT {
-		return planner.Legacy, legacyTables(f), ""
+func otherBackend(f host.Family, primary host.Backend) (other host.Backend, present bool, note string) {
+	if primary == host.NFT {
+		return host.Legacy, legacyTables(f), ""
 	}
 	present, err := nftTables(f)
 	if err != nil {
 		note = fmt.Sprintf("asking the kernel for its %s nftables failed (%v): rules of iptables-nft, if any, were not read", f, err)
 	}
-	return planner.NFT, present, note
+	return host.NFT, present, note
 }
 
 // legacyTables reports whether this network namespace has legacy tables
 // (net/netfilter/x_tables.c). A kernel without them lacks the file.
-func legacyTables(f planner.Family) bool {
-	name := map[planner.Family]string{planner.IPv4: "ip_tables_names", planner.IPv6: "ip6_tables_names"}[f]
+func legacyTables(f host.Family) bool {
+	name := map[host.Family]string{host.IPv4: "ip_tables_names", host.IPv6: "ip6_tables_names"}[f]
 	names, _ := os.ReadFile("/proc/thread-self/net/" + name)
 	return len(names) > 0
 }
 
 // nftTables reports whether nftables has a table that iptables-nft would make.
 // Tables of other names and families are native nftables.
-func nftTables(f planner.Family) (bool, error) {
+func nftTables(f host.Family) (bool, error) {
 	conn, err := nftables.New()
 	if err != nil {
 		return false, err
 	}
 	defer conn.CloseLasting()
 	family := nftables.TableFamilyIPv4
-	if f == planner.IPv6 {
+	if f == host.IPv6 {
 		family = nftables.TableFamilyIPv6
 	}
 	tables, err := conn.ListTablesOfFamily(family)

@@ -6,7 +6,8 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/declared"
+	"github.com/ctplan/ctplan/planner/host"
 )
 
 // maxPorts is how many ports one multiport match holds; a range counts as two
@@ -21,9 +22,9 @@ const maxPorts = 15
 // Rules are written from the host's point of view: inbound traffic comes from
 // the remote side, outbound traffic is its mirror image. Protocol "icmp" means
 // each family's own ICMP; "ipv6-icmp" and "icmpv6" exist in IPv6 alone.
-func Render(d planner.Desired) []planner.Chain {
-	var chains []planner.Chain
-	for _, f := range planner.Families {
+func Render(d declared.Desired) []declared.Chain {
+	var chains []declared.Chain
+	for _, f := range host.Families {
 		for _, h := range []string{"INPUT", "OUTPUT", "FORWARD"} {
 			chains = appendChain(chains, f, "filter", h, d.Accept)
 		}
@@ -34,13 +35,13 @@ func Render(d planner.Desired) []planner.Chain {
 	return chains
 }
 
-func appendChain(chains []planner.Chain, f planner.Family, table, hook string, blocks []planner.Traffic) []planner.Chain {
-	c := planner.Chain{Family: f, Table: table, Hook: hook, Name: planner.OwnPrefix + hook}
+func appendChain(chains []declared.Chain, f host.Family, table, hook string, blocks []declared.Traffic) []declared.Chain {
+	c := declared.Chain{Family: f, Table: table, Hook: hook, Name: declared.OwnPrefix + hook}
 	for _, t := range blocks {
 		for _, text := range rules(t, f, table, hook) {
 			words := Words(text)
-			c.Rules = append(c.Rules, planner.TargetRule{
-				Rule:   planner.Rule{Chain: c.Name, Words: words, Text: text},
+			c.Rules = append(c.Rules, declared.TargetRule{
+				Rule:   host.Rule{Chain: c.Name, Words: words, Text: text},
 				Source: t.Source,
 			})
 		}
@@ -58,8 +59,8 @@ type flow struct {
 }
 
 // flows says which of a block's traffic passes a chain.
-func flows(d planner.Direction, hook string) []flow {
-	in, out := d == planner.Both || d == planner.In, d == planner.Both || d == planner.Out
+func flows(d declared.Direction, hook string) []flow {
+	in, out := d == declared.Both || d == declared.In, d == declared.Both || d == declared.Out
 	switch {
 	case hook == "INPUT" && in:
 		return []flow{{inbound: true, iface: "-i"}}
@@ -67,17 +68,17 @@ func flows(d planner.Direction, hook string) []flow {
 		return []flow{{iface: "-o"}}
 	case hook == "PREROUTING" && in:
 		return []flow{{inbound: true, iface: "-i"}}
-	case hook == "PREROUTING" && d == planner.Forward:
+	case hook == "PREROUTING" && d == declared.Forward:
 		// Where local traffic will leave is not known before routing.
 		return []flow{{}, {inbound: true, iface: "-i"}}
-	case hook == "FORWARD" && d == planner.Forward:
+	case hook == "FORWARD" && d == declared.Forward:
 		return []flow{{iface: "-o"}, {inbound: true, iface: "-i"}}
 	}
 	return nil
 }
 
 // rules renders one block for one chain, without repeats.
-func rules(t planner.Traffic, f planner.Family, table, hook string) []string {
+func rules(t declared.Traffic, f host.Family, table, hook string) []string {
 	proto, ok := protocol(t.Protocol, f)
 	if !ok || !slices.Contains(t.Families, f) {
 		return nil
@@ -102,7 +103,7 @@ func rules(t planner.Traffic, f planner.Family, table, hook string) []string {
 		}
 		// The side that does not open connections sends no SYN.
 		noSyn := table == "filter" && proto == "tcp" &&
-			(t.Initiator == planner.LocalSide && w.inbound || t.Initiator == planner.RemoteSide && !w.inbound)
+			(t.Initiator == declared.LocalSide && w.inbound || t.Initiator == declared.RemoteSide && !w.inbound)
 		iface := ""
 		if w.iface != "" && t.Interface != "" && t.Interface != "+" {
 			iface = " " + w.iface + " " + bare(t.Interface)
@@ -140,13 +141,13 @@ func bare(word string) string {
 
 // addresses picks a family's prefixes; "" is any address. It reports false
 // when the list names addresses of the other family alone.
-func addresses(list []netip.Prefix, f planner.Family) ([]string, bool) {
+func addresses(list []netip.Prefix, f host.Family) ([]string, bool) {
 	if len(list) == 0 {
 		return []string{""}, true
 	}
 	var out []string
 	for _, p := range list {
-		if p.Addr().Is4() != (f == planner.IPv4) {
+		if p.Addr().Is4() != (f == host.IPv4) {
 			continue
 		}
 		text := ""
@@ -160,7 +161,7 @@ func addresses(list []netip.Prefix, f planner.Family) ([]string, bool) {
 
 // portMatches returns the matches behind "-p proto" that cover every pair of a
 // source and a destination port.
-func portMatches(proto string, sports, dports []planner.PortRange, noSyn bool) []string {
+func portMatches(proto string, sports, dports []host.PortRange, noSyn bool) []string {
 	var out []string
 	for _, s := range portSets(sports) {
 		for _, d := range portSets(dports) {
@@ -170,11 +171,11 @@ func portMatches(proto string, sports, dports []planner.PortRange, noSyn bool) [
 	return out
 }
 
-func portMatch(proto string, sports, dports []planner.PortRange, noSyn bool) string {
+func portMatch(proto string, sports, dports []host.PortRange, noSyn bool) string {
 	// A single port or range is the protocol's own match, more are multiport's.
 	// udplite has no match of its own.
 	var own, multi string
-	add := func(name string, ports []planner.PortRange) {
+	add := func(name string, ports []host.PortRange) {
 		switch {
 		case len(ports) == 0:
 		case len(ports) == 1 && proto != "udplite":
@@ -200,8 +201,8 @@ func portMatch(proto string, sports, dports []planner.PortRange, noSyn bool) str
 
 // portSets splits a list of ports into what one rule can hold. No ports, or
 // all of them, are one empty set: any port.
-func portSets(ports []planner.PortRange) [][]planner.PortRange {
-	var sets [][]planner.PortRange
+func portSets(ports []host.PortRange) [][]host.PortRange {
+	var sets [][]host.PortRange
 	room := 0
 	for _, p := range ports {
 		cost := 1
@@ -209,7 +210,7 @@ func portSets(ports []planner.PortRange) [][]planner.PortRange {
 			cost = 2
 		}
 		if p.From == 0 && p.To == 65535 {
-			return [][]planner.PortRange{nil}
+			return [][]host.PortRange{nil}
 		}
 		if cost > room {
 			sets = append(sets, nil)
@@ -219,12 +220,12 @@ func portSets(ports []planner.PortRange) [][]planner.PortRange {
 		room -= cost
 	}
 	if len(sets) == 0 {
-		return [][]planner.PortRange{nil}
+		return [][]host.PortRange{nil}
 	}
 	return sets
 }
 
-func portText(p planner.PortRange) string {
+func portText(p host.PortRange) string {
 	if p.From == p.To {
 		return strconv.Itoa(int(p.From))
 	}

@@ -13,7 +13,9 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/ctplan/ctplan/internal/test/nstest"
-	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/change"
+	"github.com/ctplan/ctplan/planner/declared"
+	"github.com/ctplan/ctplan/planner/host"
 	"github.com/ctplan/ctplan/providers/iptables"
 )
 
@@ -27,56 +29,56 @@ func prefixes(list ...string) []netip.Prefix {
 	return out
 }
 
-func ports(list ...uint16) []planner.PortRange {
-	var out []planner.PortRange
+func ports(list ...uint16) []host.PortRange {
+	var out []host.PortRange
 	for _, p := range list {
-		out = append(out, planner.PortRange{From: p, To: p})
+		out = append(out, host.PortRange{From: p, To: p})
 	}
 	return out
 }
 
 // sections loads rendered chains, as a plan would.
-func sections(chains []planner.Chain, f planner.Family) []planner.Section {
-	var out []planner.Section
+func sections(chains []declared.Chain, f host.Family) []change.Section {
+	var out []change.Section
 	for _, c := range chains {
 		if c.Family != f {
 			continue
 		}
-		op := planner.RuleOp{Kind: planner.SetChain, Chain: c.Name}
+		op := change.RuleOp{Kind: change.SetChain, Chain: c.Name}
 		for _, r := range c.Rules {
 			op.Rules = append(op.Rules, r.Text)
 		}
-		out = append(out, planner.Section{Table: c.Table, Ops: []planner.RuleOp{op}})
+		out = append(out, change.Section{Table: c.Table, Ops: []change.RuleOp{op}})
 	}
 	return out
 }
 
 func TestRenderGolden(t *testing.T) {
-	both, v4 := planner.Families, []planner.Family{planner.IPv4}
-	d := planner.Desired{
-		Mode: planner.Notrack,
-		Notrack: []planner.Traffic{
-			{Name: "tcp", Protocol: "tcp", Direction: planner.Both, Families: both},
-			{Name: "routed", Protocol: "udp", Local: prefixes("10.0.0.0/8"), RemotePorts: ports(53), Interface: "eth0", Direction: planner.Forward, Families: v4},
-			{Name: "in", Direction: planner.In, Families: v4},
+	both, v4 := host.Families, []host.Family{host.IPv4}
+	d := declared.Desired{
+		Mode: declared.Notrack,
+		Notrack: []declared.Traffic{
+			{Name: "tcp", Protocol: "tcp", Direction: declared.Both, Families: both},
+			{Name: "routed", Protocol: "udp", Local: prefixes("10.0.0.0/8"), RemotePorts: ports(53), Interface: "eth0", Direction: declared.Forward, Families: v4},
+			{Name: "in", Direction: declared.In, Families: v4},
 		},
-		Accept: []planner.Traffic{
-			{Name: "amazon-api", Protocol: "tcp", Remote: prefixes("54.239.25.200/32"), RemotePorts: ports(443), Direction: planner.Both, Initiator: planner.LocalSide, Families: both},
-			{Name: "ssh", Protocol: "tcp", LocalPorts: ports(22), Direction: planner.Both, Initiator: planner.RemoteSide, Families: both},
-			{Name: "egress", Protocol: "tcp", Direction: planner.Out, Families: both},
-			{Name: "mixed", Protocol: "udp", Remote: prefixes("10.1.2.3/8", "2001:db8::/32", "::1/128", "0.0.0.0/0"), Local: prefixes("192.0.2.1/32", "2001:db8::1/128"), Direction: planner.In, Families: both},
-			{Name: "ping", Protocol: "icmp", Direction: planner.Both, Families: both},
-			{Name: "nd.6", Protocol: "icmpv6", Direction: planner.In, Families: both},
-			{Name: "many", Protocol: "tcp", LocalPorts: append(ports(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14), planner.PortRange{From: 100, To: 200}), RemotePorts: []planner.PortRange{{From: 1024, To: 65535}}, Direction: planner.In, Families: v4},
-			{Name: "all-ports", Protocol: "tcp", LocalPorts: []planner.PortRange{{From: 0, To: 65535}}, Direction: planner.In, Families: v4},
-			{Name: "routed", Protocol: "udplite", Local: prefixes("10.0.0.0/8"), RemotePorts: ports(53), Interface: "eth+", Direction: planner.Forward, Families: v4},
-			{Name: "gre", Protocol: "47", Interface: "+", Direction: planner.In, Families: v4},
-			{Name: "experimental", Protocol: "253", Direction: planner.In, Families: v4},
+		Accept: []declared.Traffic{
+			{Name: "amazon-api", Protocol: "tcp", Remote: prefixes("54.239.25.200/32"), RemotePorts: ports(443), Direction: declared.Both, Initiator: declared.LocalSide, Families: both},
+			{Name: "ssh", Protocol: "tcp", LocalPorts: ports(22), Direction: declared.Both, Initiator: declared.RemoteSide, Families: both},
+			{Name: "egress", Protocol: "tcp", Direction: declared.Out, Families: both},
+			{Name: "mixed", Protocol: "udp", Remote: prefixes("10.1.2.3/8", "2001:db8::/32", "::1/128", "0.0.0.0/0"), Local: prefixes("192.0.2.1/32", "2001:db8::1/128"), Direction: declared.In, Families: both},
+			{Name: "ping", Protocol: "icmp", Direction: declared.Both, Families: both},
+			{Name: "nd.6", Protocol: "icmpv6", Direction: declared.In, Families: both},
+			{Name: "many", Protocol: "tcp", LocalPorts: append(ports(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14), host.PortRange{From: 100, To: 200}), RemotePorts: []host.PortRange{{From: 1024, To: 65535}}, Direction: declared.In, Families: v4},
+			{Name: "all-ports", Protocol: "tcp", LocalPorts: []host.PortRange{{From: 0, To: 65535}}, Direction: declared.In, Families: v4},
+			{Name: "routed", Protocol: "udplite", Local: prefixes("10.0.0.0/8"), RemotePorts: ports(53), Interface: "eth+", Direction: declared.Forward, Families: v4},
+			{Name: "gre", Protocol: "47", Interface: "+", Direction: declared.In, Families: v4},
+			{Name: "experimental", Protocol: "253", Direction: declared.In, Families: v4},
 		},
 	}
 	chains := iptables.Render(d)
 	var b strings.Builder
-	for _, f := range planner.Families {
+	for _, f := range host.Families {
 		script, err := iptables.Script(sections(chains, f))
 		if err != nil {
 			t.Fatal(err)
@@ -97,19 +99,19 @@ func TestRenderGolden(t *testing.T) {
 		t.Error(diff)
 	}
 	for _, c := range chains {
-		if c.Name != planner.OwnPrefix+c.Hook || len(c.Rules) == 0 {
+		if c.Name != declared.OwnPrefix+c.Hook || len(c.Rules) == 0 {
 			t.Errorf("chain %+v", c)
 		}
 	}
 }
 
 // randomDesired makes declarations of every kind that schema lets through.
-func randomDesired(r *rand.Rand) planner.Desired {
+func randomDesired(r *rand.Rand) declared.Desired {
 	pick := func(list ...string) string { return list[r.IntN(len(list))] }
-	somePorts := func() []planner.PortRange {
-		var out []planner.PortRange
+	somePorts := func() []host.PortRange {
+		var out []host.PortRange
 		for range []int{0, 0, 1, 1, 2, 5, 15, 20}[r.IntN(8)] {
-			p := planner.PortRange{From: uint16(r.IntN(65536))}
+			p := host.PortRange{From: uint16(r.IntN(65536))}
 			p.To = p.From
 			if r.IntN(4) == 0 {
 				p.To += uint16(r.IntN(65536 - int(p.From)))
@@ -137,25 +139,25 @@ func randomDesired(r *rand.Rand) planner.Desired {
 		}
 		return out
 	}
-	traffic := func(accept bool, i int) planner.Traffic {
-		t := planner.Traffic{
+	traffic := func(accept bool, i int) declared.Traffic {
+		t := declared.Traffic{
 			Name:      pick("a", "amazon-api", "a.b_c", "-x", "--", ".", strings.Repeat("n", 64)) + fmt.Sprint(i),
 			Protocol:  pick("", "tcp", "tcp", "tcp", "udp", "sctp", "dccp", "udplite", "icmp", "icmpv6", "ipv6-icmp", "47", "gre", "esp", "6", "17", "1", "58", "253", "200", "all"),
 			Local:     someAddresses(),
 			Remote:    someAddresses(),
 			Interface: pick("", "", "eth0", "eth+", "+", "br-0.1"),
-			Direction: []planner.Direction{planner.Both, planner.In, planner.Out, planner.Forward}[r.IntN(4)],
-			Families:  [][]planner.Family{planner.Families, {planner.IPv4}, {planner.IPv6}}[r.IntN(3)],
+			Direction: []declared.Direction{declared.Both, declared.In, declared.Out, declared.Forward}[r.IntN(4)],
+			Families:  [][]host.Family{host.Families, {host.IPv4}, {host.IPv6}}[r.IntN(3)],
 		}
 		if slices.Contains([]string{"tcp", "udp", "sctp", "dccp", "udplite", "6", "17"}, t.Protocol) {
 			t.LocalPorts, t.RemotePorts = somePorts(), somePorts()
 		}
 		if accept && (t.Protocol == "tcp" || t.Protocol == "6") {
-			t.Initiator = []planner.Initiator{planner.EitherSide, planner.LocalSide, planner.RemoteSide}[r.IntN(3)]
+			t.Initiator = []declared.Initiator{declared.EitherSide, declared.LocalSide, declared.RemoteSide}[r.IntN(3)]
 		}
 		return t
 	}
-	d := planner.Desired{Mode: planner.Notrack}
+	d := declared.Desired{Mode: declared.Notrack}
 	for i := range 1 + r.IntN(8) {
 		d.Notrack = append(d.Notrack, traffic(false, i))
 	}
@@ -172,7 +174,7 @@ func TestRenderSurvivesTheKernel(t *testing.T) {
 		seed := rand.Uint64()
 		t.Logf("seed %d", seed)
 		r := rand.New(rand.NewPCG(seed, 0))
-		for _, b := range []planner.Backend{planner.NFT, planner.Legacy} {
+		for _, b := range []host.Backend{host.NFT, host.Legacy} {
 			ns.Use(b)
 			for range 25 {
 				roundTrip(t, b, iptables.Render(randomDesired(r)))
@@ -181,7 +183,7 @@ func TestRenderSurvivesTheKernel(t *testing.T) {
 	})
 }
 
-func roundTrip(t *testing.T, b planner.Backend, chains []planner.Chain) {
+func roundTrip(t *testing.T, b host.Backend, chains []declared.Chain) {
 	t.Helper()
 	var tools iptables.Tools
 	want := map[string][]string{}
@@ -191,7 +193,7 @@ func roundTrip(t *testing.T, b planner.Backend, chains []planner.Chain) {
 			want[key] = append(want[key], r.Text)
 		}
 	}
-	for _, f := range planner.Families {
+	for _, f := range host.Families {
 		secs := sections(chains, f)
 		if err := tools.Test(t.Context(), f, b, secs); err != nil {
 			t.Fatalf("%s: %v", b, err)
@@ -215,11 +217,11 @@ func roundTrip(t *testing.T, b planner.Backend, chains []planner.Chain) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Fatalf("%s: rendered (-) and read back (+) differ:\n%s", b, diff)
 	}
-	for _, f := range planner.Families {
-		var drop []planner.Section
+	for _, f := range host.Families {
+		var drop []change.Section
 		for _, c := range chains {
 			if c.Family == f {
-				drop = append(drop, planner.Section{Table: c.Table, Ops: []planner.RuleOp{{Kind: planner.DropChain, Chain: c.Name}}})
+				drop = append(drop, change.Section{Table: c.Table, Ops: []change.RuleOp{{Kind: change.DropChain, Chain: c.Name}}})
 			}
 		}
 		if err := tools.Commit(t.Context(), f, b, drop); err != nil {
@@ -229,13 +231,13 @@ func roundTrip(t *testing.T, b planner.Backend, chains []planner.Chain) {
 }
 
 // read reads and parses everything.
-func read(t *testing.T, tools iptables.Tools) []planner.Ruleset {
+func read(t *testing.T, tools iptables.Tools) []host.Ruleset {
 	t.Helper()
 	raws, notes, err := tools.Read(t.Context())
 	if err != nil || len(notes) > 0 {
 		t.Fatal(err, notes)
 	}
-	var out []planner.Ruleset
+	var out []host.Ruleset
 	for _, raw := range raws {
 		rs, err := iptables.Parse(raw.Family, raw.Text)
 		if err != nil {

@@ -12,14 +12,16 @@ import (
 	goiptables "github.com/coreos/go-iptables/iptables"
 
 	"github.com/ctplan/ctplan/internal/run"
-	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/change"
+	"github.com/ctplan/ctplan/planner/host"
+	"github.com/ctplan/ctplan/planner/xtables"
 )
 
 // Test checks that sections could be committed, and changes no rule. The
 // legacy backend checks everything; the nft backend checks that every line can
 // be understood, but not that a rule to delete exists or that a position does.
 // Errors are those of Commit.
-func (t Tools) Test(ctx context.Context, f planner.Family, b planner.Backend, sections []planner.Section) error {
+func (t Tools) Test(ctx context.Context, f host.Family, b host.Backend, sections []change.Section) error {
 	return t.restore(ctx, f, b, TestSections(sections), true)
 }
 
@@ -28,14 +30,14 @@ func (t Tools) Test(ctx context.Context, f planner.Family, b planner.Backend, se
 // place and those behind it out.
 //
 // Errors: *RestoreError, *LockedError, ErrNotInstalled, ErrNotPermitted.
-func (t Tools) Commit(ctx context.Context, f planner.Family, b planner.Backend, sections []planner.Section) error {
+func (t Tools) Commit(ctx context.Context, f host.Family, b host.Backend, sections []change.Section) error {
 	return t.restore(ctx, f, b, sections, false)
 }
 
 // Replace makes tables what they were when iptables-save printed them: what
 // stands in them goes. Each happens whole or not at all. Counters start anew.
 // Errors are those of Commit.
-func (t Tools) Replace(ctx context.Context, f planner.Family, b planner.Backend, tables []planner.TableLines) error {
+func (t Tools) Replace(ctx context.Context, f host.Family, b host.Backend, tables []xtables.TableLines) error {
 	var script strings.Builder
 	for _, table := range tables {
 		script.WriteString("*" + table.Name + "\n")
@@ -57,7 +59,7 @@ func (t Tools) Replace(ctx context.Context, f planner.Family, b planner.Backend,
 	return t.load(ctx, f, b, script.String())
 }
 
-func (t Tools) restore(ctx context.Context, f planner.Family, b planner.Backend, sections []planner.Section, test bool) error {
+func (t Tools) restore(ctx context.Context, f host.Family, b host.Backend, sections []change.Section, test bool) error {
 	script, err := Script(sections)
 	if err != nil {
 		return err
@@ -70,7 +72,7 @@ func (t Tools) restore(ctx context.Context, f planner.Family, b planner.Backend,
 }
 
 // load gives a script to iptables-restore.
-func (t Tools) load(ctx context.Context, f planner.Family, b planner.Backend, script string, args ...string) error {
+func (t Tools) load(ctx context.Context, f host.Family, b host.Backend, script string, args ...string) error {
 	if script == "" {
 		return nil
 	}
@@ -96,7 +98,7 @@ func (t Tools) load(ctx context.Context, f planner.Family, b planner.Backend, sc
 
 // restoreCommand finds the iptables-restore that speaks to a backend: the
 // plain one if it does, else the one that is named after it.
-func (t Tools) restoreCommand(ctx context.Context, f planner.Family, b planner.Backend) (string, error) {
+func (t Tools) restoreCommand(ctx context.Context, f host.Family, b host.Backend) (string, error) {
 	plain := command(f) + "-restore"
 	if _, err := run.LookPath(plain); err != nil {
 		return "", err
@@ -116,17 +118,17 @@ func (t Tools) restoreCommand(ctx context.Context, f planner.Family, b planner.B
 // askVersion asks a command itself, for installations where neither links nor
 // headers tell: "iptables v1.8.9 (nf_tables)". Releases before 1.8 have the
 // legacy backend alone and do not name it.
-func (t Tools) askVersion(ctx context.Context, name string) (planner.Backend, string) {
+func (t Tools) askVersion(ctx context.Context, name string) (host.Backend, string) {
 	out, err := t.runner().Run(ctx, run.Cmd{Path: name, Args: []string{"--version"}})
 	if err != nil {
-		return planner.Legacy, ""
+		return host.Legacy, ""
 	}
 	_, v, _ := strings.Cut(strings.TrimSpace(string(out)), " v")
 	v, mode, _ := strings.Cut(v, " ")
 	if mode == "(nf_tables)" {
-		return planner.NFT, v
+		return host.NFT, v
 	}
-	return planner.Legacy, v
+	return host.Legacy, v
 }
 
 // Counters are what a rule has seen since it was loaded.
@@ -139,13 +141,13 @@ type Counters struct {
 // Counters reads the counters of one chain's rules, in order, through plain
 // iptables: a point read for verify, which needs no whole table. A chain that
 // does not exist is an error.
-func (t Tools) Counters(f planner.Family, table, chain string) ([]Counters, error) {
+func (t Tools) Counters(f host.Family, table, chain string) ([]Counters, error) {
 	path, err := run.LookPath(command(f))
 	if err != nil {
 		return nil, explain(f, err)
 	}
 	proto := goiptables.ProtocolIPv4
-	if f == planner.IPv6 {
+	if f == host.IPv6 {
 		proto = goiptables.ProtocolIPv6
 	}
 	ipt, err := goiptables.New(goiptables.IPFamily(proto), goiptables.Path(path), goiptables.Timeout(max(1, int(t.wait().Seconds()))))
@@ -200,7 +202,7 @@ func denied(e *run.Error) bool {
 }
 
 // explain turns what went wrong with a command into what to do about it.
-func explain(f planner.Family, err error) error {
+func explain(f host.Family, err error) error {
 	var failed *run.Error
 	switch {
 	case err == nil:

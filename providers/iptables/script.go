@@ -5,7 +5,7 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/change"
 )
 
 // Script renders sections as the input of iptables-restore --noflush: the one
@@ -14,7 +14,7 @@ import (
 // make the commit fail but never make it delete another rule; rules that
 // iptables does not know again by what it prints of them are the exception.
 // Text that would end a line, or make one too long to read, is an error.
-func Script(sections []planner.Section) (string, error) {
+func Script(sections []change.Section) (string, error) {
 	var s script
 	for _, sec := range sections {
 		s.line("*", sec.Table, "")
@@ -34,15 +34,15 @@ func Script(sections []planner.Section) (string, error) {
 // kernel as it is, without the sections before it, so that a jump to a chain
 // of an earlier section of the same table would be refused. Operations on
 // different tables do not depend on each other.
-func TestSections(sections []planner.Section) []planner.Section {
-	var merged []planner.Section
+func TestSections(sections []change.Section) []change.Section {
+	var merged []change.Section
 	at := map[string]int{}
 	for _, sec := range sections {
 		i, ok := at[sec.Table]
 		if !ok {
 			i = len(merged)
 			at[sec.Table] = i
-			merged = append(merged, planner.Section{Table: sec.Table})
+			merged = append(merged, change.Section{Table: sec.Table})
 		}
 		merged[i].Ops = append(merged[i].Ops, sec.Ops...)
 	}
@@ -55,19 +55,19 @@ type script struct {
 	err error
 }
 
-func (s *script) op(op planner.RuleOp) {
+func (s *script) op(op change.RuleOp) {
 	switch op.Kind {
-	case planner.SetChain:
+	case change.SetChain:
 		s.line(":", op.Chain, " - [0:0]")
 		for _, r := range op.Rules {
 			s.line("-A ", op.Chain, " "+r)
 		}
-	case planner.DropChain:
+	case change.DropChain:
 		s.line("-F ", op.Chain, "")
 		s.line("-X ", op.Chain, "")
-	case planner.InsertRule:
+	case change.InsertRule:
 		s.line("-I ", op.Chain, " "+strconv.Itoa(op.Pos)+" "+op.Rule)
-	case planner.DeleteRule:
+	case change.DeleteRule:
 		what := op.Rule
 		if op.Pos > 0 && isAmbiguous(op.Rule) {
 			what = strconv.Itoa(op.Pos)

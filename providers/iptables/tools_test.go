@@ -17,11 +17,13 @@ import (
 	"github.com/ctplan/ctplan/internal/run"
 	"github.com/ctplan/ctplan/internal/test/nstest"
 	"github.com/ctplan/ctplan/internal/test/testhost"
-	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/change"
+	"github.com/ctplan/ctplan/planner/declared"
+	"github.com/ctplan/ctplan/planner/host"
 	"github.com/ctplan/ctplan/providers/iptables"
 )
 
-var backends = []planner.Backend{planner.NFT, planner.Legacy}
+var backends = []host.Backend{host.NFT, host.Legacy}
 
 // counting counts the processes that a Tools starts.
 type counting struct {
@@ -73,8 +75,8 @@ func TestReadTellsBackends(t *testing.T) {
 				t.Fatalf("%+v", raws)
 			}
 			for j, want := range []iptables.Raw{
-				{Family: planner.IPv4, Backend: b, Primary: true, Version: "1.8.", Text: inputRule(b)},
-				{Family: planner.IPv4, Backend: other, Version: "1.8.", Text: inputRule(other)},
+				{Family: host.IPv4, Backend: b, Primary: true, Version: "1.8.", Text: inputRule(b)},
+				{Family: host.IPv4, Backend: other, Version: "1.8.", Text: inputRule(other)},
 			} {
 				if raws[j].Version = strings.TrimRight(raws[j].Version, "0123456789"); raws[j].Version != "1.8." {
 					t.Errorf("version %q", raws[j].Version)
@@ -98,7 +100,7 @@ func TestReadNotesWhatIptablesCannotShow(t *testing.T) {
 		if _, err := exec.LookPath("nft"); err != nil {
 			testhost.Lacks(t, "needs nft to make such rules")
 		}
-		ns.Use(planner.NFT)
+		ns.Use(host.NFT)
 		ns.Run("iptables", "-A", "INPUT", "-j", "ACCEPT")
 		// A state match between others is native nftables to iptables-nft.
 		ns.Run("nft", "add rule ip filter INPUT meta length 5 ct state new accept")
@@ -112,7 +114,7 @@ func TestReadNotesWhatIptablesCannotShow(t *testing.T) {
 // unparsed leaves out the ruleset that comes with the text.
 var unparsed = cmpopts.IgnoreUnexported(iptables.Raw{})
 
-func inputRule(b planner.Backend) string {
+func inputRule(b host.Backend) string {
 	return "*filter\n:INPUT ACCEPT [0:0]\n:FORWARD ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\n-A INPUT -m comment --comment " + string(b) + " -j ACCEPT\nCOMMIT\n"
 }
 
@@ -126,28 +128,28 @@ func TestCommit(t *testing.T) {
 			"-A INPUT -m state --state NEW -m comment --comment \"it\\'s \\\"x\\\" \\\\\" -j ACCEPT\n" +
 			"-A INPUT -j DROP\nCOMMIT\n"
 		stateRule := `-m state --state NEW -m comment --comment "it\'s \"x\" \\" -j ACCEPT`
-		step := planner.Step{Rules: &planner.RulesStep{Sections: []planner.Section{
-			{Table: "filter", Ops: []planner.RuleOp{
-				{Kind: planner.SetChain, Chain: "CTPLAN-INPUT", Rules: []string{"-p tcp -m comment --comment a -j ACCEPT"}},
+		step := change.Step{Rules: &change.RulesStep{Sections: []change.Section{
+			{Table: "filter", Ops: []change.RuleOp{
+				{Kind: change.SetChain, Chain: "CTPLAN-INPUT", Rules: []string{"-p tcp -m comment --comment a -j ACCEPT"}},
 			}},
-			{Table: "raw", Ops: []planner.RuleOp{
-				{Kind: planner.SetChain, Chain: "CTPLAN-PREROUTING", Rules: []string{"-p tcp -m comment --comment a -j CT --notrack"}},
-				{Kind: planner.InsertRule, Chain: "PREROUTING", Pos: 1, Rule: "-j CTPLAN-PREROUTING"},
+			{Table: "raw", Ops: []change.RuleOp{
+				{Kind: change.SetChain, Chain: "CTPLAN-PREROUTING", Rules: []string{"-p tcp -m comment --comment a -j CT --notrack"}},
+				{Kind: change.InsertRule, Chain: "PREROUTING", Pos: 1, Rule: "-j CTPLAN-PREROUTING"},
 			}},
-			{Table: "filter", Ops: []planner.RuleOp{
-				{Kind: planner.InsertRule, Chain: "INPUT", Pos: 2, Rule: "-j CTPLAN-INPUT"},
-				{Kind: planner.DeleteRule, Chain: "INPUT", Pos: 3, Rule: stateRule},
+			{Table: "filter", Ops: []change.RuleOp{
+				{Kind: change.InsertRule, Chain: "INPUT", Pos: 2, Rule: "-j CTPLAN-INPUT"},
+				{Kind: change.DeleteRule, Chain: "INPUT", Pos: 3, Rule: stateRule},
 			}},
 		}}}
 		for _, b := range backends {
 			ns.Use(b)
 			tools := iptables.Tools{}
 			ns.RunInput(before, "iptables-restore", "-w", "5")
-			for _, s := range []planner.Step{step, step.Inverse()} {
-				if err := tools.Test(t.Context(), planner.IPv4, b, s.Rules.Sections); err != nil {
+			for _, s := range []change.Step{step, step.Inverse()} {
+				if err := tools.Test(t.Context(), host.IPv4, b, s.Rules.Sections); err != nil {
 					t.Fatalf("%s: %v", b, err)
 				}
-				if err := tools.Commit(t.Context(), planner.IPv4, b, s.Rules.Sections); err != nil {
+				if err := tools.Commit(t.Context(), host.IPv4, b, s.Rules.Sections); err != nil {
 					t.Fatalf("%s: %v", b, err)
 				}
 			}
@@ -160,8 +162,8 @@ func TestCommit(t *testing.T) {
 			}
 			// Replacing a chain of our own empties it first.
 			for _, rule := range []string{"-p tcp -j ACCEPT", "-p udp -j ACCEPT"} {
-				op := planner.RuleOp{Kind: planner.SetChain, Chain: "CTPLAN-INPUT", Rules: []string{rule}}
-				if err := tools.Commit(t.Context(), planner.IPv4, b, []planner.Section{{Table: "filter", Ops: []planner.RuleOp{op}}}); err != nil {
+				op := change.RuleOp{Kind: change.SetChain, Chain: "CTPLAN-INPUT", Rules: []string{rule}}
+				if err := tools.Commit(t.Context(), host.IPv4, b, []change.Section{{Table: "filter", Ops: []change.RuleOp{op}}}); err != nil {
 					t.Fatal(err)
 				}
 				if got := ns.Run("iptables", "-S", "CTPLAN-INPUT"); got != "-N CTPLAN-INPUT\n-A CTPLAN-INPUT "+rule+"\n" {
@@ -169,12 +171,12 @@ func TestCommit(t *testing.T) {
 				}
 			}
 			// The other backend is written through by name.
-			op := planner.RuleOp{Kind: planner.InsertRule, Chain: "INPUT", Pos: 1, Rule: "-j ACCEPT"}
+			op := change.RuleOp{Kind: change.InsertRule, Chain: "INPUT", Pos: 1, Rule: "-j ACCEPT"}
 			other := backends[0]
 			if other == b {
 				other = backends[1]
 			}
-			if err := tools.Commit(t.Context(), planner.IPv6, other, []planner.Section{{Table: "filter", Ops: []planner.RuleOp{op}}}); err != nil {
+			if err := tools.Commit(t.Context(), host.IPv6, other, []change.Section{{Table: "filter", Ops: []change.RuleOp{op}}}); err != nil {
 				t.Error(err)
 			}
 			if got := ns.Run("ip6tables-"+string(other), "-S", "INPUT"); !strings.Contains(got, "-A INPUT -j ACCEPT") {
@@ -192,15 +194,15 @@ func TestRefusedRestoreNamesTheLine(t *testing.T) {
 	nstest.Inside(t, func(ns *nstest.NS) {
 		for _, b := range backends {
 			ns.Use(b)
-			for _, bad := range []planner.RuleOp{
-				{Kind: planner.InsertRule, Chain: "INPUT", Pos: 1, Rule: "-p tcp --nonsense \x1b[31m"},
-				{Kind: planner.DeleteRule, Chain: "INPUT", Pos: 1, Rule: "-p tcp -j DROP"},
-				{Kind: planner.InsertRule, Chain: "INPUT", Pos: 99, Rule: "-p tcp -j DROP"},
+			for _, bad := range []change.RuleOp{
+				{Kind: change.InsertRule, Chain: "INPUT", Pos: 1, Rule: "-p tcp --nonsense \x1b[31m"},
+				{Kind: change.DeleteRule, Chain: "INPUT", Pos: 1, Rule: "-p tcp -j DROP"},
+				{Kind: change.InsertRule, Chain: "INPUT", Pos: 99, Rule: "-p tcp -j DROP"},
 			} {
-				secs := []planner.Section{{Table: "filter", Ops: []planner.RuleOp{
-					{Kind: planner.InsertRule, Chain: "INPUT", Pos: 1, Rule: "-p udp -j ACCEPT"}, bad,
+				secs := []change.Section{{Table: "filter", Ops: []change.RuleOp{
+					{Kind: change.InsertRule, Chain: "INPUT", Pos: 1, Rule: "-p udp -j ACCEPT"}, bad,
 				}}}
-				err := iptables.Tools{}.Commit(t.Context(), planner.IPv4, b, secs)
+				err := iptables.Tools{}.Commit(t.Context(), host.IPv4, b, secs)
 				var refused *iptables.RestoreError
 				if !errors.As(err, &refused) || refused.Line != 3 || !strings.Contains(refused.Text, bad.Rule) {
 					t.Errorf("%s: %#v", b, err)
@@ -217,7 +219,7 @@ func TestRefusedRestoreNamesTheLine(t *testing.T) {
 
 func TestLockHeld(t *testing.T) {
 	nstest.Inside(t, func(ns *nstest.NS) {
-		ns.Use(planner.Legacy)
+		ns.Use(host.Legacy)
 		f, err := os.OpenFile("/run/xtables.lock", os.O_CREATE|os.O_RDWR, 0o600)
 		if err != nil {
 			t.Fatal(err)
@@ -231,9 +233,9 @@ func TestLockHeld(t *testing.T) {
 		if err := holder.Start(); err != nil {
 			t.Fatal(err)
 		}
-		secs := []planner.Section{{Table: "filter", Ops: []planner.RuleOp{{Kind: planner.InsertRule, Chain: "INPUT", Pos: 1, Rule: "-j ACCEPT"}}}}
+		secs := []change.Section{{Table: "filter", Ops: []change.RuleOp{{Kind: change.InsertRule, Chain: "INPUT", Pos: 1, Rule: "-j ACCEPT"}}}}
 		begin := time.Now()
-		err = iptables.Tools{Wait: time.Second}.Commit(t.Context(), planner.IPv4, planner.Legacy, secs)
+		err = iptables.Tools{Wait: time.Second}.Commit(t.Context(), host.IPv4, host.Legacy, secs)
 		var locked *iptables.LockedError
 		if !errors.As(err, &locked) || time.Since(begin) < 900*time.Millisecond {
 			t.Fatalf("%v after %v", err, time.Since(begin))
@@ -248,7 +250,7 @@ func TestLockHeld(t *testing.T) {
 		// Once it is let go, the restore that waits goes through.
 		f.Close()
 		time.AfterFunc(500*time.Millisecond, func() { holder.Process.Kill() })
-		if err := (iptables.Tools{Wait: 5 * time.Second}).Commit(t.Context(), planner.IPv4, planner.Legacy, secs); err != nil {
+		if err := (iptables.Tools{Wait: 5 * time.Second}).Commit(t.Context(), host.IPv4, host.Legacy, secs); err != nil {
 			t.Error(err)
 		}
 		holder.Wait()
@@ -268,7 +270,7 @@ func TestNotInstalled(t *testing.T) {
 		return nil, nil
 	})
 	raws, notes, err := iptables.Tools{Runner: only4}.Read(t.Context())
-	if err != nil || len(raws) == 0 || raws[0].Family != planner.IPv4 || len(notes) == 0 || !strings.Contains(notes[0], "ip6tables") {
+	if err != nil || len(raws) == 0 || raws[0].Family != host.IPv4 || len(notes) == 0 || !strings.Contains(notes[0], "ip6tables") {
 		t.Error(raws, notes, err)
 	}
 }
@@ -314,8 +316,8 @@ func TestNotRoot(t *testing.T) {
 			if _, _, err := tools.Read(t.Context()); !errors.Is(err, iptables.ErrNotPermitted) {
 				t.Errorf("%s: reading: %v", b, err)
 			}
-			secs := []planner.Section{{Table: "filter", Ops: []planner.RuleOp{{Kind: planner.InsertRule, Chain: "INPUT", Pos: 1, Rule: "-j ACCEPT"}}}}
-			if err := tools.Commit(t.Context(), planner.IPv4, b, secs); !errors.Is(err, iptables.ErrNotPermitted) {
+			secs := []change.Section{{Table: "filter", Ops: []change.RuleOp{{Kind: change.InsertRule, Chain: "INPUT", Pos: 1, Rule: "-j ACCEPT"}}}}
+			if err := tools.Commit(t.Context(), host.IPv4, b, secs); !errors.Is(err, iptables.ErrNotPermitted) {
 				t.Errorf("%s: writing: %v", b, err)
 			}
 		}
@@ -329,11 +331,11 @@ func TestCounters(t *testing.T) {
 			const rule = `-p udp -m udp --dport 9 -m comment --comment "a.b" -j ACCEPT`
 			ns.RunInput("*filter\n:CTPLAN-OUTPUT - [0:0]\n-A CTPLAN-OUTPUT "+rule+"\n-A CTPLAN-OUTPUT\n-I OUTPUT -j CTPLAN-OUTPUT\nCOMMIT\n", "iptables-restore", "--noflush")
 			ns.Run("bash", "-c", "echo > /dev/udp/127.0.0.1/9")
-			got, err := iptables.Tools{}.Counters(planner.IPv4, "filter", "CTPLAN-OUTPUT")
+			got, err := iptables.Tools{}.Counters(host.IPv4, "filter", "CTPLAN-OUTPUT")
 			if err != nil || len(got) != 2 || got[0].Rule != rule || got[0].Packets != 1 || got[0].Bytes != 29 {
 				t.Errorf("%s: %+v, %v", b, got, err)
 			}
-			if _, err := (iptables.Tools{}).Counters(planner.IPv4, "filter", "CTPLAN-NONE"); err == nil {
+			if _, err := (iptables.Tools{}).Counters(host.IPv4, "filter", "CTPLAN-NONE"); err == nil {
 				t.Errorf("%s: no error for a chain that does not exist", b)
 			}
 			ns.Run("iptables", "-F", "OUTPUT")
@@ -342,22 +344,22 @@ func TestCounters(t *testing.T) {
 }
 
 func TestScriptRefusesBreakingOut(t *testing.T) {
-	for _, op := range []planner.RuleOp{
-		{Kind: planner.SetChain, Chain: "X\nCOMMIT"},
-		{Kind: planner.SetChain, Chain: "X Y"},
-		{Kind: planner.SetChain, Chain: ""},
-		{Kind: planner.SetChain, Chain: "X", Rules: []string{"-j ACCEPT\n-A INPUT -j ACCEPT"}},
-		{Kind: planner.InsertRule, Chain: "X", Pos: 1, Rule: "-j ACCEPT\nCOMMIT\n*nat"},
-		{Kind: planner.DeleteRule, Chain: "X", Rule: "a\x00b"},
-		{Kind: planner.DeleteRule, Chain: "X", Rule: "a\rb"},
-		{Kind: planner.DeleteRule, Chain: "X", Rule: strings.Repeat("a", 10240)},
+	for _, op := range []change.RuleOp{
+		{Kind: change.SetChain, Chain: "X\nCOMMIT"},
+		{Kind: change.SetChain, Chain: "X Y"},
+		{Kind: change.SetChain, Chain: ""},
+		{Kind: change.SetChain, Chain: "X", Rules: []string{"-j ACCEPT\n-A INPUT -j ACCEPT"}},
+		{Kind: change.InsertRule, Chain: "X", Pos: 1, Rule: "-j ACCEPT\nCOMMIT\n*nat"},
+		{Kind: change.DeleteRule, Chain: "X", Rule: "a\x00b"},
+		{Kind: change.DeleteRule, Chain: "X", Rule: "a\rb"},
+		{Kind: change.DeleteRule, Chain: "X", Rule: strings.Repeat("a", 10240)},
 		{Kind: "other", Chain: "X"},
 	} {
-		if s, err := iptables.Script([]planner.Section{{Table: "filter", Ops: []planner.RuleOp{op}}}); err == nil {
+		if s, err := iptables.Script([]change.Section{{Table: "filter", Ops: []change.RuleOp{op}}}); err == nil {
 			t.Errorf("%+v: %q", op, s)
 		}
 	}
-	if s, err := iptables.Script([]planner.Section{{Table: "filter\n*nat"}}); err == nil {
+	if s, err := iptables.Script([]change.Section{{Table: "filter\n*nat"}}); err == nil {
 		t.Errorf("%q", s)
 	}
 }
@@ -368,11 +370,11 @@ func FuzzScript(f *testing.F) {
 	f.Add("*", ":", "-A X \"", -5)
 	f.Add("raw\n", "a\tb", "COMMIT\n*nat", 0)
 	f.Fuzz(func(t *testing.T, table, chain, rule string, pos int) {
-		s, err := iptables.Script([]planner.Section{{Table: table, Ops: []planner.RuleOp{
-			{Kind: planner.SetChain, Chain: chain, Rules: []string{rule, rule}},
-			{Kind: planner.InsertRule, Chain: chain, Pos: pos, Rule: rule},
-			{Kind: planner.DeleteRule, Chain: chain, Rule: rule},
-			{Kind: planner.DropChain, Chain: chain},
+		s, err := iptables.Script([]change.Section{{Table: table, Ops: []change.RuleOp{
+			{Kind: change.SetChain, Chain: chain, Rules: []string{rule, rule}},
+			{Kind: change.InsertRule, Chain: chain, Pos: pos, Rule: rule},
+			{Kind: change.DeleteRule, Chain: chain, Rule: rule},
+			{Kind: change.DropChain, Chain: chain},
 		}}})
 		if err != nil {
 			return
@@ -391,7 +393,7 @@ func FuzzScript(f *testing.F) {
 
 func TestSavedPaths(t *testing.T) {
 	root := t.TempDir()
-	if got := iptables.SavedPaths(root, planner.Files{}); len(got) != 0 {
+	if got := iptables.SavedPaths(root, declared.Files{}); len(got) != 0 {
 		t.Error(got)
 	}
 	for _, dir := range []string{"/etc/iptables", "/etc/sysconfig"} {
@@ -404,12 +406,12 @@ func TestSavedPaths(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	want := []iptables.SavedPath{{Family: planner.IPv4, Path: "/etc/iptables/rules.v4"}, {Family: planner.IPv6, Path: "/etc/sysconfig/ip6tables"}}
-	if diff := cmp.Diff(want, iptables.SavedPaths(root, planner.Files{})); diff != "" {
+	want := []iptables.SavedPath{{Family: host.IPv4, Path: "/etc/iptables/rules.v4"}, {Family: host.IPv6, Path: "/etc/sysconfig/ip6tables"}}
+	if diff := cmp.Diff(want, iptables.SavedPaths(root, declared.Files{})); diff != "" {
 		t.Error(diff)
 	}
 	want[0].Path = "/srv/absent"
-	if diff := cmp.Diff(want, iptables.SavedPaths(root, planner.Files{RulesV4: "/srv/absent"})); diff != "" {
+	if diff := cmp.Diff(want, iptables.SavedPaths(root, declared.Files{RulesV4: "/srv/absent"})); diff != "" {
 		t.Error(diff)
 	}
 }

@@ -15,7 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ctplan/ctplan/internal/run"
-	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/host"
 )
 
 // drain is how long Unload waits for references to go away: the kernel frees
@@ -89,7 +89,7 @@ func Load(ctx context.Context, r run.Runner, root, module string) error {
 	} else if m != nil {
 		return nil
 	}
-	if kind, err := kindOf(root, name); err == nil && kind == planner.ConntrackBuiltin {
+	if kind, err := kindOf(root, name); err == nil && kind == host.ConntrackBuiltin {
 		return nil
 	}
 	if _, err := r.Run(ctx, run.Cmd{Path: "modprobe", Args: []string{"--", module}}); err != nil {
@@ -160,7 +160,7 @@ func draining(err error) bool {
 }
 
 // holders says who refers to a module.
-func holders(m planner.Module) string {
+func holders(m host.Module) string {
 	switch {
 	case slices.Contains(m.By, "[permanent]"), m.Refs < 0:
 		return "the kernel cannot unload it: reboot without it"
@@ -174,7 +174,7 @@ func holders(m planner.Module) string {
 }
 
 // loaded returns the line of /proc/modules about a module, or nil.
-func loaded(root, name string) (*planner.Module, error) {
+func loaded(root, name string) (*host.Module, error) {
 	modules, err := ReadModules(root)
 	if err != nil {
 		return nil, err

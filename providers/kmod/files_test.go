@@ -9,7 +9,7 @@ import (
 
 	"github.com/ctplan/ctplan/internal/hostfile"
 	"github.com/ctplan/ctplan/internal/test/testhost"
-	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/host"
 	"github.com/ctplan/ctplan/providers/kmod"
 )
 
@@ -20,11 +20,11 @@ type entry struct {
 	Line            int
 }
 
-func modprobe(content string) []planner.ModprobeEntry {
-	return kmod.ParseModprobe(planner.File{Content: content}).Entries
+func modprobe(content string) []host.ModprobeEntry {
+	return kmod.ParseModprobe(host.File{Content: content}).Entries
 }
 
-func plain(entries []planner.ModprobeEntry) []entry {
+func plain(entries []host.ModprobeEntry) []entry {
 	var list []entry
 	for _, e := range entries {
 		p := entry{Command: e.Command, Module: e.Module, Line: e.Line}
@@ -192,7 +192,7 @@ func TestModulesLoadPaths(t *testing.T) {
 func TestParseModulesLoad(t *testing.T) {
 	const content = "# nf_conntrack\n;x\n\n nf-conntrack \r\nloop max_loop=8 # eight\nlast"
 	var got []string
-	for _, e := range kmod.ParseModulesLoad(planner.File{Content: content}).Entries {
+	for _, e := range kmod.ParseModulesLoad(host.File{Content: content}).Entries {
 		got = append(got, e.Module, content[e.Span.Start:e.Span.End])
 		if want := 1 + strings.Count(content[:e.Span.Start], "\n"); e.Line != want {
 			t.Errorf("%s: line %d, want %d", e.Module, e.Line, want)
@@ -211,13 +211,13 @@ func FuzzParseModulesLoad(f *testing.F) {
 	}
 	modules := func(content string) []string {
 		var list []string
-		for _, e := range kmod.ParseModulesLoad(planner.File{Content: content}).Entries {
+		for _, e := range kmod.ParseModulesLoad(host.File{Content: content}).Entries {
 			list = append(list, e.Module)
 		}
 		return list
 	}
 	f.Fuzz(func(t *testing.T, content string) {
-		for i, e := range kmod.ParseModulesLoad(planner.File{Content: content}).Entries {
+		for i, e := range kmod.ParseModulesLoad(host.File{Content: content}).Entries {
 			got := modules(content[:e.Span.Start] + content[e.Span.End:])
 			if want := slices.Delete(modules(content), i, i+1); !slices.Equal(got, want) {
 				t.Fatalf("without line %d: %q, want %q", e.Line, got, want)

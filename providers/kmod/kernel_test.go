@@ -6,7 +6,7 @@ import (
 
 	"github.com/ctplan/ctplan/internal/hostfile"
 	"github.com/ctplan/ctplan/internal/test/nstest"
-	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/host"
 	"github.com/ctplan/ctplan/providers/kmod"
 )
 
@@ -22,7 +22,7 @@ func TestKernel(t *testing.T) {
 		if c.InitialNetns {
 			t.Error("taken for the initial network namespace")
 		}
-		if c.Kind == planner.ConntrackAbsent || !c.Loaded {
+		if c.Kind == host.ConntrackAbsent || !c.Loaded {
 			t.Skipf("connection tracking is %s here", c.Kind)
 		}
 		if c.Hashsize < 1 || c.Max < 0 || c.Count != 0 {

@@ -21,7 +21,7 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/host"
 )
 
 const (
@@ -32,8 +32,8 @@ const (
 
 // ReadConntrack reads the state of nf_conntrack, seen from root. The sizes
 // are 0 where it is not loaded. With an error, the rest is as read.
-func ReadConntrack(root string) (planner.Conntrack, error) {
-	var c planner.Conntrack
+func ReadConntrack(root string) (host.Conntrack, error) {
+	var c host.Conntrack
 	var errs []error
 	kind, err := kindOf(root, "nf_conntrack")
 	errs = append(errs, err)
@@ -102,31 +102,31 @@ func readDrops(root string) (drops, early int64) {
 }
 
 // kindOf tells what a module is to this kernel, loaded or not.
-func kindOf(root, module string) (planner.ConntrackKind, error) {
+func kindOf(root, module string) (host.ConntrackKind, error) {
 	if exists(root, "/sys/module/"+module) {
 		if exists(root, "/sys/module/"+module+"/initstate") {
-			return planner.ConntrackModule, nil
+			return host.ConntrackModule, nil
 		}
-		return planner.ConntrackBuiltin, nil
+		return host.ConntrackBuiltin, nil
 	}
 	release, err := os.ReadFile(filepath.Join(root, "/proc/sys/kernel/osrelease"))
 	if err != nil {
-		return planner.ConntrackAbsent, fmt.Errorf("reading the kernel's release: %w", err)
+		return host.ConntrackAbsent, fmt.Errorf("reading the kernel's release: %w", err)
 	}
 	folder := filepath.Join(root, "/lib/modules", strings.TrimSpace(string(release)))
 	for _, list := range []struct {
 		file string
-		kind planner.ConntrackKind
-	}{{"modules.builtin", planner.ConntrackBuiltin}, {"modules.dep", planner.ConntrackModule}} {
+		kind host.ConntrackKind
+	}{{"modules.builtin", host.ConntrackBuiltin}, {"modules.dep", host.ConntrackModule}} {
 		text, err := os.ReadFile(filepath.Join(folder, list.file))
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return planner.ConntrackAbsent, fmt.Errorf("looking for module %s: %w", module, err)
+			return host.ConntrackAbsent, fmt.Errorf("looking for module %s: %w", module, err)
 		}
 		if listed(text, module) {
 			return list.kind, nil
 		}
 	}
-	return planner.ConntrackAbsent, nil
+	return host.ConntrackAbsent, nil
 }
 
 // listed reports whether a line of modules.builtin or modules.dep is about
@@ -145,7 +145,7 @@ func listed(text []byte, module string) bool {
 }
 
 // ReadModules reads /proc/modules; nil on a kernel without module support.
-func ReadModules(root string) ([]planner.Module, error) {
+func ReadModules(root string) ([]host.Module, error) {
 	text, err := os.ReadFile(filepath.Join(root, procModules))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -160,14 +160,14 @@ func ReadModules(root string) ([]planner.Module, error) {
 // modules that use it, and more (m_show in kernel/module/procfs.c). Refs is
 // -1 where the kernel cannot unload modules, and By holds "[permanent]" for a
 // module that it will not unload. The result is never nil.
-func ParseModules(text string) []planner.Module {
-	modules := []planner.Module{}
+func ParseModules(text string) []host.Module {
+	modules := []host.Module{}
 	for line := range strings.Lines(text) {
 		w := strings.Fields(line)
 		if len(w) < 3 {
 			continue
 		}
-		m := planner.Module{Name: w[0]}
+		m := host.Module{Name: w[0]}
 		refs, err := strconv.ParseInt(w[2], 10, 64)
 		if err != nil {
 			refs = -1

@@ -13,7 +13,7 @@ import (
 
 	"github.com/ctplan/ctplan/internal/run"
 	"github.com/ctplan/ctplan/internal/test/testhost"
-	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/host"
 	"github.com/ctplan/ctplan/providers/kmod"
 )
 
@@ -29,7 +29,7 @@ func TestReadConntrack(t *testing.T) {
 	for _, c := range []struct {
 		name  string
 		files map[string]string
-		want  planner.Conntrack
+		want  host.Conntrack
 	}{
 		{"module, loaded", map[string]string{
 			"/sys/module/nf_conntrack/initstate":           "live\n",
@@ -37,31 +37,31 @@ func TestReadConntrack(t *testing.T) {
 			"/proc/sys/net/nf_conntrack_max":               "262144\n",
 			"/proc/sys/net/netfilter/nf_conntrack_max":     "262144\n",
 			"/proc/sys/net/netfilter/nf_conntrack_count":   "12\n",
-		}, planner.Conntrack{Kind: planner.ConntrackModule, Loaded: true, Hashsize: 65536, InitialNetns: true, Count: 12, Max: 262144}},
+		}, host.Conntrack{Kind: host.ConntrackModule, Loaded: true, Hashsize: 65536, InitialNetns: true, Count: 12, Max: 262144}},
 		{"built in, seen from a namespace without sysfs for us", map[string]string{
 			"/sys/module/nf_conntrack/parameters/acct":     "N\n",
 			"/proc/sys/net/netfilter/nf_conntrack_buckets": "1024\n",
 			"/proc/sys/net/netfilter/nf_conntrack_max":     "1024\n",
 			"/proc/sys/net/netfilter/nf_conntrack_count":   "0\n",
-		}, planner.Conntrack{Kind: planner.ConntrackBuiltin, Loaded: true, Hashsize: 1024, Max: 1024}},
+		}, host.Conntrack{Kind: host.ConntrackBuiltin, Loaded: true, Hashsize: 1024, Max: 1024}},
 		{"full at times", map[string]string{
 			"/sys/module/nf_conntrack/parameters/hashsize": "1024\n",
 			"/proc/net/stat/nf_conntrack": "entries  clashres found new invalid ignore delete chainlength insert insert_failed drop early_drop icmp_error  expect_new expect_create expect_delete search_restart\n" +
 				"000003e8  00000000 00000000 00000000 00000002 00000000 00000000 00000000 00000000 00000000 0000000a 00000001 00000000  00000000 00000000 00000000 00000000\n" +
 				"000003e8  00000000 00000000 00000000 00000002 00000000 00000000 00000000 00000000 00000000 00000010 00000002 00000000  00000000 00000000 00000000 00000000\n",
-		}, planner.Conntrack{Kind: planner.ConntrackBuiltin, Loaded: true, Hashsize: 1024, Drops: 26, EarlyDrops: 3}},
+		}, host.Conntrack{Kind: host.ConntrackBuiltin, Loaded: true, Hashsize: 1024, Drops: 26, EarlyDrops: 3}},
 		{"module, not loaded", map[string]string{
 			release: "6.1.0-test\n", initial: "1000\n", "/lib": "-> usr/lib", folder + "modules.dep": dep + own, folder + "modules.builtin": "kernel/fs/ext4/ext4.ko\n",
-		}, planner.Conntrack{Kind: planner.ConntrackModule, InitialNetns: true}},
+		}, host.Conntrack{Kind: host.ConntrackModule, InitialNetns: true}},
 		{"another kernel's module, in a namespace", map[string]string{
 			release: "6.2.0-test\n", "/lib": "-> usr/lib", folder + "modules.dep": own,
-		}, planner.Conntrack{Kind: planner.ConntrackAbsent}},
+		}, host.Conntrack{Kind: host.ConntrackAbsent}},
 		{"only something that needs it", map[string]string{
 			release: "6.1.0-test\n", initial: "1000\n", "/lib": "-> usr/lib", folder + "modules.dep": dep,
-		}, planner.Conntrack{Kind: planner.ConntrackAbsent, InitialNetns: true}},
+		}, host.Conntrack{Kind: host.ConntrackAbsent, InitialNetns: true}},
 		{"built in, by the list", map[string]string{
 			release: "6.1.0-test\n", initial: "1000\n", "/lib": "-> usr/lib", folder + "modules.builtin": "kernel/net/netfilter/nf-conntrack.ko\n",
-		}, planner.Conntrack{Kind: planner.ConntrackBuiltin, InitialNetns: true}},
+		}, host.Conntrack{Kind: host.ConntrackBuiltin, InitialNetns: true}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			// /lib/modules is resolved by the kernel, so a relative link serves.
@@ -80,7 +80,7 @@ func TestParseModules(t *testing.T) {
 	got := kmod.ParseModules("nf_conntrack 172032 2 nf_nat,xt_conntrack, Live 0xffffffffc0a00000\n" +
 		"xt_tcpudp 20480 5 - Live 0x0000000000000000\n" +
 		"unix 1 1 [permanent], Live 0x0\nold 5 -\nbroken\n\n")
-	want := []planner.Module{
+	want := []host.Module{
 		{Name: "nf_conntrack", Refs: 2, By: []string{"nf_nat", "xt_conntrack"}},
 		{Name: "xt_tcpudp", Refs: 5},
 		{Name: "unix", Refs: 1, By: []string{"[permanent]"}},

@@ -5,7 +5,8 @@ import (
 	"strings"
 
 	"github.com/ctplan/ctplan/internal/hostfile"
-	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/etc"
+	"github.com/ctplan/ctplan/planner/host"
 )
 
 // modprobeFolders are those of modprobe.d(5); an earlier one masks a later one.
@@ -17,7 +18,7 @@ var modprobeFolders = []string{"/etc/modprobe.d", "/run/modprobe.d", "/usr/local
 // exist. With an error, the list has what could be listed.
 func ModprobePaths(root, file string) ([]hostfile.Conf, error) {
 	if file == "" {
-		file = planner.DefaultModprobeFile
+		file = etc.DefaultModprobeFile
 	}
 	list, err := hostfile.Confs(root, modprobeFolders, ".alias")
 	return hostfile.Place(root, list, modprobeFolders, file), err
@@ -37,8 +38,8 @@ type char struct {
 // (libkmod/libkmod-config.c): a "#" in the first column makes a comment of
 // the whole logical line, blanks are spaces and tabs only. In the arguments
 // of options, double quotes hold blanks together, as for the kernel.
-func ParseModprobe(f planner.File) planner.ModprobeFile {
-	file := planner.ModprobeFile{File: f}
+func ParseModprobe(f host.File) host.ModprobeFile {
+	file := host.ModprobeFile{File: f}
 	line, at := 1, 0
 	var chars []char // of one line after the other
 	for at < len(f.Content) {
@@ -46,7 +47,7 @@ func ParseModprobe(f planner.File) planner.ModprobeFile {
 		chars, next = logicalLine(chars[:0], f.Content, at)
 		if e, ok := parseCommand(f.Content, chars); ok {
 			e.Line = line
-			e.Span = planner.Span{Start: at, End: next}
+			e.Span = host.Span{Start: at, End: next}
 			file.Entries = append(file.Entries, e)
 		}
 		line += strings.Count(f.Content[at:next], "\n")
@@ -75,8 +76,8 @@ func logicalLine(chars []char, text string, at int) (_ []char, next int) {
 	return chars, len(text)
 }
 
-func parseCommand(text string, chars []char) (planner.ModprobeEntry, bool) {
-	var e planner.ModprobeEntry
+func parseCommand(text string, chars []char) (host.ModprobeEntry, bool) {
+	var e host.ModprobeEntry
 	if len(chars) == 0 || chars[0].b == '#' {
 		return e, false
 	}
@@ -89,7 +90,7 @@ func parseCommand(text string, chars []char) (planner.ModprobeEntry, bool) {
 	e.Module = underscores(module.Text)
 	e.End = module.Span.End
 	for {
-		var arg planner.ModprobeArg
+		var arg host.ModprobeArg
 		arg, chars = nextWord(chars, e.Command == "options")
 		if arg.Text == "" {
 			return e, true
@@ -101,11 +102,11 @@ func parseCommand(text string, chars []char) (planner.ModprobeEntry, bool) {
 
 // nextWord takes the next word off a logical line; its text is without the
 // backslashes. Text is empty at the end of the line.
-func nextWord(chars []char, quotes bool) (planner.ModprobeArg, []char) {
+func nextWord(chars []char, quotes bool) (host.ModprobeArg, []char) {
 	blank := func(c char) bool { return c.b == ' ' || c.b == '\t' }
 	start := slices.IndexFunc(chars, func(c char) bool { return !blank(c) })
 	if start < 0 {
-		return planner.ModprobeArg{}, nil
+		return host.ModprobeArg{}, nil
 	}
 	var text []byte
 	quoted := false
@@ -116,6 +117,6 @@ func nextWord(chars []char, quotes bool) (planner.ModprobeArg, []char) {
 		}
 		text = append(text, chars[end].b)
 	}
-	span := planner.Span{Start: chars[start].start, End: chars[end-1].end}
-	return planner.ModprobeArg{Text: string(text), Span: span}, chars[end:]
+	span := host.Span{Start: chars[start].start, End: chars[end-1].end}
+	return host.ModprobeArg{Text: string(text), Span: span}, chars[end:]
 }

@@ -4,7 +4,8 @@ import (
 	"strings"
 
 	"github.com/ctplan/ctplan/internal/hostfile"
-	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/etc"
+	"github.com/ctplan/ctplan/planner/host"
 )
 
 // loadFolders are those of modules-load.d(5); an earlier one masks a later one.
@@ -20,7 +21,7 @@ const etcModules = "/etc/modules"
 // could be listed.
 func ModulesLoadPaths(root, file string) ([]hostfile.Conf, error) {
 	if file == "" {
-		file = planner.DefaultModulesLoadFile
+		file = etc.DefaultModulesLoadFile
 	}
 	list, err := hostfile.Confs(root, loadFolders)
 	if hostfile.Exists(root, etcModules) {
@@ -31,18 +32,18 @@ func ModulesLoadPaths(root, file string) ([]hostfile.Conf, error) {
 
 // ParseModulesLoad reads a list of modules, one a line, "#" and ";" beginning
 // comments.
-func ParseModulesLoad(f planner.File) planner.ModulesLoadFile {
-	file := planner.ModulesLoadFile{File: f}
+func ParseModulesLoad(f host.File) host.ModulesLoadFile {
+	file := host.ModulesLoadFile{File: f}
 	line, at := 0, 0
 	for text := range strings.Lines(f.Content) {
 		line++
 		w := strings.Fields(text)
 		if len(w) > 0 && w[0][0] != '#' && w[0][0] != ';' {
-			file.Entries = append(file.Entries, planner.ModulesLoadEntry{
+			file.Entries = append(file.Entries, host.ModulesLoadEntry{
 				Module: underscores(w[0]),
 				Params: strings.Join(w[1:], " "),
 				Line:   line,
-				Span:   planner.Span{Start: at, End: at + len(text)},
+				Span:   host.Span{Start: at, End: at + len(text)},
 			})
 		}
 		at += len(text)

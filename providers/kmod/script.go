@@ -7,7 +7,7 @@ import (
 	"strings"
 
 	"github.com/ctplan/ctplan/internal/hostfile"
-	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/host"
 )
 
 // scripts run at boot and are known to load modules: rc.local, and the
@@ -51,8 +51,8 @@ func InitramfsPaths(root string) []string {
 // ParseScript finds the commands of a shell script that load modules. It does
 // not parse the shell: it goes by the words modprobe and insmod, and by what
 // follows on the line.
-func ParseScript(f planner.File) planner.BootScript {
-	out := planner.BootScript{File: f}
+func ParseScript(f host.File) host.BootScript {
+	out := host.BootScript{File: f}
 	line := 0
 	for text := range strings.Lines(f.Content) {
 		line++
@@ -75,8 +75,8 @@ func commandsOf(line string) []string {
 	return strings.FieldsFunc(line, func(r rune) bool { return strings.ContainsRune(";|&{}\n", r) })
 }
 
-func loads(command string, line int, text string) []planner.ScriptLoad {
-	var out []planner.ScriptLoad
+func loads(command string, line int, text string) []host.ScriptLoad {
+	var out []host.ScriptLoad
 	tool := ""
 	past, removes := false, false // the install command of modprobe.d; modprobe -r
 	// What a substitution prints may be the module: its words count as words.
@@ -96,7 +96,7 @@ func loads(command string, line int, text string) []planner.ScriptLoad {
 		case strings.HasPrefix(w, "-"), strings.Contains(w, "="), strings.HasPrefix(w, ">"), strings.HasPrefix(w, "2>"):
 		default:
 			module, _, _ := strings.Cut(name, ".ko")
-			out = append(out, planner.ScriptLoad{Module: underscores(module), Line: line, Text: text, Past: past})
+			out = append(out, host.ScriptLoad{Module: underscores(module), Line: line, Text: text, Past: past})
 		}
 	}
 	if removes {

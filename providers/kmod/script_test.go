@@ -5,7 +5,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/host"
 	"github.com/ctplan/ctplan/providers/kmod"
 )
 
@@ -29,7 +29,7 @@ func TestParseScript(t *testing.T) {
 		"for m in $IPTABLES_MODULES; do modprobe $m > /dev/null; done":  "m",
 		"": "",
 	} {
-		s := kmod.ParseScript(planner.File{Content: "#!/bin/sh\n" + line + "\n"})
+		s := kmod.ParseScript(host.File{Content: "#!/bin/sh\n" + line + "\n"})
 		var got []string
 		for _, l := range s.Loads {
 			past := ""
@@ -52,7 +52,7 @@ func FuzzParseScript(f *testing.F) {
 	f.Add("modprobe -q a b; insmod x.ko\n")
 	f.Fuzz(func(t *testing.T, text string) {
 		lines := strings.Split(text, "\n")
-		for _, l := range kmod.ParseScript(planner.File{Content: text}).Loads {
+		for _, l := range kmod.ParseScript(host.File{Content: text}).Loads {
 			if l.Line < 1 || l.Line > len(lines) || strings.TrimSpace(lines[l.Line-1]) != l.Text {
 				t.Errorf("line %d is not %q", l.Line, l.Text)
 			}

@@ -7,7 +7,7 @@ import (
 	"strings"
 
 	"github.com/ctplan/ctplan/internal/hostfile"
-	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/host"
 )
 
 // confs are the rulesets that nftables.service loads: Debian's, and the Red
@@ -59,8 +59,8 @@ func matches(root, pattern string) []string {
 // ParseConf looks through a rules file of nft for what needs connection
 // tracking, and for what it includes. It does not parse the language: it goes
 // by words outside of comments and strings, which in nft are reserved.
-func ParseConf(f planner.File) planner.NFTFile {
-	out := planner.NFTFile{File: f}
+func ParseConf(f host.File) host.NFTFile {
+	out := host.NFTFile{File: f}
 	line := 0
 	for text := range strings.Lines(f.Content) {
 		line++
@@ -77,10 +77,10 @@ func ParseConf(f planner.File) planner.NFTFile {
 				if !path.IsAbs(p) {
 					p = path.Join("/etc", p) // where nft is built to look
 				}
-				out.Includes = append(out.Includes, planner.NFTInclude{Path: path.Clean(p), Line: line})
+				out.Includes = append(out.Includes, host.NFTInclude{Path: path.Clean(p), Line: line})
 			}
 			if needsTracking(w, at(-1), at(1)) {
-				out.Lines = append(out.Lines, planner.NFTLine{Line: line, Text: strings.TrimSpace(text)})
+				out.Lines = append(out.Lines, host.NFTLine{Line: line, Text: strings.TrimSpace(text)})
 				break
 			}
 		}

@@ -6,7 +6,7 @@ import (
 	"testing"
 
 	"github.com/ctplan/ctplan/internal/test/testhost"
-	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/host"
 )
 
 // TestParseConf looks at one line at a time.
@@ -40,7 +40,7 @@ func TestParseConf(t *testing.T) {
 		"define nat = 3":                             false,
 		"":                                           false,
 	} {
-		f := ParseConf(planner.File{Content: "\n" + line})
+		f := ParseConf(host.File{Content: "\n" + line})
 		if got := len(f.Lines) == 1 && f.Lines[0].Line == 2 && f.Lines[0].Text == strings.TrimSpace(line); got != want || len(f.Lines) > 1 {
 			t.Errorf("%q: %+v, want %v", line, f.Lines, want)
 		}
@@ -68,7 +68,7 @@ func FuzzParseConf(f *testing.F) {
 	f.Add("\"ct\" # ct\n\"ct state\nredirect\n")
 	f.Fuzz(func(t *testing.T, text string) {
 		lines := strings.Split(text, "\n")
-		got := ParseConf(planner.File{Content: text})
+		got := ParseConf(host.File{Content: text})
 		for _, l := range got.Lines {
 			if l.Line < 1 || l.Line > len(lines) || strings.TrimSpace(lines[l.Line-1]) != l.Text {
 				t.Errorf("line %d is not %q", l.Line, l.Text)
@@ -80,7 +80,7 @@ func FuzzParseConf(f *testing.F) {
 			}
 		}
 		// What a comment says means nothing.
-		if c := ParseConf(planner.File{Content: "#" + strings.ReplaceAll(text, "\n", "\n#")}); len(c.Lines)+len(c.Includes) > 0 {
+		if c := ParseConf(host.File{Content: "#" + strings.ReplaceAll(text, "\n", "\n#")}); len(c.Lines)+len(c.Includes) > 0 {
 			t.Errorf("commented out: %+v", c)
 		}
 	})

@@ -8,7 +8,8 @@ import (
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
-	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/host"
+	"github.com/ctplan/ctplan/planner/nftables"
 )
 
 // Read reads the tables of the network namespace that the calling thread
@@ -18,7 +19,7 @@ import (
 //
 // Rules that need no connection tracking are not kept. The tables come in the
 // kernel's order.
-func Read(shown func(family, table string) bool) ([]planner.NFTTable, error) {
+func Read(shown func(family, table string) bool) ([]host.NFTTable, error) {
 	conn, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
 	if err != nil {
 		return nil, fmt.Errorf("reading nftables: %w", err)
@@ -37,7 +38,7 @@ type reader struct {
 	shown func(family, table string) bool
 }
 
-func (r reader) read() ([]planner.NFTTable, error) {
+func (r reader) read() ([]host.NFTTable, error) {
 	list, err := dump(r.conn, unix.NFT_MSG_GETTABLE, unix.NFPROTO_UNSPEC)
 	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP) {
 		return nil, nil // no nf_tables
@@ -67,9 +68,9 @@ func (r reader) read() ([]planner.NFTTable, error) {
 	if err != nil {
 		return nil, err
 	}
-	var tables []planner.NFTTable
+	var tables []host.NFTTable
 	for _, m := range list {
-		t := planner.NFTTable{Family: families[m.family], Name: m.text(unix.NFTA_TABLE_NAME)}
+		t := host.NFTTable{Family: families[m.family], Name: m.text(unix.NFTA_TABLE_NAME)}
 		raw := m.attrs[unix.NFTA_TABLE_NAME]
 		of := func(o message, attr uint16) bool {
 			return o.family == m.family && string(o.attrs[attr]) == string(raw)
@@ -98,7 +99,7 @@ func (r reader) read() ([]planner.NFTTable, error) {
 		}
 		for _, f := range flowtables {
 			if of(f, attrFlowtableTable) {
-				t.Items = append(t.Items, planner.NFTItem{Kind: "flowtable", Name: f.text(attrFlowtableName), Uses: []string{"flowtable"}})
+				t.Items = append(t.Items, host.NFTItem{Kind: "flowtable", Name: f.text(attrFlowtableName), Uses: []string{"flowtable"}})
 			}
 		}
 		tables = append(tables, t)
@@ -126,12 +127,12 @@ func hook(family byte, n uint64) string {
 	return names[n]
 }
 
-func addChain(t *planner.NFTTable, m message) {
+func addChain(t *host.NFTTable, m message) {
 	h, base := m.attrs[unix.NFTA_CHAIN_HOOK]
 	if !base {
 		return
 	}
-	c := planner.NFTChain{Name: m.text(unix.NFTA_CHAIN_NAME), Type: m.text(unix.NFTA_CHAIN_TYPE)}
+	c := host.NFTChain{Name: m.text(unix.NFTA_CHAIN_NAME), Type: m.text(unix.NFTA_CHAIN_TYPE)}
 	attributes(h, func(typ uint16, value []byte) {
 		if typ == unix.NFTA_HOOK_HOOKNUM {
 			c.Hook = hook(m.family, bigEndian(value))
@@ -145,7 +146,7 @@ func addChain(t *planner.NFTTable, m message) {
 	}
 	t.Chains = append(t.Chains, c)
 	if c.Type == "nat" {
-		t.Items = append(t.Items, planner.NFTItem{Kind: "chain", Name: c.Name, Uses: []string{"chain nat"}})
+		t.Items = append(t.Items, host.NFTItem{Kind: "chain", Name: c.Name, Uses: []string{"chain nat"}})
 	}
 }
 
@@ -155,9 +156,9 @@ var objectKinds = map[uint64]string{
 	unix.NFT_OBJECT_SYNPROXY: "synproxy",
 }
 
-func addObject(t *planner.NFTTable, m message) {
+func addObject(t *host.NFTTable, m message) {
 	if kind := objectKinds[m.number(attrObjType)]; kind != "" {
-		item := planner.NFTItem{Kind: kind, Name: m.text(attrObjName), Uses: []string{kind}}
+		item := host.NFTItem{Kind: kind, Name: m.text(attrObjName), Uses: []string{kind}}
 		if kind == "ct helper" {
 			item.Text = cstring(expression{data: m.attrs[attrObjData]}.attribute(attrHelperName))
 		}
@@ -167,21 +168,21 @@ func addObject(t *planner.NFTTable, m message) {
 
 // addSet keeps a set whose elements do something that needs connection
 // tracking: "ct count" is the one that nft knows.
-func addSet(t *planner.NFTTable, m message) {
+func addSet(t *host.NFTTable, m message) {
 	parts := expressions(m.attrs[attrSetExpressions])
 	if one := oneExpression(m.attrs[attrSetExpr]); one.name != "" {
 		parts = append(parts, one)
 	}
 	for _, p := range parts {
-		if planner.NFTModule(p.name) != "" {
-			t.Items = append(t.Items, planner.NFTItem{Kind: "set", Name: m.text(unix.NFTA_SET_NAME), Uses: []string{p.name}})
+		if nftables.Module(p.name) != "" {
+			t.Items = append(t.Items, host.NFTItem{Kind: "set", Name: m.text(unix.NFTA_SET_NAME), Uses: []string{p.name}})
 			return
 		}
 	}
 }
 
 // addRule keeps a rule if a part of it needs connection tracking.
-func addRule(t *planner.NFTTable, m message) {
+func addRule(t *host.NFTTable, m message) {
 	parts := expressions(m.attrs[unix.NFTA_RULE_EXPRESSIONS])
 	var uses []string
 	needs := false
@@ -190,7 +191,7 @@ func addRule(t *planner.NFTTable, m message) {
 			if !slices.Contains(uses, u) {
 				uses = append(uses, u)
 			}
-			needs = needs || planner.NFTModule(u) != ""
+			needs = needs || nftables.Module(u) != ""
 			switch u {
 			case "reject", "queue", "target REJECT", "target NFQUEUE", "target DROP":
 				t.Drops = true
@@ -201,7 +202,7 @@ func addRule(t *planner.NFTTable, m message) {
 	if !needs {
 		return
 	}
-	t.Items = append(t.Items, planner.NFTItem{
+	t.Items = append(t.Items, host.NFTItem{
 		Kind: "rule", Chain: m.text(unix.NFTA_RULE_CHAIN), Handle: m.number(unix.NFTA_RULE_HANDLE),
 		Text: ruleText(m.family, parts, comment(m.attrs[unix.NFTA_RULE_USERDATA])), Uses: uses,
 	})

@@ -11,7 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ctplan/ctplan/internal/test/nstest"
-	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/host"
+	"github.com/ctplan/ctplan/planner/nftables"
 )
 
 // ruleset has every way to need connection tracking that nft 1.0.6 can write
@@ -113,7 +114,7 @@ ip raw [OUTPUT filter output accept]
   rule OUTPUT: xt target "CT" (xt_CT)
 `
 
-func show(tables []planner.NFTTable) string {
+func show(tables []host.NFTTable) string {
 	var b strings.Builder
 	for _, t := range tables {
 		b.WriteString(t.Family + " " + t.Name)
@@ -127,7 +128,7 @@ func show(tables []planner.NFTTable) string {
 		for _, i := range t.Items {
 			var modules []string
 			for _, u := range i.Uses {
-				if m := planner.NFTModule(u); m != "" && !slices.Contains(modules, m) {
+				if m := nftables.Module(u); m != "" && !slices.Contains(modules, m) {
 					modules = append(modules, m)
 				}
 			}
@@ -245,14 +246,14 @@ func FuzzMessage(f *testing.F) {
 		if !ok {
 			return
 		}
-		var table planner.NFTTable
+		var table host.NFTTable
 		addChain(&table, m)
 		addObject(&table, m)
 		addSet(&table, m)
 		addRule(&table, m)
 		ruleText(m.family, expressions(m.attrs[unix.NFTA_RULE_EXPRESSIONS]), comment(m.attrs[unix.NFTA_RULE_USERDATA]))
 		for _, i := range table.Items {
-			if i.Kind == "" || len(i.Uses) == 0 || !slices.ContainsFunc(i.Uses, func(u string) bool { return planner.NFTModule(u) != "" }) {
+			if i.Kind == "" || len(i.Uses) == 0 || !slices.ContainsFunc(i.Uses, func(u string) bool { return nftables.Module(u) != "" }) {
 				t.Errorf("kept for nothing: %+v", i)
 			}
 			if s := i.Name + i.Text + i.Chain; s != strings.ToValidUTF8(s, "\uFFFD") {

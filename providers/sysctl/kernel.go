@@ -10,7 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/host"
 )
 
 // alias is the older name of nf_conntrack_max, which only the initial network
@@ -40,7 +40,7 @@ func whole(value string) bool {
 // read-only. The kernel checks the mode for root too (proc_sys_permission in
 // fs/proc/proc_sysctl.c), so 0444, which nf_conntrack_max has outside the
 // initial namespace, means read-only for everyone.
-func ReadKeys(root string, keys []string) (map[string]planner.Sysctl, error) {
+func ReadKeys(root string, keys []string) (map[string]host.Sysctl, error) {
 	var errs []error
 	if keys == nil {
 		entries, err := os.ReadDir(file(root, strings.TrimSuffix(prefix, ".")))
@@ -59,7 +59,7 @@ func ReadKeys(root string, keys []string) (map[string]planner.Sysctl, error) {
 	if err := unix.Statfs(file(root, "net"), &mount); err == nil {
 		readOnly = mount.Flags&unix.ST_RDONLY != 0
 	}
-	values := map[string]planner.Sysctl{}
+	values := map[string]host.Sysctl{}
 	buf := make([]byte, 4096)
 	for _, key := range keys {
 		if !ours(key) {
@@ -74,7 +74,7 @@ func ReadKeys(root string, keys []string) (map[string]planner.Sysctl, error) {
 			errs = append(errs, fmt.Errorf("reading sysctl %s: %w", key, err))
 			continue
 		}
-		values[key] = planner.Sysctl{Value: v, Writable: mode&0o200 != 0 && !readOnly}
+		values[key] = host.Sysctl{Value: v, Writable: mode&0o200 != 0 && !readOnly}
 	}
 	return values, errors.Join(errs...)
 }

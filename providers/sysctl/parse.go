@@ -14,7 +14,8 @@ import (
 	"strings"
 
 	"github.com/ctplan/ctplan/internal/hostfile"
-	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/etc"
+	"github.com/ctplan/ctplan/planner/host"
 )
 
 // folders are those of sysctl.d(5); an earlier one masks a later one.
@@ -30,8 +31,8 @@ var folders = []string{"/etc/sysctl.d", "/run/sysctl.d", "/usr/local/lib/sysctl.
 // With an error, the list has what could be listed.
 func Paths(root, file string) ([]hostfile.Conf, error) {
 	list, err := hostfile.Confs(root, folders)
-	if file == "" || hostfile.Exists(root, planner.DefaultSysctlFile) {
-		list = hostfile.Place(root, list, folders, planner.DefaultSysctlFile)
+	if file == "" || hostfile.Exists(root, etc.DefaultSysctlFile) {
+		list = hostfile.Place(root, list, folders, etc.DefaultSysctlFile)
 	}
 	if file != "" {
 		list = hostfile.Place(root, list, folders, file)
@@ -45,8 +46,8 @@ const blanks = " \t\r\v\f"
 
 // Parse reads the language of sysctl.conf. Comments and lines without a key
 // yield nothing; of the lines without "=", only "-key" means something.
-func Parse(f planner.File) planner.SysctlFile {
-	file := planner.SysctlFile{File: f}
+func Parse(f host.File) host.SysctlFile {
+	file := host.SysctlFile{File: f}
 	line, start := 0, 0
 	for start < len(f.Content) {
 		line++
@@ -56,11 +57,11 @@ func Parse(f planner.File) planner.SysctlFile {
 		}
 		if e, ok := parseLine(f.Content[start:end]); !ok {
 			if key := excluded(f.Content[start:end]); key != "" {
-				file.Excluded = append(file.Excluded, planner.SysctlExclusion{Key: key, Line: line})
+				file.Excluded = append(file.Excluded, host.SysctlExclusion{Key: key, Line: line})
 			}
 		} else {
 			e.Line = line
-			e.Span = planner.Span{Start: start, End: end}
+			e.Span = host.Span{Start: start, End: end}
 			e.ValueSpan.Start += start
 			e.ValueSpan.End += start
 			file.Entries = append(file.Entries, e)
@@ -72,18 +73,18 @@ func Parse(f planner.File) planner.SysctlFile {
 
 // parseLine reads one line; its ValueSpan counts from the line's start. An
 // empty value stands right behind the "=".
-func parseLine(line string) (planner.SysctlEntry, bool) {
+func parseLine(line string) (host.SysctlEntry, bool) {
 	line = strings.TrimRight(line, blanks+"\n")
 	key, _, ok := strings.Cut(line, "=")
 	if !ok {
-		return planner.SysctlEntry{}, false
+		return host.SysctlEntry{}, false
 	}
-	e := planner.SysctlEntry{Value: strings.TrimLeft(line[len(key)+1:], blanks)}
-	e.ValueSpan = planner.Span{Start: len(line) - len(e.Value), End: len(line)}
+	e := host.SysctlEntry{Value: strings.TrimLeft(line[len(key)+1:], blanks)}
+	e.ValueSpan = host.Span{Start: len(line) - len(e.Value), End: len(line)}
 
 	key = strings.Trim(key, blanks)
 	if key == "" || key[0] == '#' || key[0] == ';' {
-		return planner.SysctlEntry{}, false
+		return host.SysctlEntry{}, false
 	}
 	if key[0] == '-' {
 		e.IgnoreErr = true

@@ -11,7 +11,7 @@ import (
 
 	"github.com/ctplan/ctplan/internal/hostfile"
 	"github.com/ctplan/ctplan/internal/test/testhost"
-	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/host"
 	"github.com/ctplan/ctplan/providers/sysctl"
 )
 
@@ -118,8 +118,8 @@ func TestParse(t *testing.T) {
 	}
 }
 
-func parse(content string) []planner.SysctlEntry {
-	return sysctl.Parse(planner.File{Content: content}).Entries
+func parse(content string) []host.SysctlEntry {
+	return sysctl.Parse(host.File{Content: content}).Entries
 }
 
 // FuzzParse holds that spans are exact, and that a value put into a ValueSpan
@@ -216,7 +216,7 @@ func TestReadKeys(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := map[string]planner.Sysctl{
+	want := map[string]host.Sysctl{
 		"net.netfilter.nf_conntrack_max":         {Value: "262144", Writable: true},
 		"net.nf_conntrack_max":                   {Value: "262144", Writable: true},
 		"net.netfilter.nf_conntrack_count":       {Value: "7"},

@@ -12,7 +12,9 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/host"
+	"github.com/ctplan/ctplan/planner/verdict"
+	"github.com/ctplan/ctplan/planner/verdict/xt"
 )
 
 // impactFlows and impactRules are how much a plan with impact must bear.
@@ -93,15 +95,15 @@ func fill(n int) (int, error) {
 // curve prints what one packet costs as rules that do not chain grow in number.
 func curve(*space) error {
 	for _, n := range []int{10, 100, 1_000, 5_000} {
-		set := planner.Ruleset{Family: planner.IPv4, Backend: planner.NFT, Primary: true, Tables: []planner.Table{{
-			Name: "filter", Chains: []planner.ChainDecl{{Name: "INPUT", Policy: "ACCEPT"}},
+		set := host.Ruleset{Family: host.IPv4, Backend: host.NFT, Primary: true, Tables: []host.Table{{
+			Name: "filter", Chains: []host.ChainDecl{{Name: "INPUT", Policy: "ACCEPT"}},
 		}}}
 		for l := range strings.Lines(foreign(n, "10.%d.%d.%d/32")) {
 			if w := strings.Fields(l); len(w) > 2 && w[0] == "-A" {
-				set.Tables[0].Rules = append(set.Tables[0].Rules, planner.Rule{Chain: w[1], Words: w[2:], Text: strings.Join(w[2:], " ")})
+				set.Tables[0].Rules = append(set.Tables[0].Rules, host.Rule{Chain: w[1], Words: w[2:], Text: strings.Join(w[2:], " ")})
 			}
 		}
-		e := planner.NewEvaluator(planner.IPv4, []planner.Ruleset{set}, planner.Facts{})
+		e := xt.NewEvaluator(host.IPv4, []host.Ruleset{set}, verdict.Facts{})
 		perPacket, err := timePacket(e)
 		if err != nil {
 			return err
@@ -112,13 +114,13 @@ func curve(*space) error {
 }
 
 // timePacket is what one verdict takes, in nanoseconds.
-func timePacket(e *planner.Evaluator) (int64, error) {
-	p := planner.Packet{Hook: planner.HookInput, Protocol: syscall.IPPROTO_TCP, State: planner.StateNew, In: "eth0",
-		Tuple: planner.Tuple{Src: netip.MustParseAddr("10.0.0.200"), Dst: netip.MustParseAddr("192.0.2.1"), SrcPort: 40000, DstPort: 80}}
+func timePacket(e *verdict.Evaluator) (int64, error) {
+	p := verdict.Packet{Hook: verdict.HookInput, Protocol: syscall.IPPROTO_TCP, State: verdict.StateNew, In: "eth0",
+		Tuple: host.Tuple{Src: netip.MustParseAddr("10.0.0.200"), Dst: netip.MustParseAddr("192.0.2.1"), SrcPort: 40000, DstPort: 80}}
 	const rounds = 200_000
 	start := time.Now()
 	for range rounds {
-		if d := e.Verdict(&p); d.Verdict != planner.Accepted {
+		if d := e.Verdict(&p); d.Verdict != verdict.Accepted {
 			return 0, fmt.Errorf("a packet that no rule matches was %s by %s", d.Verdict, d.Rule)
 		}
 	}

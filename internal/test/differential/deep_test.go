@@ -9,7 +9,9 @@ import (
 
 	"github.com/ctplan/ctplan/internal/test/nstest"
 	"github.com/ctplan/ctplan/internal/textdiff"
-	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/host"
+	"github.com/ctplan/ctplan/planner/verdict"
+	"github.com/ctplan/ctplan/planner/xtables"
 )
 
 // The kernel follows 16 jumps (NFT_JUMP_STACK_SIZE in
@@ -70,7 +72,7 @@ var comments = regexp.MustCompile(`(?m)^#.*\n`)
 var chainCounters = regexp.MustCompile(`(?m)^(:\S+ \S+) \[\d+:\d+\]$`)
 
 // bare is what iptables-save prints, without the time and the packets.
-func (l *lab) bare(f planner.Family) string {
+func (l *lab) bare(f host.Family) string {
 	return chainCounters.ReplaceAllString(comments.ReplaceAllString(l.save(f), ""), "$1")
 }
 
@@ -85,15 +87,15 @@ func TestFiveThousandRules(t *testing.T) {
 		l := newLab(t, r)
 		l.wire = newWire(t)
 		l.sets = makeSets(t)
-		for i, b := range []planner.Backend{planner.NFT, planner.Legacy} {
+		for i, b := range []host.Backend{host.NFT, host.Legacy} {
 			ns.Use(b)
-			for _, f := range planner.Families {
+			for _, f := range host.Families {
 				l.load(f, "*mangle\n:POSTROUTING ACCEPT\n-A POSTROUTING -m conntrack --ctstate NEW\nCOMMIT\n") // tracking stays on
 			}
 			if i == 0 {
 				l.establish()
 			}
-			for _, f := range planner.Families {
+			for _, f := range host.Families {
 				g := &generator{Rand: r, family: f}
 				l.load(f, g.deep(rules))
 				saved := l.bare(f)
@@ -101,7 +103,7 @@ func TestFiveThousandRules(t *testing.T) {
 				printed, n := "", 0
 				for _, table := range set.Tables {
 					n += len(table.Rules)
-					printed += "*" + table.Name + "\n" + strings.Join(planner.Model(set, table.Name).Lines(), "\n") + "\nCOMMIT\n"
+					printed += "*" + table.Name + "\n" + strings.Join(xtables.Model(set, table.Name).Lines(), "\n") + "\nCOMMIT\n"
 				}
 				if n < rules {
 					t.Fatalf("%d rules parsed", n)
@@ -125,14 +127,14 @@ func TestFiveThousandRules(t *testing.T) {
 					}
 					l.collect(probes)
 					for _, q := range probes {
-						if q.decision.Verdict == planner.Unknown {
+						if q.decision.Verdict == verdict.Unknown {
 							unknown++
 							continue
 						}
-						if q.decision.Verdict == planner.Accepted && !q.seen {
+						if q.decision.Verdict == verdict.Accepted && !q.seen {
 							l.again(q)
 						}
-						if q.seen != (q.decision.Verdict == planner.Accepted) {
+						if q.seen != (q.decision.Verdict == verdict.Accepted) {
 							t.Fatalf("%s %s: %s by %q, but arrived: %v\n%+v", b, f, q.decision.Verdict, q.decision.Rule, q.seen, q.packets)
 						}
 						agree++

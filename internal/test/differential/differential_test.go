@@ -17,7 +17,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ctplan/ctplan/internal/test/nstest"
-	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/host"
+	"github.com/ctplan/ctplan/planner/verdict"
+	"github.com/ctplan/ctplan/planner/verdict/xt"
 	"github.com/ctplan/ctplan/providers/flows"
 	"github.com/ctplan/ctplan/providers/iptables"
 )
@@ -31,10 +33,10 @@ var (
 const icmpv6 = 58
 
 // makeSets makes the ipsets and returns them as ctplan reads them.
-func makeSets(t testing.TB) map[string]*planner.IPSet {
-	for _, f := range planner.Families {
+func makeSets(t testing.TB) map[string]*host.IPSet {
+	for _, f := range host.Families {
 		suffix, family := "", uint8(unix.AF_INET)
-		if f == planner.IPv6 {
+		if f == host.IPv6 {
 			suffix, family = "6", unix.AF_INET6
 		}
 		for name, typ := range map[string]string{"hosts": "hash:ip", "nets": "hash:net", "services": "hash:ip,port", "netservices": "hash:net,port"} {
@@ -63,10 +65,10 @@ func makeSets(t testing.TB) map[string]*planner.IPSet {
 
 // conn is a connection that tracking knows, with replies seen.
 type conn struct {
-	family      planner.Family
+	family      host.Family
 	proto       uint8
-	orig, reply planner.Tuple
-	from, to    planner.Hook // what a packet passes in either direction
+	orig, reply host.Tuple
+	from, to    verdict.Hook // what a packet passes in either direction
 	fromNear    bool         // the original direction comes in through vin
 }
 
@@ -75,8 +77,8 @@ type lab struct {
 	*wire
 	t        testing.TB
 	r        *rand.Rand
-	conns    map[planner.Family][]conn
-	sets     map[string]*planner.IPSet
+	conns    map[host.Family][]conn
+	sets     map[string]*host.IPSet
 	nextPort uint16
 	nextID   uint32
 }
@@ -86,8 +88,8 @@ type probe struct {
 	id       uint32
 	src      netip.Addr
 	proto    uint8
-	packets  []planner.Packet // one, or the two of a packet over lo
-	decision planner.Decision
+	packets  []verdict.Packet // one, or the two of a packet over lo
+	decision verdict.Decision
 	unknown  bool // to the evaluator, if not to the test
 	local    bool // it shall arrive in the host
 	seen     bool
@@ -102,21 +104,21 @@ func (l *lab) port() uint16 {
 
 // newLab knows which connections there shall be, and has no wire yet.
 func newLab(t testing.TB, r *rand.Rand) *lab {
-	l := &lab{t: t, r: r, conns: map[planner.Family][]conn{}}
-	for _, f := range planner.Families {
+	l := &lab{t: t, r: r, conns: map[host.Family][]conn{}}
+	for _, f := range host.Families {
 		for i := range peers {
 			c, s, port := near(f, i), far(f, i), uint16(servicePorts[i])
-			add := func(proto uint8, from, to planner.Hook, a, b netip.Addr, fromNear bool) {
-				t := planner.Tuple{Src: a, Dst: b, SrcPort: 31000 + uint16(i), DstPort: port}
-				l.conns[f] = append(l.conns[f], conn{f, proto, t, planner.Tuple{Src: b, Dst: a, SrcPort: t.DstPort, DstPort: t.SrcPort}, from, to, fromNear})
+			add := func(proto uint8, from, to verdict.Hook, a, b netip.Addr, fromNear bool) {
+				t := host.Tuple{Src: a, Dst: b, SrcPort: 31000 + uint16(i), DstPort: port}
+				l.conns[f] = append(l.conns[f], conn{f, proto, t, host.Tuple{Src: b, Dst: a, SrcPort: t.DstPort, DstPort: t.SrcPort}, from, to, fromNear})
 			}
 			if i == 0 {
-				add(unix.IPPROTO_TCP, planner.HookInput, planner.HookOutput, c, hostIn[f], true)
+				add(unix.IPPROTO_TCP, verdict.HookInput, verdict.HookOutput, c, hostIn[f], true)
 			}
-			add(unix.IPPROTO_TCP, planner.HookForward, planner.HookForward, c, s, true)
-			add(unix.IPPROTO_UDP, planner.HookForward, planner.HookForward, s, c, false)
-			add(unix.IPPROTO_UDP, planner.HookInput, planner.HookOutput, s, hostOut[f], false)
-			add(unix.IPPROTO_UDP, planner.HookOutput, planner.HookInput, hostIn[f], c, true)
+			add(unix.IPPROTO_TCP, verdict.HookForward, verdict.HookForward, c, s, true)
+			add(unix.IPPROTO_UDP, verdict.HookForward, verdict.HookForward, s, c, false)
+			add(unix.IPPROTO_UDP, verdict.HookInput, verdict.HookOutput, s, hostOut[f], false)
+			add(unix.IPPROTO_UDP, verdict.HookOutput, verdict.HookInput, hostIn[f], c, true)
 		}
 	}
 	return l
@@ -129,20 +131,20 @@ func (l *lab) establish() {
 	} {
 		write(l.t, "net/netfilter/nf_conntrack_"+key, v)
 	}
-	for _, f := range planner.Families {
+	for _, f := range host.Families {
 		l.listen(f, hostIn[f], uint16(servicePorts[0]))
 	}
-	for _, f := range planner.Families {
+	for _, f := range host.Families {
 		for _, c := range l.conns[f] {
 			for _, step := range []struct {
 				reply bool
 				flags uint8
-			}{{false, planner.TCPSyn}, {true, planner.TCPSyn | planner.TCPAck}, {false, planner.TCPAck}} {
-				if c.proto == unix.IPPROTO_TCP && c.from == planner.HookInput && step.reply {
+			}{{false, verdict.TCPSyn}, {true, verdict.TCPSyn | verdict.TCPAck}, {false, verdict.TCPAck}} {
+				if c.proto == unix.IPPROTO_TCP && c.from == verdict.HookInput && step.reply {
 					// The host's own socket answers, and wants its number back.
 					seq := l.answered(c.reply.Src, c.reply.SrcPort)
 					o := c.orig
-					l.inject(true, f == planner.IPv6, tcpAt(o.Src, o.Dst, o.SrcPort, o.DstPort, planner.TCPAck, 1001, seq+1, nil))
+					l.inject(true, f == host.IPv6, tcpAt(o.Src, o.Dst, o.SrcPort, o.DstPort, verdict.TCPAck, 1001, seq+1, nil))
 					break
 				}
 				p := l.ofConn(c, step.reply, step.flags)
@@ -152,7 +154,7 @@ func (l *lab) establish() {
 	}
 	// Only what is still there after two seconds is a stream to the kernel.
 	time.Sleep(2200 * time.Millisecond)
-	for _, f := range planner.Families {
+	for _, f := range host.Families {
 		for _, c := range l.conns[f] {
 			if c.proto == unix.IPPROTO_UDP {
 				p := l.ofConn(c, false, 0)
@@ -163,10 +165,10 @@ func (l *lab) establish() {
 	l.seen(func(uint32, uint8, netip.Addr) {}, func(uint32, uint8, netip.Addr) {})
 }
 
-func (l *lab) listen(f planner.Family, a netip.Addr, port uint16) {
+func (l *lab) listen(f host.Family, a netip.Addr, port uint16) {
 	domain := unix.AF_INET
 	var sa unix.Sockaddr = &unix.SockaddrInet4{Port: int(port)}
-	if f == planner.IPv6 {
+	if f == host.IPv6 {
 		domain = unix.AF_INET6
 		sa = &unix.SockaddrInet6{Port: int(port), Addr: a.As16()}
 	} else {
@@ -177,16 +179,16 @@ func (l *lab) listen(f planner.Family, a netip.Addr, port uint16) {
 }
 
 // ofConn is a packet of a connection.
-func (l *lab) ofConn(c conn, reply bool, flags uint8) planner.Packet {
-	p := planner.Packet{Hook: c.from, Protocol: c.proto, State: planner.StateEstablished, Tuple: c.orig, Orig: c.orig, Reply: c.reply, IsReply: reply, TCPFlags: flags}
+func (l *lab) ofConn(c conn, reply bool, flags uint8) verdict.Packet {
+	p := verdict.Packet{Hook: c.from, Protocol: c.proto, State: verdict.StateEstablished, Tuple: c.orig, Orig: c.orig, Reply: c.reply, IsReply: reply, TCPFlags: flags}
 	fromNear := c.fromNear
 	if reply {
 		p.Hook, p.Tuple, fromNear = c.to, c.reply, !c.fromNear
 	}
-	p.Status = planner.StatusSeenReply | planner.StatusAssured | planner.StatusConfirmed
-	p.Known = planner.KnownStatus | planner.KnownTuples | planner.KnownReply
+	p.Status = host.StatusSeenReply | host.StatusAssured | host.StatusConfirmed
+	p.Known = verdict.KnownStatus | verdict.KnownTuples | verdict.KnownReply
 	if c.proto == unix.IPPROTO_UDP {
-		p.Known &^= planner.KnownStatus // assured after a while
+		p.Known &^= verdict.KnownStatus // assured after a while
 	}
 	l.sides(&p, fromNear)
 	return p
@@ -194,26 +196,26 @@ func (l *lab) ofConn(c conn, reply bool, flags uint8) planner.Packet {
 
 // sides sets the interfaces of a packet that comes from the near side, or goes
 // from the host towards the other one.
-func (l *lab) sides(p *planner.Packet, fromNear bool) {
+func (l *lab) sides(p *verdict.Packet, fromNear bool) {
 	in, out := inside, outside
 	if !fromNear {
 		in, out = out, in
 	}
 	switch p.Hook {
-	case planner.HookInput:
+	case verdict.HookInput:
 		p.In = in
-	case planner.HookForward:
+	case verdict.HookForward:
 		p.In, p.Out = in, out
 	default:
 		p.Out = outside
-		if p.Dst == near(planner.IPv4, 0) || slices.ContainsFunc([]int{0, 1, 2, 3}, func(i int) bool { return p.Dst == near(planner.IPv4, i) || p.Dst == near(planner.IPv6, i) }) {
+		if p.Dst == near(host.IPv4, 0) || slices.ContainsFunc([]int{0, 1, 2, 3}, func(i int) bool { return p.Dst == near(host.IPv4, i) || p.Dst == near(host.IPv6, i) }) {
 			p.Out = inside
 		}
 	}
 }
 
 // send builds the packet and sends it the way of its hook.
-func (l *lab) send(p *planner.Packet, data []byte) {
+func (l *lab) send(p *verdict.Packet, data []byte) {
 	var ip []byte
 	switch p.Protocol {
 	case unix.IPPROTO_TCP:
@@ -226,13 +228,13 @@ func (l *lab) send(p *planner.Packet, data []byte) {
 		ip = build(p.Protocol, p.Src, p.Dst, data, -1)
 	}
 	p.Length = uint32(len(ip))
-	p.Known |= planner.KnownLength | planner.KnownMark | planner.KnownPktType | planner.KnownUnbridged
-	if p.Hook == planner.HookOutput {
-		p.Known |= planner.KnownUID | planner.KnownGID
+	p.Known |= verdict.KnownLength | verdict.KnownMark | verdict.KnownPktType | verdict.KnownUnbridged
+	if p.Hook == verdict.HookOutput {
+		p.Known |= verdict.KnownUID | verdict.KnownGID
 		l.emit(p.Dst, ip)
 		return
 	}
-	p.Known |= planner.KnownMAC
+	p.Known |= verdict.KnownMAC
 	p.MAC = l.peerIn
 	if p.In == outside {
 		p.MAC = l.peerOut
@@ -241,86 +243,86 @@ func (l *lab) send(p *planner.Packet, data []byte) {
 }
 
 // random makes a packet of any kind. pad is what stands ahead of the mark.
-func (l *lab) random(f planner.Family) (p planner.Packet, pad []byte) {
+func (l *lab) random(f host.Family) (p verdict.Packet, pad []byte) {
 	pad = make([]byte, []int{0, 0, 20, 40, 100}[l.r.IntN(5)])
 	if l.r.IntN(5) < 2 {
 		c := l.conns[f][l.r.IntN(len(l.conns[f]))]
-		p = l.ofConn(c, l.r.IntN(2) == 0, []uint8{planner.TCPAck, planner.TCPAck | planner.TCPPsh}[l.r.IntN(2)])
+		p = l.ofConn(c, l.r.IntN(2) == 0, []uint8{verdict.TCPAck, verdict.TCPAck | verdict.TCPPsh}[l.r.IntN(2)])
 		if l.r.IntN(6) == 0 {
 			return l.related(f, c)
 		}
 		return p, pad
 	}
-	p.Hook = planner.Hook(l.r.IntN(3))
+	p.Hook = verdict.Hook(l.r.IntN(3))
 	fromNear := l.r.IntN(2) == 0
 	i := l.r.IntN(peers)
 	a, b, own := near(f, i), far(f, l.r.IntN(peers)), hostIn[f]
 	if !fromNear {
 		a, b, own = b, a, hostOut[f]
 	}
-	p.Tuple = planner.Tuple{Src: a, Dst: b, SrcPort: l.port(), DstPort: uint16(servicePorts[l.r.IntN(len(servicePorts))] + l.r.IntN(2))}
+	p.Tuple = host.Tuple{Src: a, Dst: b, SrcPort: l.port(), DstPort: uint16(servicePorts[l.r.IntN(len(servicePorts))] + l.r.IntN(2))}
 	switch p.Hook {
-	case planner.HookInput:
+	case verdict.HookInput:
 		p.Dst = own
-	case planner.HookOutput:
+	case verdict.HookOutput:
 		p.Src, p.Dst = own, a
 	}
 	l.sides(&p, fromNear)
-	p.State = planner.StateNew
+	p.State = verdict.StateNew
 	switch l.r.IntN(10) {
 	case 0, 1, 2, 3:
-		p.Protocol, p.TCPFlags = unix.IPPROTO_TCP, planner.TCPSyn
+		p.Protocol, p.TCPFlags = unix.IPPROTO_TCP, verdict.TCPSyn
 		if l.r.IntN(3) == 0 {
-			p.TCPFlags = []uint8{planner.TCPAck, planner.TCPFin | planner.TCPAck, 0, planner.TCPSyn | planner.TCPFin, planner.TCPRst, planner.TCPSyn | planner.TCPAck}[l.r.IntN(6)]
-			p.State = planner.StateInvalid
+			p.TCPFlags = []uint8{verdict.TCPAck, verdict.TCPFin | verdict.TCPAck, 0, verdict.TCPSyn | verdict.TCPFin, verdict.TCPRst, verdict.TCPSyn | verdict.TCPAck}[l.r.IntN(6)]
+			p.State = verdict.StateInvalid
 		}
 	case 4, 5, 6:
 		p.Protocol = unix.IPPROTO_UDP
 	case 7:
 		p.Protocol = 253
-		if p.Hook != planner.HookForward {
+		if p.Hook != verdict.HookForward {
 			p.Protocol = unix.IPPROTO_UDP
 		} else {
 			p.SrcPort, p.DstPort = 0, 0
-			p.State |= planner.StateEstablished // nothing tells one such connection from the next
+			p.State |= verdict.StateEstablished // nothing tells one such connection from the next
 		}
 	default:
 		p.SrcPort, p.DstPort = 0, 0
-		if f == planner.IPv6 {
+		if f == host.IPv6 {
 			p.Protocol, p.ICMPType = icmpv6, 128
 		} else {
 			p.Protocol, p.ICMPType = unix.IPPROTO_ICMP, 8
 		}
 		if l.r.IntN(4) == 0 { // an answer to nothing
-			p.State = planner.StateInvalid
-			if p.ICMPType++; f == planner.IPv4 {
+			p.State = verdict.StateInvalid
+			if p.ICMPType++; f == host.IPv4 {
 				p.ICMPType = 0
 			}
 		}
 	}
 	p.Orig = p.Tuple
-	p.Reply = planner.Tuple{Src: p.Dst, Dst: p.Src, SrcPort: p.DstPort, DstPort: p.SrcPort}
-	p.Known |= planner.KnownTuples | planner.KnownReply | planner.KnownStatus | planner.KnownConnMark
+	p.Reply = host.Tuple{Src: p.Dst, Dst: p.Src, SrcPort: p.DstPort, DstPort: p.SrcPort}
+	p.Known |= verdict.KnownTuples | verdict.KnownReply | verdict.KnownStatus | verdict.KnownConnMark
 	if p.Protocol == icmpv6 || p.Protocol == unix.IPPROTO_ICMP || p.Protocol == 253 {
-		p.Known &^= planner.KnownTuples // their tuples have no ports, or ids in their place
+		p.Known &^= verdict.KnownTuples // their tuples have no ports, or ids in their place
 	}
-	if p.State&planner.StateEstablished != 0 {
+	if p.State&verdict.StateEstablished != 0 {
 		p.Known = 0
 	}
 	return p, pad
 }
 
 // related is an error about a packet of a connection, sent back along it.
-func (l *lab) related(f planner.Family, c conn) (planner.Packet, []byte) {
+func (l *lab) related(f host.Family, c conn) (verdict.Packet, []byte) {
 	about := c.orig
-	p := planner.Packet{Hook: c.to, Protocol: unix.IPPROTO_ICMP, ICMPType: 3, ICMPCode: 3, State: planner.StateRelated, Tuple: planner.Tuple{Src: about.Dst, Dst: about.Src}}
-	if f == planner.IPv6 {
+	p := verdict.Packet{Hook: c.to, Protocol: unix.IPPROTO_ICMP, ICMPType: 3, ICMPCode: 3, State: verdict.StateRelated, Tuple: host.Tuple{Src: about.Dst, Dst: about.Src}}
+	if f == host.IPv6 {
 		p.Protocol, p.ICMPType, p.ICMPCode = icmpv6, 1, 4
 	}
 	l.sides(&p, !c.fromNear)
 	var inner []byte
 	if c.proto == unix.IPPROTO_TCP {
-		inner = tcp(about.Src, about.Dst, about.SrcPort, about.DstPort, planner.TCPAck, nil)
+		inner = tcp(about.Src, about.Dst, about.SrcPort, about.DstPort, verdict.TCPAck, nil)
 	} else {
 		inner = udp(about.Src, about.Dst, about.SrcPort, about.DstPort, nil)
 	}
@@ -328,7 +330,7 @@ func (l *lab) related(f planner.Family, c conn) (planner.Packet, []byte) {
 }
 
 // headers are what stands ahead of a packet's payload.
-func headers(p *planner.Packet) []byte {
+func headers(p *verdict.Packet) []byte {
 	n := 20
 	if p.Src.Is6() {
 		n = 40
@@ -343,28 +345,28 @@ func headers(p *planner.Packet) []byte {
 	return make([]byte, n)
 }
 
-func (l *lab) probe(f planner.Family) *probe {
+func (l *lab) probe(f host.Family) *probe {
 	l.nextID++
 	q := &probe{id: l.nextID}
 	p, pad := l.random(f)
 	data := append(append([]byte(nil), pad...), payload(0, q.id)...)
 	if l.r.IntN(20) == 0 && p.Protocol != 253 { // over lo: it goes out and comes in
 		a := netip.MustParseAddr("127.0.0.1")
-		if f == planner.IPv6 {
+		if f == host.IPv6 {
 			a = netip.IPv6Loopback()
 		}
-		out := planner.Packet{Hook: planner.HookOutput, Protocol: unix.IPPROTO_UDP, State: planner.StateNew, Out: "lo", Tuple: planner.Tuple{Src: a, Dst: a, SrcPort: l.port(), DstPort: 1003}}
+		out := verdict.Packet{Hook: verdict.HookOutput, Protocol: unix.IPPROTO_UDP, State: verdict.StateNew, Out: "lo", Tuple: host.Tuple{Src: a, Dst: a, SrcPort: l.port(), DstPort: 1003}}
 		l.send(&out, data)
 		in := out
-		in.Hook, in.In, in.Out = planner.HookInput, "lo", ""
-		in.Known &^= planner.KnownMark | planner.KnownUID | planner.KnownGID // what OUTPUT has set stays
-		q.packets = []planner.Packet{out, in}
+		in.Hook, in.In, in.Out = verdict.HookInput, "lo", ""
+		in.Known &^= verdict.KnownMark | verdict.KnownUID | verdict.KnownGID // what OUTPUT has set stays
+		q.packets = []verdict.Packet{out, in}
 	} else {
 		l.send(&p, data)
-		q.packets = []planner.Packet{p}
+		q.packets = []verdict.Packet{p}
 	}
 	last := &q.packets[len(q.packets)-1]
-	q.src, q.proto, q.local = last.Src, last.Protocol, last.Hook == planner.HookInput
+	q.src, q.proto, q.local = last.Src, last.Protocol, last.Hook == verdict.HookInput
 	return q
 }
 
@@ -379,20 +381,20 @@ func (l *lab) again(q *probe) bool {
 	return q.seen
 }
 
-func (q *probe) decide(e *planner.Evaluator) { q.decision = q.by(e) }
+func (q *probe) decide(e *verdict.Evaluator) { q.decision = q.by(e) }
 
 // by asks the evaluator; a packet over lo must pass twice.
-func (q *probe) by(e *planner.Evaluator) (d planner.Decision) {
+func (q *probe) by(e *verdict.Evaluator) (d verdict.Decision) {
 	open := false
 	for i := range q.packets {
 		d = e.Verdict(&q.packets[i])
-		if d.Verdict == planner.Dropped {
+		if d.Verdict == verdict.Dropped {
 			return d
 		}
-		open = open || d.Verdict == planner.Unknown
+		open = open || d.Verdict == verdict.Unknown
 	}
 	if open {
-		d.Verdict = planner.Unknown
+		d.Verdict = verdict.Unknown
 	}
 	return d
 }
@@ -418,10 +420,10 @@ func TestAgainstKernel(t *testing.T) {
 		var known, unknown, verdicts [2]int
 		var rules, lost, rated int
 		cover := coverage{}
-		for i, b := range []planner.Backend{planner.NFT, planner.Legacy} {
+		for i, b := range []host.Backend{host.NFT, host.Legacy} {
 			ns.Use(b)
 			// Tracking stays on while rulesets come and go.
-			other := map[planner.Backend]string{planner.NFT: "legacy", planner.Legacy: "nft"}[b]
+			other := map[host.Backend]string{host.NFT: "legacy", host.Legacy: "nft"}[b]
 			for _, tool := range []string{"iptables-", "ip6tables-"} {
 				ns.Run(tool+other, "-t", "mangle", "-A", "POSTROUTING", "-m", "conntrack", "--ctstate", "NEW")
 			}
@@ -429,7 +431,7 @@ func TestAgainstKernel(t *testing.T) {
 				l.establish()
 			}
 			for n := range total / 2 {
-				f := planner.Families[n%2]
+				f := host.Families[n%2]
 				g := &generator{Rand: r, family: f, vague: 6}
 				text := g.ruleset()
 				set := l.parse(b, f, text)
@@ -440,8 +442,8 @@ func TestAgainstKernel(t *testing.T) {
 				e := l.evaluator(set)
 				// However a ruleset is written, it says the same; and for some of
 				// them as the kernel prints it.
-				same := []*planner.Evaluator{l.evaluator(l.parse(b, f, respell(r, set, true)))}
-				var exact *planner.Evaluator
+				same := []*verdict.Evaluator{l.evaluator(l.parse(b, f, respell(r, set, true)))}
+				var exact *verdict.Evaluator
 				if as := settled(text); as != text {
 					exact = l.evaluator(l.parse(b, f, as))
 				}
@@ -461,10 +463,10 @@ func TestAgainstKernel(t *testing.T) {
 							t.Errorf("%s %s, ruleset %d: %s by %q, and in other words %s by %q\n%+v\n%s", b, f, n, q.decision.Verdict, q.decision.Rule, got.Verdict, got.Rule, q.packets, text)
 						}
 					}
-					q.unknown = q.decision.Verdict == planner.Unknown
+					q.unknown = q.decision.Verdict == verdict.Unknown
 					if exact != nil {
 						got := q.by(exact)
-						if !q.unknown && got.Verdict != planner.Unknown && got.Verdict != q.decision.Verdict {
+						if !q.unknown && got.Verdict != verdict.Unknown && got.Verdict != q.decision.Verdict {
 							t.Errorf("%s %s, ruleset %d: %s by %q, but as the rates are, %s by %q\n%+v\n%s", b, f, n, q.decision.Verdict, q.decision.Rule, got.Verdict, got.Rule, q.packets, text)
 						}
 						q.decision = got
@@ -479,19 +481,19 @@ func TestAgainstKernel(t *testing.T) {
 						known[i]++
 					}
 					switch {
-					case q.decision.Verdict == planner.Unknown:
+					case q.decision.Verdict == verdict.Unknown:
 						continue
 					case q.unknown:
 						rated++
-					case q.decision.Verdict == planner.Accepted:
+					case q.decision.Verdict == verdict.Accepted:
 						verdicts[0]++
 					default:
 						verdicts[1]++
 					}
-					if q.decision.Verdict == planner.Accepted && !q.seen && l.again(q) {
+					if q.decision.Verdict == verdict.Accepted && !q.seen && l.again(q) {
 						lost++ // on the wire, not by a rule
 					}
-					if q.seen != (q.decision.Verdict == planner.Accepted) {
+					if q.seen != (q.decision.Verdict == verdict.Accepted) {
 						t.Errorf("%s %s, ruleset %d: %s by %q, but arrived: %v\n%+v\n%s", b, f, n, q.decision.Verdict, q.decision.Rule, q.seen, q.packets, text)
 						if testing.Verbose() {
 							t.FailNow()
@@ -506,7 +508,7 @@ func TestAgainstKernel(t *testing.T) {
 			for _, tool := range []string{"iptables-", "ip6tables-"} {
 				ns.Run(tool+other, "-t", "mangle", "-F")
 			}
-			for _, f := range planner.Families {
+			for _, f := range host.Families {
 				l.load(f, "*raw\n:PREROUTING ACCEPT\n:OUTPUT ACCEPT\nCOMMIT\n*mangle\n:PREROUTING ACCEPT\n:INPUT ACCEPT\n:FORWARD ACCEPT\n:OUTPUT ACCEPT\n:POSTROUTING ACCEPT\nCOMMIT\n*filter\n:INPUT ACCEPT\n:FORWARD ACCEPT\n:OUTPUT ACCEPT\nCOMMIT\n")
 			}
 		}
@@ -528,15 +530,15 @@ func TestAgainstKernel(t *testing.T) {
 	})
 }
 
-func tool(f planner.Family) string {
-	if f == planner.IPv6 {
+func tool(f host.Family) string {
+	if f == host.IPv6 {
 		return "ip6tables"
 	}
 	return "iptables"
 }
 
 // load makes the ruleset stand in the kernel.
-func (l *lab) load(f planner.Family, text string) {
+func (l *lab) load(f host.Family, text string) {
 	cmd := exec.Command(tool(f) + "-restore")
 	cmd.Stdin = strings.NewReader(text)
 	if out, err := cmd.CombinedOutput(); err != nil {
@@ -545,13 +547,13 @@ func (l *lab) load(f planner.Family, text string) {
 }
 
 // save is what iptables-save prints.
-func (l *lab) save(f planner.Family) string {
+func (l *lab) save(f host.Family) string {
 	out, err := exec.Command(tool(f) + "-save").Output()
 	check(l.t, err)
 	return string(bytes.TrimSpace(out)) + "\n"
 }
 
-func (l *lab) parse(b planner.Backend, f planner.Family, text string) planner.Ruleset {
+func (l *lab) parse(b host.Backend, f host.Family, text string) host.Ruleset {
 	l.t.Helper()
 	set, err := iptables.Parse(f, text)
 	check(l.t, err)
@@ -560,12 +562,12 @@ func (l *lab) parse(b planner.Backend, f planner.Family, text string) planner.Ru
 }
 
 // evaluator knows the host under test.
-func (l *lab) evaluator(set planner.Ruleset) *planner.Evaluator {
+func (l *lab) evaluator(set host.Ruleset) *verdict.Evaluator {
 	bits := 24
-	if set.Family == planner.IPv6 {
+	if set.Family == host.IPv6 {
 		bits = 64
 	}
-	return planner.NewEvaluator(set.Family, []planner.Ruleset{set}, planner.Facts{Sets: l.sets, Addresses: []netip.Prefix{netip.PrefixFrom(hostIn[set.Family], bits), netip.PrefixFrom(hostOut[set.Family], bits)}})
+	return xt.NewEvaluator(set.Family, []host.Ruleset{set}, verdict.Facts{Sets: l.sets, Addresses: []netip.Prefix{netip.PrefixFrom(hostIn[set.Family], bits), netip.PrefixFrom(hostOut[set.Family], bits)}})
 }
 
 func numbered(text string) string {
@@ -591,7 +593,7 @@ func (l *lab) collect(probes map[uint32]*probe) {
 		l.seen(note(false), note(true))
 		missing := false
 		for _, q := range probes {
-			missing = missing || q.decision.Verdict == planner.Accepted && !q.seen
+			missing = missing || q.decision.Verdict == verdict.Accepted && !q.seen
 		}
 		if !missing && wait > 0 {
 			return

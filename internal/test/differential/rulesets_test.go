@@ -5,7 +5,7 @@ import (
 	"math/rand/v2"
 	"strings"
 
-	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/host"
 )
 
 // generator writes rulesets in the language of iptables-save, out of every
@@ -13,7 +13,7 @@ import (
 // and rules meet.
 type generator struct {
 	*rand.Rand
-	family planner.Family
+	family host.Family
 	vague  int // in how many of a thousand rules stands a match that nobody can know, and in how many a rate that the test knows
 }
 
@@ -22,14 +22,14 @@ func pick[T any](g *generator, list ...T) T { return list[g.IntN(len(list))] }
 func (g *generator) not() string { return pick(g, "", "", "", "! ") }
 
 func (g *generator) prefix() string {
-	if g.family == planner.IPv6 {
+	if g.family == host.IPv6 {
 		return pick(g, "fd01::a/128", "fd01::b/128", "fd01::/64", "fd02::/64", "fd02::c/128", "fd01::8/125", "fd00::/8", "::1/128", "fd01::1/128")
 	}
 	return pick(g, "10.1.0.10/32", "10.1.0.11/32", "10.1.0.0/24", "10.2.0.0/24", "10.2.0.12/32", "10.1.0.8/29", "10.0.0.0/8", "127.0.0.0/8", "10.1.0.1/32", "10.0.0.10/255.0.0.255")
 }
 
 func (g *generator) span() string {
-	if g.family == planner.IPv6 {
+	if g.family == host.IPv6 {
 		return pick(g, "fd01::a-fd01::b", "fd02::b-fd02::ffff", "fd01::1-fd01::a")
 	}
 	return pick(g, "10.1.0.10-10.1.0.11", "10.2.0.11-10.2.255.255", "10.1.0.1-10.1.0.10")
@@ -53,7 +53,7 @@ func (g *generator) portList() string {
 // protocol returns "-p …" with matches of that protocol.
 func (g *generator) protocol() string {
 	icmp := "icmp"
-	if g.family == planner.IPv6 {
+	if g.family == host.IPv6 {
 		icmp = "ipv6-icmp"
 	}
 	switch proto := pick(g, "tcp", "tcp", "udp", icmp, "other"); proto {
@@ -64,7 +64,7 @@ func (g *generator) protocol() string {
 		if g.IntN(2) == 0 {
 			return out
 		}
-		if g.family == planner.IPv6 {
+		if g.family == host.IPv6 {
 			return out + " -m icmp6 " + g.not() + "--icmpv6-type " + pick(g, "128", "129", "1", "1/4", "128/0", "2")
 		}
 		return out + " -m icmp " + g.not() + "--icmp-type " + pick(g, "8", "0", "3", "3/3", "8/0", "any", "13")
@@ -157,7 +157,7 @@ func (g *generator) match(hook string) string {
 			return "-m iprange " + g.not() + pick(g, "--src-range ", "--dst-range ") + g.span()
 		case 8:
 			types := []string{"LOCAL", "UNICAST", "MULTICAST", "LOCAL,UNICAST"}
-			if g.family == planner.IPv4 {
+			if g.family == host.IPv4 {
 				types = append(types, "BROADCAST", "UNICAST,BROADCAST")
 			}
 			return "-m addrtype " + g.not() + pick(g, "--src-type ", "--dst-type ") + pick(g, types...)
@@ -184,12 +184,12 @@ func (g *generator) match(hook string) string {
 				return "-m physdev " + g.not() + pick(g, "--physdev-is-in", "--physdev-in vin", "--physdev-in br+")
 			}
 		case 16:
-			return fmt.Sprintf("-m recent %s--set --name r%d --mask %s --rsource", pick(g, "", "", "", "! "), g.IntN(3), map[planner.Family]string{planner.IPv4: "255.255.255.255", planner.IPv6: "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"}[g.family])
+			return fmt.Sprintf("-m recent %s--set --name r%d --mask %s --rsource", pick(g, "", "", "", "! "), g.IntN(3), map[host.Family]string{host.IPv4: "255.255.255.255", host.IPv6: "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"}[g.family])
 		case 17:
 			return `-m comment --comment "` + pick(g, "a word", "-j DROP", `quo\"te`, "--dport 1", "!") + `"`
 		case 18:
 			name := pick(g, setNames...)
-			if g.family == planner.IPv6 {
+			if g.family == host.IPv6 {
 				name += "6"
 			}
 			return "-m set " + g.not() + "--match-set " + name + " " + pick(g, setDirs[strings.TrimSuffix(name, "6")]...)
@@ -221,7 +221,7 @@ func settled(text string) string {
 func (g *generator) unknowable() string {
 	return pick(g, "-m limit --limit 1/hour --limit-burst 3", "-m limit --limit 1000/sec", "-m statistic --mode random --probability 0.50000000000",
 		"-m hashlimit --hashlimit-upto 1/sec --hashlimit-burst 2 --hashlimit-mode srcip --hashlimit-name h1",
-		"-m recent --rcheck --seconds 60 --name r1 --mask "+map[planner.Family]string{planner.IPv4: "255.255.255.255", planner.IPv6: "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"}[g.family]+" --rsource",
+		"-m recent --rcheck --seconds 60 --name r1 --mask "+map[host.Family]string{host.IPv4: "255.255.255.255", host.IPv6: "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"}[g.family]+" --rsource",
 		"-m connbytes --connbytes 10:20 --connbytes-mode packets --connbytes-dir both")
 }
 
@@ -260,7 +260,7 @@ func (g *generator) matches(hook string) string {
 // target returns what a rule does, where jumps lead to next.
 func (g *generator) target(table, hook, next string) string {
 	reject := "REJECT --reject-with icmp-port-unreachable"
-	if g.family == planner.IPv6 {
+	if g.family == host.IPv6 {
 		reject = "REJECT --reject-with icmp6-port-unreachable"
 	}
 	for {

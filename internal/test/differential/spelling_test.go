@@ -7,16 +7,17 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/host"
+	"github.com/ctplan/ctplan/planner/verdict"
 	"github.com/ctplan/ctplan/providers/iptables"
 )
 
 // render prints a ruleset again from what was parsed of it.
-func render(set planner.Ruleset) string {
-	return printWith(set, func(r planner.Rule) []string { return r.Words })
+func render(set host.Ruleset) string {
+	return printWith(set, func(r host.Rule) []string { return r.Words })
 }
 
-func printWith(set planner.Ruleset, words func(planner.Rule) []string) string {
+func printWith(set host.Ruleset, words func(host.Rule) []string) string {
 	var b strings.Builder
 	for _, t := range set.Tables {
 		b.WriteString("*" + t.Name + "\n")
@@ -46,9 +47,9 @@ var longer = map[string][]string{
 // matches in another order, states by the other module and in another order,
 // protocols by number, NOTRACK by its other name. With old, the negation
 // stands where only old versions of iptables take it.
-func respell(r *rand.Rand, set planner.Ruleset, old bool) string {
+func respell(r *rand.Rand, set host.Ruleset, old bool) string {
 	coin := func() bool { return r.IntN(2) == 0 }
-	return printWith(set, func(rule planner.Rule) []string {
+	return printWith(set, func(rule host.Rule) []string {
 		// What stands ahead of the first -m, each match, and the target.
 		groups, target := [][]string{nil}, []string(nil)
 		for i := 0; i < len(rule.Words); i++ {
@@ -117,10 +118,10 @@ func respell(r *rand.Rand, set planner.Ruleset, old bool) string {
 func TestOtherWords(t *testing.T) {
 	r := rand.New(rand.NewPCG(11, 11))
 	l := newLab(t, r)
-	verdicts := map[planner.Verdict]int{}
+	verdicts := map[verdict.Verdict]int{}
 	changed := 0
 	for n := range 500 {
-		f, b := planner.Families[n%2], []planner.Backend{planner.NFT, planner.Legacy}[n/2%2]
+		f, b := host.Families[n%2], []host.Backend{host.NFT, host.Legacy}[n/2%2]
 		g := &generator{Rand: r, family: f, vague: 6}
 		text := g.ruleset()
 		set := l.parse(b, f, text)
@@ -130,7 +131,7 @@ func TestOtherWords(t *testing.T) {
 		}
 		again := l.parse(b, f, spelled)
 		e := l.evaluator(set)
-		for _, o := range []*planner.Evaluator{l.evaluator(l.parse(b, f, render(set))), l.evaluator(again), l.evaluator(l.parse(b, f, render(again)))} {
+		for _, o := range []*verdict.Evaluator{l.evaluator(l.parse(b, f, render(set))), l.evaluator(again), l.evaluator(l.parse(b, f, render(again)))} {
 			for range 30 {
 				p, _ := l.random(f)
 				want, got := e.Verdict(&p), o.Verdict(&p)
@@ -141,7 +142,7 @@ func TestOtherWords(t *testing.T) {
 			}
 		}
 	}
-	if changed < 450 || verdicts[planner.Accepted] < 5000 || verdicts[planner.Dropped] < 5000 {
+	if changed < 450 || verdicts[verdict.Accepted] < 5000 || verdicts[verdict.Dropped] < 5000 {
 		t.Errorf("%d rulesets in other words, verdicts %v: the test says little", changed, verdicts)
 	}
 }
@@ -151,7 +152,7 @@ func TestOtherWords(t *testing.T) {
 func FuzzRendering(f *testing.F) {
 	f.Add("*0\n-A!0\nCOMMIT", uint64(0))
 	for seed := range uint64(12) {
-		g := &generator{Rand: rand.New(rand.NewPCG(seed, 1)), family: planner.Families[seed%2], vague: 60}
+		g := &generator{Rand: rand.New(rand.NewPCG(seed, 1)), family: host.Families[seed%2], vague: 60}
 		text := "*raw\n-A PREROUTING " + g.matches("PREROUTING") + " -j CT --notrack\nCOMMIT\n*filter\n:INPUT DROP\n:FORWARD ACCEPT\n:A -\n"
 		for _, chain := range []string{"INPUT", "FORWARD", "OUTPUT", "A"} {
 			text += "-A " + chain + " " + g.matches("POSTROUTING") + " " + g.target("filter", chain, "A") + "\n"
@@ -164,7 +165,7 @@ func FuzzRendering(f *testing.F) {
 		}
 		r := rand.New(rand.NewPCG(seed, 2))
 		l := newLab(t, r)
-		family, backend := planner.Families[seed%2], []planner.Backend{planner.NFT, planner.Legacy}[seed/2%2]
+		family, backend := host.Families[seed%2], []host.Backend{host.NFT, host.Legacy}[seed/2%2]
 		set, err := iptables.Parse(family, text)
 		if err != nil {
 			return
@@ -192,7 +193,7 @@ func FuzzRendering(f *testing.F) {
 // coverage counts what was generated, by backend, family and built-in chain.
 type coverage map[string]int
 
-func (c coverage) note(b planner.Backend, f planner.Family, set planner.Ruleset) {
+func (c coverage) note(b host.Backend, f host.Family, set host.Ruleset) {
 	for _, t := range set.Tables {
 		for _, d := range t.Chains {
 			if t.Name == "filter" && d.Policy != "-" {
@@ -239,9 +240,9 @@ func (c coverage) note(b planner.Backend, f planner.Family, set planner.Ruleset)
 
 // missing is what every proof must have had and this one had not.
 func (c coverage) missing() (list []string) {
-	for _, b := range []planner.Backend{planner.NFT, planner.Legacy} {
-		for _, f := range planner.Families {
-			icmp := map[planner.Family]string{planner.IPv4: "icmp", planner.IPv6: "icmp6"}[f]
+	for _, b := range []host.Backend{host.NFT, host.Legacy} {
+		for _, f := range host.Families {
+			icmp := map[host.Family]string{host.IPv4: "icmp", host.IPv6: "icmp6"}[f]
 			need := func(hook string, what ...string) {
 				for _, w := range what {
 					if key := fmt.Sprintf("%s %s %s %s", b, f, hook, w); c[key] == 0 {

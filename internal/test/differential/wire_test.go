@@ -12,7 +12,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/host"
 )
 
 // The host under test has two interfaces. Behind both is one other namespace,
@@ -23,13 +23,13 @@ const (
 )
 
 var (
-	hostIn  = map[planner.Family]netip.Addr{planner.IPv4: netip.MustParseAddr("10.1.0.1"), planner.IPv6: netip.MustParseAddr("fd01::1")}
-	hostOut = map[planner.Family]netip.Addr{planner.IPv4: netip.MustParseAddr("10.2.0.1"), planner.IPv6: netip.MustParseAddr("fd02::1")}
+	hostIn  = map[host.Family]netip.Addr{host.IPv4: netip.MustParseAddr("10.1.0.1"), host.IPv6: netip.MustParseAddr("fd01::1")}
+	hostOut = map[host.Family]netip.Addr{host.IPv4: netip.MustParseAddr("10.2.0.1"), host.IPv6: netip.MustParseAddr("fd02::1")}
 )
 
 // near and far are addresses behind vin and vout.
-func near(f planner.Family, i int) netip.Addr { return offset(hostIn[f], i) }
-func far(f planner.Family, i int) netip.Addr  { return offset(hostOut[f], i) }
+func near(f host.Family, i int) netip.Addr { return offset(hostIn[f], i) }
+func far(f host.Family, i int) netip.Addr  { return offset(hostOut[f], i) }
 
 func offset(a netip.Addr, i int) netip.Addr {
 	for range 9 + i {
@@ -146,15 +146,15 @@ func newWire(t testing.TB) *wire {
 	<-peer
 	t.Cleanup(func() { close(done); here.Close() })
 
-	for _, f := range planner.Families {
+	for _, f := range host.Families {
 		for _, side := range []struct {
 			l    netlink.Link
 			host netip.Addr
 			mac  [6]byte
-			peer func(planner.Family, int) netip.Addr
+			peer func(host.Family, int) netip.Addr
 		}{{vin, hostIn[f], w.peerIn, near}, {vout, hostOut[f], w.peerOut, far}} {
 			bits := 24
-			if f == planner.IPv6 {
+			if f == host.IPv6 {
 				bits = 64
 			}
 			check(t, netlink.AddrAdd(side.l, &netlink.Addr{IPNet: &net.IPNet{IP: side.host.AsSlice(), Mask: net.CIDRMask(bits, side.host.BitLen())}, Flags: unix.IFA_F_NODAD}))

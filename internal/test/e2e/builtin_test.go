@@ -5,7 +5,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/ctplan/ctplan/planner"
+	live "github.com/ctplan/ctplan/planner/host"
 )
 
 const cannotUnload = "nf_conntrack is built into this kernel and cannot be unloaded: disabled means that no rule asks for tracking"
@@ -30,14 +30,14 @@ func TestBuiltin(t *testing.T) {
 			}
 			conntrack := snapshot["conntrack"].(map[string]any)
 			kind := conntrack["kind"]
-			conntrack["kind"], conntrack["loaded"] = planner.ConntrackBuiltin, true
+			conntrack["kind"], conntrack["loaded"] = live.ConntrackBuiltin, true
 			text, err := json.Marshal(snapshot)
 			if err != nil {
 				t.Fatal(err)
 			}
 			h.write("/run/test/builtin.json", string(text))
 			h.inactive(h.ctplan(0, "plan", "--snapshot", "builtin.json", path))
-			if kind != string(planner.ConntrackBuiltin) {
+			if kind != string(live.ConntrackBuiltin) {
 				t.Logf("conntrack is %q here: planned with a snapshot alone", kind)
 				return
 			}

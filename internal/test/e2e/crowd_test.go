@@ -14,13 +14,13 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/ctplan/ctplan/planner"
+	live "github.com/ctplan/ctplan/planner/host"
 )
 
 // talk is a connection with both its ends in hand.
 type talk struct {
 	service string // as ctplan names it
-	family  planner.Family
+	family  live.Family
 	a, b    io.ReadWriteCloser
 }
 
@@ -46,11 +46,11 @@ func (k *talk) alive() bool {
 	return true
 }
 
-func familyOf(addr string) planner.Family {
+func familyOf(addr string) live.Family {
 	if strings.Contains(addr, ":") {
-		return planner.IPv6
+		return live.IPv6
 	}
-	return planner.IPv4
+	return live.IPv4
 }
 
 // open makes n connections from one space to an address of another.
@@ -139,7 +139,7 @@ func ftpTalk(t *testing.T, client, server *space, clientAddr, serverAddr string,
 		tcp := at.Addr().(*net.TCPAddr)
 		return strings.ReplaceAll(fmt.Sprintf("%s.%d.%d", tcp.IP, tcp.Port/256, tcp.Port%256), ".", ",")
 	}
-	data := &talk{family: planner.IPv4, service: "tcp/high ports in"}
+	data := &talk{family: live.IPv4, service: "tcp/high ports in"}
 	if active {
 		data.service = "tcp/high ports out"
 		at := listen(t, client, clientAddr+":0")
@@ -152,7 +152,7 @@ func ftpTalk(t *testing.T, client, server *space, clientAddr, serverAddr string,
 		say(b, a, "227 Entering Passive Mode ("+words(at)+")")
 		data.a, data.b = connect(t, client, at, "")
 	}
-	return []*talk{{service: "tcp/21 in", family: planner.IPv4, a: a, b: b}, data}
+	return []*talk{{service: "tcp/21 in", family: live.IPv4, a: a, b: b}, data}
 }
 
 // ftpServers are the listening sockets of port 21, one a test.
@@ -223,7 +223,7 @@ func (nothing) Close() error                { return nil }
 func ping(t *testing.T, from *space, to string, id uint16, service string) *talk {
 	t.Helper()
 	proto, ask, answer := unix.IPPROTO_ICMP, byte(8), byte(0)
-	if familyOf(to) == planner.IPv6 {
+	if familyOf(to) == live.IPv6 {
 		proto, ask, answer = unix.IPPROTO_ICMPV6, 128, 129
 	}
 	fd, header := rawSocket(t, from, proto, to)
@@ -294,7 +294,7 @@ func guard(h *host) {
 // that each works.
 func crowd(t *testing.T, h *host, here, near, far *space) []*talk {
 	t.Helper()
-	v4, v6 := planner.IPv4, planner.IPv6
+	v4, v6 := live.IPv4, live.IPv6
 	talks := slices.Concat(
 		open(t, near, here, "tcp", "", nearHost[v4], 8080, 20, "tcp/8080 in"),
 		open(t, near, here, "tcp", "", nearHost[v4], 22, 10, "tcp/22 in"),

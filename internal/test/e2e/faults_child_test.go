@@ -23,6 +23,8 @@ import (
 	"github.com/ctplan/ctplan/internal/snapshot"
 	"github.com/ctplan/ctplan/internal/textdiff"
 	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/change"
+	live "github.com/ctplan/ctplan/planner/host"
 	"github.com/ctplan/ctplan/providers/iptables"
 )
 
@@ -45,7 +47,7 @@ type at struct {
 
 // victim is the host that the child stands on.
 type victim struct {
-	backend planner.Backend
+	backend live.Backend
 	machine bool // its rules and sizes are the machine's: rules are left alone
 	rules   [2]string
 	values  map[string]string // files of sysctls and their values before
@@ -54,7 +56,7 @@ type victim struct {
 
 // faults is the child: it stands in the host's namespaces.
 func faults(args []string) error {
-	v := victim{backend: planner.Backend(args[0]), machine: len(args) > 1, count: faultCount{Kinds: map[string]int{}}}
+	v := victim{backend: live.Backend(args[0]), machine: len(args) > 1, count: faultCount{Kinds: map[string]int{}}}
 	saved, err := planfile.Read("/run/test/plan")
 	if err != nil {
 		return err
@@ -76,7 +78,7 @@ func faults(args []string) error {
 	if err != nil {
 		return err
 	}
-	commit := func(steps []planner.Step) (string, error) {
+	commit := func(steps []change.Step) (string, error) {
 		if _, err := apply.Run(context.Background(), faultEnv(), steps, apply.Options{}); err != nil {
 			return "", err
 		}
@@ -157,7 +159,7 @@ func faultEnv() apply.Env {
 
 // each cuts the steps off at every point, and holds the host against what was
 // there before and what is there after.
-func (v *victim) each(steps []planner.Step, before, after string, reset func() error) error {
+func (v *victim) each(steps []change.Step, before, after string, reset func() error) error {
 	var points []at
 	for i := range steps {
 		points = append(points, at{"step", i}, at{"stepped", i})
@@ -215,7 +217,7 @@ func (v *victim) each(steps []planner.Step, before, after string, reset func() e
 }
 
 // cut runs the steps with the fault; after a kill the built ctplan recovers.
-func (v *victim) cut(kind string, p at, steps []planner.Step) error {
+func (v *victim) cut(kind string, p at, steps []change.Step) error {
 	if kind == "fail" {
 		env := p.env(func() error { return errInjected })
 		_, err := apply.Run(context.Background(), env, steps, apply.Options{})
@@ -230,7 +232,7 @@ func (v *victim) cut(kind string, p at, steps []planner.Step) error {
 	}
 	data, err := json.Marshal(struct {
 		At    at
-		Steps []planner.Step
+		Steps []change.Step
 	}{p, steps})
 	if err != nil {
 		return err
@@ -276,7 +278,7 @@ type oneByOne struct {
 	count  int
 }
 
-func (r *oneByOne) Commit(ctx context.Context, f planner.Family, b planner.Backend, sections []planner.Section) error {
+func (r *oneByOne) Commit(ctx context.Context, f live.Family, b live.Backend, sections []change.Section) error {
 	for i := range sections {
 		r.count++
 		if err := r.before("section", r.count-1); err != nil {
@@ -293,7 +295,7 @@ func (r *oneByOne) Commit(ctx context.Context, f planner.Family, b planner.Backe
 func killed([]string) error {
 	var job struct {
 		At    at
-		Steps []planner.Step
+		Steps []change.Step
 	}
 	if err := json.NewDecoder(os.Stdin).Decode(&job); err != nil {
 		return err
@@ -308,7 +310,7 @@ func killed([]string) error {
 
 // furnish gives the files that the steps change an owner, a mode and an
 // attribute that nobody would choose, and keeps a copy of everything.
-func (v *victim) furnish(steps []planner.Step) error {
+func (v *victim) furnish(steps []change.Step) error {
 	v.values = map[string]string{}
 	for i, s := range steps {
 		switch {
@@ -341,7 +343,7 @@ func (v *victim) furnish(steps []planner.Step) error {
 		return nil
 	}
 	for i, f := range []string{"iptables", "ip6tables"} {
-		if v.backend == planner.Legacy { // tables that were used once stay
+		if v.backend == live.Legacy { // tables that were used once stay
 			for _, table := range []string{"filter", "raw", "mangle", "nat"} {
 				if out, err := exec.Command(f, "-t", table, "-S").CombinedOutput(); err != nil {
 					return fmt.Errorf("%w: %s", err, out)
@@ -370,7 +372,7 @@ func (v *victim) loadRules() error {
 		}
 		return nil
 	}
-	if v.backend == planner.NFT {
+	if v.backend == live.NFT {
 		if err := feed("flush ruleset\n", "nft", "-f", "-"); err != nil {
 			return err
 		}

@@ -19,7 +19,7 @@ import (
 
 	"github.com/ctplan/ctplan/internal/test/nstest"
 	"github.com/ctplan/ctplan/internal/textdiff"
-	"github.com/ctplan/ctplan/planner"
+	live "github.com/ctplan/ctplan/planner/host"
 )
 
 // Exit statuses of ctplan.
@@ -30,7 +30,7 @@ const (
 	exitBlocked = 3
 )
 
-var backends = []planner.Backend{planner.NFT, planner.Legacy}
+var backends = []live.Backend{live.NFT, live.Legacy}
 
 // built is the binary under test; TestMain fills it in.
 var built string
@@ -61,7 +61,7 @@ func TestMain(m *testing.M) {
 type host struct {
 	*nstest.NS
 	t       *testing.T
-	backend planner.Backend
+	backend live.Backend
 	name    string
 	initial bool // ctplan runs in the machine's own network namespace, for what only that can set
 }
@@ -69,7 +69,7 @@ type host struct {
 // newHost makes a host with a copy of the machine's /etc, without what a
 // machine may have there that ctplan would edit. The binary stands in
 // /run/test/ctplan, where an ordinary user can start it too.
-func newHost(t *testing.T, backend planner.Backend, name string) *host {
+func newHost(t *testing.T, backend live.Backend, name string) *host {
 	t.Helper()
 	// Folders that a machine may lack come to be in the namespace alone.
 	ns := nstest.New(t, "/etc", "/var/lib")

@@ -17,7 +17,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"github.com/ctplan/ctplan/planner"
+	live "github.com/ctplan/ctplan/planner/host"
+	"github.com/ctplan/ctplan/planner/impact"
 )
 
 // The main goroutine keeps the main thread, so that no other one, which may
@@ -70,10 +71,10 @@ func (s *space) do(t *testing.T, fn func() error) {
 
 // The addresses of a small network: near - host - far.
 var (
-	nearAddr  = map[planner.Family]string{planner.IPv4: "10.31.0.2", planner.IPv6: "fd31::2"}
-	nearHost  = map[planner.Family]string{planner.IPv4: "10.31.0.1", planner.IPv6: "fd31::1"}
-	farAddr   = map[planner.Family]string{planner.IPv4: "10.32.0.2", planner.IPv6: "fd32::2"}
-	farHost   = map[planner.Family]string{planner.IPv4: "10.32.0.1", planner.IPv6: "fd32::1"}
+	nearAddr  = map[live.Family]string{live.IPv4: "10.31.0.2", live.IPv6: "fd31::2"}
+	nearHost  = map[live.Family]string{live.IPv4: "10.31.0.1", live.IPv6: "fd31::1"}
+	farAddr   = map[live.Family]string{live.IPv4: "10.32.0.2", live.IPv6: "fd32::2"}
+	farHost   = map[live.Family]string{live.IPv4: "10.32.0.1", live.IPv6: "fd32::1"}
 	nearRoute = []string{"10.32.0.0/24", "fd32::/64"}
 	farRoute  = []string{"10.31.0.0/24", "fd31::/64"}
 )
@@ -86,11 +87,11 @@ func network(t *testing.T, h *host) (here, near, far *space) {
 	for _, side := range []struct {
 		s               *space
 		name            string
-		host, peer      map[planner.Family]string
+		host, peer      map[live.Family]string
 		gateway, behind []string
 	}{
-		{near, "near", nearHost, nearAddr, []string{nearHost[planner.IPv4], nearHost[planner.IPv6]}, nearRoute},
-		{far, "far", farHost, farAddr, []string{farHost[planner.IPv4], farHost[planner.IPv6]}, farRoute},
+		{near, "near", nearHost, nearAddr, []string{nearHost[live.IPv4], nearHost[live.IPv6]}, nearRoute},
+		{far, "far", farHost, farAddr, []string{farHost[live.IPv4], farHost[live.IPv6]}, farRoute},
 	} {
 		var fd int
 		side.s.do(t, func() (err error) {
@@ -126,7 +127,7 @@ func network(t *testing.T, h *host) (here, near, far *space) {
 	return here, near, far
 }
 
-func furnish(name string, addrs map[planner.Family]string) error {
+func furnish(name string, addrs map[live.Family]string) error {
 	l, err := netlink.LinkByName(name)
 	if err != nil {
 		return err
@@ -202,7 +203,7 @@ func TestImpactIsExact(t *testing.T) {
 func willLose(t *testing.T, h *host, config string) map[string]int {
 	t.Helper()
 	var plan struct {
-		Impact *planner.Impact `json:"impact"`
+		Impact *impact.Impact `json:"impact"`
 	}
 	out := h.try("plan", "--json", config)
 	if err := json.Unmarshal([]byte(out.stdout), &plan); err != nil || plan.Impact == nil {
@@ -211,9 +212,9 @@ func willLose(t *testing.T, h *host, config string) map[string]int {
 	got := map[string]int{}
 	for _, g := range plan.Impact.Groups {
 		switch g.Result {
-		case planner.FlowLost:
+		case impact.FlowLost:
 			got[g.Service+" "+string(g.Family)] += int(g.Count)
-		case planner.FlowUnknown:
+		case impact.FlowUnknown:
 			t.Errorf("unknown: %+v", g)
 		}
 	}
@@ -251,14 +252,14 @@ func living(talks []*talk) map[string]int {
 // TestImpactBlocks shows that lost connections and services hold a plan back,
 // the operator's own session first.
 func TestImpactBlocks(t *testing.T) {
-	h := newHost(t, planner.NFT, "server")
+	h := newHost(t, live.NFT, "server")
 	here, near, _ := network(t, h)
 	guard(h)
-	talks := open(t, near, here, "tcp", "", nearHost[planner.IPv4], 22, 3, "tcp/22 in")
+	talks := open(t, near, here, "tcp", "", nearHost[live.IPv4], 22, 3, "tcp/22 in")
 	config := h.config("conntrack \"x\" {\n mode = \"notrack\"\n stateful_rules = \"remove\"\n notrack \"tcp\" { protocol = \"tcp\" }\n}\n")
 	session := talks[1].a.(net.Conn).LocalAddr().(*net.TCPAddr).AddrPort()
 	cmd := h.command("plan", config)
-	cmd.Env = append(cmd.Env, fmt.Sprintf("SSH_CONNECTION=%s %d %s 22", session.Addr(), session.Port(), nearHost[planner.IPv4]))
+	cmd.Env = append(cmd.Env, fmt.Sprintf("SSH_CONNECTION=%s %d %s 22", session.Addr(), session.Port(), nearHost[live.IPv4]))
 	r := finish(t, cmd)
 	if r.status != exitBlocked {
 		t.Fatalf("exit status %d\n%s%s", r.status, r.stdout, r.stderr)

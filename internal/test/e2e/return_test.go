@@ -6,7 +6,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/ctplan/ctplan/planner"
+	live "github.com/ctplan/ctplan/planner/host"
 )
 
 // server are stateful rules of a host that routes nothing.
@@ -52,7 +52,7 @@ conntrack "x" {
 			h := newHost(t, b, "returning")
 			here, near, far := network(t, h)
 			h.RunInput(server, "iptables-restore")
-			talks := append(open(t, near, here, "tcp", "", nearHost[planner.IPv4], 22, 5, "tcp/22 in"), open(t, here, far, "tcp", "", farAddr[planner.IPv4], 443, 5, "tcp/443 out")...)
+			talks := append(open(t, near, here, "tcp", "", nearHost[live.IPv4], 22, 5, "tcp/22 in"), open(t, here, far, "tcp", "", farAddr[live.IPv4], 443, 5, "tcp/443 out")...)
 			t.Cleanup(func() {
 				for _, k := range talks {
 					k.a.Close()
@@ -73,7 +73,7 @@ conntrack "x" {
 			hold("leaving tracking")
 			h.ctplan(exitOK, "rollback", "--auto-approve")
 			hold("rollback")
-			if b == planner.NFT && strings.Contains(h.rules(), "*raw") {
+			if b == live.NFT && strings.Contains(h.rules(), "*raw") {
 				t.Errorf("a table is left that was not there:\n%s", h.rules())
 			}
 
@@ -101,7 +101,7 @@ conntrack "x" {
 // TestRollbackIsJudged: a way back may cut off what came since. It says so, and
 // goes.
 func TestRollbackIsJudged(t *testing.T) {
-	h := newHost(t, planner.NFT, "returning")
+	h := newHost(t, live.NFT, "returning")
 	here, near, _ := network(t, h)
 	h.RunInput(server, "iptables-restore")
 	h.ctplan(exitOK, "apply", "--auto-approve", h.config(`
@@ -119,7 +119,7 @@ conntrack "x" {
   }
 }
 `))
-	talks := open(t, near, here, "tcp", "", nearHost[planner.IPv4], 8022, 2, "tcp/8022 in")
+	talks := open(t, near, here, "tcp", "", nearHost[live.IPv4], 8022, 2, "tcp/8022 in")
 	defer func() {
 		for _, k := range talks {
 			k.a.Close()

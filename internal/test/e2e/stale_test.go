@@ -6,7 +6,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/ctplan/ctplan/planner"
+	live "github.com/ctplan/ctplan/planner/host"
 )
 
 // TestStale changes one thing that a saved plan was made from at a time: apply
@@ -22,9 +22,9 @@ func TestStale(t *testing.T) {
 			h := newHost(t, backend, "web-1")
 			redHat(h)
 			h.sh("touch /etc/machine-id")
-			other := planner.Legacy
-			if backend == planner.Legacy {
-				other = planner.NFT
+			other := live.Legacy
+			if backend == live.Legacy {
+				other = live.NFT
 			}
 			// Tables that were used once stay, and are no news then.
 			h.sh("for f in iptables ip6tables; do $f-" + string(other) + " -A INPUT -j ACCEPT; $f-" + string(other) + " -D INPUT -j ACCEPT; done")

@@ -7,7 +7,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/ctplan/ctplan/planner"
+	live "github.com/ctplan/ctplan/planner/host"
 )
 
 // webUntracked serves on port 8080 and tracks nothing at all.
@@ -101,7 +101,7 @@ func TestOneSidedNotrackLocksOut(t *testing.T) {
 }
 
 // pair makes a default-drop server that echoes on served, and a client beside it.
-func pair(t *testing.T, backend planner.Backend) (server, client *host) {
+func pair(t *testing.T, backend live.Backend) (server, client *host) {
 	t.Helper()
 	server, client = newHost(t, backend, "web-1"), newHost(t, backend, "client-1")
 	server.sh(fmt.Sprintf(`

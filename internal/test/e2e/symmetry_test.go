@@ -14,7 +14,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"github.com/ctplan/ctplan/planner"
+	live "github.com/ctplan/ctplan/planner/host"
 )
 
 // The symmetry checks name what would break, before it does. Each test here
@@ -115,7 +115,7 @@ func TestOneSidedNotrack(t *testing.T) {
 		here, near, _ := network(t, h)
 		h.RunInput("*filter\n:INPUT DROP\n:FORWARD DROP\n:OUTPUT ACCEPT\n-A INPUT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n-A INPUT -p tcp -m tcp --dport 22 -j ACCEPT\n-A INPUT -p icmp -j ACCEPT\n"+
 			"-A OUTPUT -m conntrack --ctstate INVALID -j DROP\nCOMMIT\n", "iptables-restore")
-		return func() error { return dial(t, near, here, nearHost[planner.IPv4], 22) }
+		return func() error { return dial(t, near, here, nearHost[live.IPv4], 22) }
 	})
 }
 
@@ -127,11 +127,11 @@ func TestOneSidedForward(t *testing.T) {
 		{"one way", own, []string{"BLOCKED by one_sided", "one direction of routed connections", "-A FORWARD -m conntrack --ctstate INVALID -j DROP", "direction = \"forward\""}, nil, false},
 		{"both ways", own + "notrack \"through\" {\n protocol = \"tcp\"\n remote_port = 80\n direction = \"forward\"\n}\naccept \"through\" {\n protocol = \"tcp\"\n remote_port = 80\n direction = \"forward\"\n}\n" +
 			"accept \"icmp\" {\n protocol = \"icmp\"\n direction = \"forward\"\n}\n", nil, []string{"one_sided"}, true},
-		{"the host's address alone", strings.ReplaceAll(own, "local_port", "local = [\""+nearHost[planner.IPv4]+"\", \""+nearHost[planner.IPv6]+"\"]\n local_port"), nil, []string{"one_sided", "this rule takes"}, true},
+		{"the host's address alone", strings.ReplaceAll(own, "local_port", "local = [\""+nearHost[live.IPv4]+"\", \""+nearHost[live.IPv6]+"\"]\n local_port"), nil, []string{"one_sided", "this rule takes"}, true},
 	}, func(t *testing.T, h *host) func() error {
 		_, near, far := network(t, h)
 		h.RunInput("*filter\n:INPUT ACCEPT\n:FORWARD DROP\n:OUTPUT ACCEPT\n-A FORWARD -m conntrack --ctstate INVALID -j DROP\n-A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n-A FORWARD -s 10.31.0.0/24 -j ACCEPT\nCOMMIT\n", "iptables-restore")
-		return func() error { return dial(t, near, far, farAddr[planner.IPv4], 80) }
+		return func() error { return dial(t, near, far, farAddr[live.IPv4], 80) }
 	})
 }
 
@@ -161,7 +161,7 @@ func TestFTPData(t *testing.T) {
 
 // ftp is the little of RFC 959 that a data connection takes.
 func ftp(t *testing.T, server, client *space, passive bool) error {
-	address, peer := nearHost[planner.IPv4], nearAddr[planner.IPv4]
+	address, peer := nearHost[live.IPv4], nearAddr[live.IPv4]
 	comma := func(a string, port int) string {
 		return fmt.Sprintf("%s,%d,%d", strings.ReplaceAll(a, ".", ","), port/256, port%256)
 	}
@@ -225,12 +225,12 @@ func ftp(t *testing.T, server, client *space, passive bool) error {
 // router says so by ICMP; who does not hear of it waits for ever.
 func TestPathMTU(t *testing.T) {
 	const calls = "notrack \"tcp\" { protocol = \"tcp\" }\naccept \"calls\" {\n protocol = \"tcp\"\n remote_port = 8080\n initiator = \"local\"\n}\naccept \"nd\" { protocol = \"ipv6-icmp\" }\n"
-	for _, f := range planner.Families {
+	for _, f := range live.Families {
 		t.Run(string(f), func(t *testing.T) {
 			said := []string{"ICMP errors about this host's connections", "fragmentation-needed", `accept "icmp" with protocol = "icmp"`}
 			icmp := "accept \"icmp\" { protocol = \"icmp\" }\n"
 			without := calls
-			if f == planner.IPv6 {
+			if f == live.IPv6 {
 				said = []string{"ICMP errors about this host's connections", "packet-too-big", `accept "icmpv6" with protocol = "ipv6-icmp"`}
 				icmp, without = "", strings.Replace(calls, `accept "nd" { protocol = "ipv6-icmp" }`, "", 1)
 			}
@@ -259,10 +259,10 @@ func TestPathMTU(t *testing.T) {
 
 // behind puts a network behind another, over a link of 1300 bytes, and returns
 // the addresses there.
-func behind(t *testing.T, far, deep *space, h *host) map[planner.Family]string {
+func behind(t *testing.T, far, deep *space, h *host) map[live.Family]string {
 	t.Helper()
-	gateway := map[planner.Family]string{planner.IPv4: "10.33.0.1", planner.IPv6: "fd33::1"}
-	there := map[planner.Family]string{planner.IPv4: "10.33.0.2", planner.IPv6: "fd33::2"}
+	gateway := map[live.Family]string{live.IPv4: "10.33.0.1", live.IPv6: "fd33::1"}
+	there := map[live.Family]string{live.IPv4: "10.33.0.2", live.IPv6: "fd33::2"}
 	var fd int
 	deep.do(t, func() (err error) {
 		fd, err = unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
@@ -291,7 +291,7 @@ func behind(t *testing.T, far, deep *space, h *host) map[planner.Family]string {
 		}
 		for f, gw := range gateway {
 			dst := "0.0.0.0/0"
-			if f == planner.IPv6 {
+			if f == live.IPv6 {
 				dst = "::/0"
 			}
 			_, all, _ := net.ParseCIDR(dst)
@@ -301,7 +301,7 @@ func behind(t *testing.T, far, deep *space, h *host) map[planner.Family]string {
 		}
 		return nil
 	})
-	h.sh("ip route add 10.33.0.0/24 via " + farAddr[planner.IPv4] + "; ip -6 route add fd33::/64 via " + farAddr[planner.IPv6])
+	h.sh("ip route add 10.33.0.0/24 via " + farAddr[live.IPv4] + "; ip -6 route add fd33::/64 via " + farAddr[live.IPv6])
 	return there
 }
 

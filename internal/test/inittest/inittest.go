@@ -9,7 +9,7 @@ import (
 	"strings"
 	"text/template"
 
-	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/host"
 )
 
 //go:embed iptables.init
@@ -47,15 +47,15 @@ var (
 func Shapes() []Shape { return []Shape{EL5, EL6, Early, EL7, EL8} }
 
 // Tool is the command of a family, after which its service is named.
-func Tool(f planner.Family) string {
-	if f == planner.IPv6 {
+func Tool(f host.Family) string {
+	if f == host.IPv6 {
 		return "ip6tables"
 	}
 	return "iptables"
 }
 
 // Path is where the family's script stands.
-func (s Shape) Path(f planner.Family) string {
+func (s Shape) Path(f host.Family) string {
 	if s.Helper {
 		return "/usr/libexec/iptables/" + Tool(f) + ".init"
 	}
@@ -63,11 +63,11 @@ func (s Shape) Path(f planner.Family) string {
 }
 
 // Script is the family's script.
-func (s Shape) Script(f planner.Family) string {
+func (s Shape) Script(f host.Family) string {
 	var b strings.Builder
 	err := script.Execute(&b, struct {
 		Shape
-		Family planner.Family
+		Family host.Family
 		Tool   string
 		Prefix string
 	}{s, f, Tool(f), strings.ToUpper(Tool(f))})

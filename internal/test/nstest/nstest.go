@@ -38,7 +38,7 @@ import (
 	"testing"
 
 	"github.com/ctplan/ctplan/internal/test/testhost"
-	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/host"
 )
 
 // insideEnv names the test that a child of Inside runs.
@@ -120,7 +120,7 @@ func Inside(t *testing.T, fn func(ns *NS), private ...string) {
 // Use makes iptables, ip6tables and their -save and -restore mean the backend,
 // for all commands from now on, by a folder of symbolic links first in PATH.
 // The test process's own PATH is set too when it stands inside.
-func (ns *NS) Use(b planner.Backend) {
+func (ns *NS) Use(b host.Backend) {
 	ns.t.Helper()
 	multi, err := exec.LookPath("/usr/sbin/xtables-" + string(b) + "-multi")
 	if err != nil {

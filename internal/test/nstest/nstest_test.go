@@ -7,19 +7,19 @@ import (
 	"testing"
 
 	"github.com/ctplan/ctplan/internal/test/nstest"
-	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/host"
 )
 
 func TestNewIsPrivate(t *testing.T) {
 	ns := nstest.New(t, "/etc")
-	for _, b := range []planner.Backend{planner.NFT, planner.Legacy} {
+	for _, b := range []host.Backend{host.NFT, host.Legacy} {
 		ns.Use(b)
 		ns.Run("iptables", "-A", "INPUT", "-m", "comment", "--comment", "nstest-"+string(b), "-j", "ACCEPT")
 		if out := ns.Run("iptables-save"); !strings.Contains(out, "nstest-"+string(b)) {
 			t.Errorf("%s: the rule is not in there:\n%s", b, out)
 		}
 		v := ns.Run("iptables", "--version")
-		if want := map[planner.Backend]string{planner.NFT: "nf_tables", planner.Legacy: "legacy"}[b]; !strings.Contains(v, want) {
+		if want := map[host.Backend]string{host.NFT: "nf_tables", host.Legacy: "legacy"}[b]; !strings.Contains(v, want) {
 			t.Errorf("%s: version %q", b, v)
 		}
 	}
@@ -48,7 +48,7 @@ func TestInside(t *testing.T) {
 				t.Error("the machine's own interface is visible")
 			}
 		}
-		ns.Use(planner.Legacy)
+		ns.Use(host.Legacy)
 		ns.Run("ip6tables", "-A", "INPUT", "-j", "ACCEPT")
 		if err := os.WriteFile("/run/nstest", nil, 0o600); err != nil {
 			t.Error(err)

@@ -17,7 +17,7 @@ import (
 
 	"github.com/ctplan/ctplan/internal/test/testhost"
 	"github.com/ctplan/ctplan/internal/test/vmlab/wire"
-	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/host"
 )
 
 const (
@@ -290,7 +290,7 @@ func (vm *VM) Write(name, content string) {
 }
 
 // Use makes iptables and ip6tables mean the backend, as update-alternatives does.
-func (vm *VM) Use(b planner.Backend) {
+func (vm *VM) Use(b host.Backend) {
 	vm.t.Helper()
 	vm.Run(fmt.Sprintf(`for c in {iptables,ip6tables}{,-save,-restore}; do
 		f=${c%%%%-*}; ln -sfn "/usr/sbin/$f-%s${c#$f}" "/etc/alternatives/$c"; done`, b))

@@ -5,7 +5,7 @@ import (
 	"testing"
 
 	"github.com/ctplan/ctplan/internal/test/vmlab"
-	"github.com/ctplan/ctplan/planner"
+	live "github.com/ctplan/ctplan/planner/host"
 )
 
 // TestClock sets the machine's clock back by decades, and then ahead, while a
@@ -13,7 +13,7 @@ import (
 // back or to be confirmed.
 func TestClock(t *testing.T) {
 	t.Parallel()
-	h := newHost(t, vmlab.Kernel61, planner.NFT)
+	h := newHost(t, vmlab.Kernel61, live.NFT)
 	h.declare("notrack", removing...)
 	before := h.files()
 	const apply = "ctplan apply --auto-approve --confirm-within 15s host.hcl && cut -d. -f1 /proc/uptime > /run/began"

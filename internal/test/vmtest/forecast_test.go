@@ -9,7 +9,8 @@ import (
 	"testing"
 
 	"github.com/ctplan/ctplan/internal/test/vmlab"
-	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/boot"
+	live "github.com/ctplan/ctplan/planner/host"
 )
 
 // Reboot shuts the machine down in order and holds the boot to its forecast.
@@ -43,14 +44,14 @@ func (h *host) foreseen(boot func()) {
 
 // forecast is what plan says of the next boot, for the declaration in
 // /root/host.hcl; nil without one.
-func (h *host) forecast() *planner.BootForecast {
+func (h *host) forecast() *boot.Forecasts {
 	h.t.Helper()
 	out := h.Try("[ ! -e host.hcl ] || ctplan plan --json host.hcl")
 	if out.Stdout == "" && out.Status == 0 {
 		return nil
 	}
 	var plan struct {
-		Forecast *planner.BootForecast `json:"forecast"`
+		Forecast *boot.Forecasts `json:"forecast"`
 	}
 	if err := json.Unmarshal([]byte(out.Stdout), &plan); err != nil || plan.Forecast == nil {
 		h.t.Fatalf("no forecast: %v\n%s%s", err, out.Stdout, out.Stderr)
@@ -59,11 +60,11 @@ func (h *host) forecast() *planner.BootForecast {
 }
 
 // expected is a forecast in the form of booted.
-func expected(h *host, f planner.Forecast) string {
+func expected(h *host, f boot.Forecast) string {
 	h.t.Helper()
 	var b strings.Builder
 	fmt.Fprintf(&b, "module %s\n", f.Module.State)
-	value := func(name string, v *planner.BootValue) {
+	value := func(name string, v *boot.Value) {
 		switch {
 		case v == nil:
 			fmt.Fprintf(&b, "%s none\n", name)
@@ -80,11 +81,11 @@ func expected(h *host, f planner.Forecast) string {
 	}
 	for _, r := range f.Rules {
 		switch r.State {
-		case planner.RulesRestored:
+		case boot.RulesRestored:
 			fmt.Fprintf(&b, "%s\n%s\n", r.Family, h.Run("grep ^-A "+r.File+" | "+canonical))
-		case planner.RulesFail: // the tables before the one that fails
+		case boot.RulesFail: // the tables before the one that fails
 			fmt.Fprintf(&b, "%s\n%s\n", r.Family, h.Run(fmt.Sprintf("grep ^-A %s | head -n %d | %s", r.File, r.Rules, canonical)))
-		case planner.RulesUnknown:
+		case boot.RulesUnknown:
 			fmt.Fprintf(&b, "%s unknown: %s\n", r.Family, r.Source)
 		default:
 			fmt.Fprintf(&b, "%s\n\n", r.Family)
@@ -98,7 +99,7 @@ const canonical = "sed 's/-j NOTRACK/-j CT --notrack/' | sort"
 
 // booted is what the machine has come up with. Modules and sizes come first:
 // looking at rules can load modules.
-func (h *host) booted(f planner.Forecast) string {
+func (h *host) booted(f boot.Forecast) string {
 	h.t.Helper()
 	var b strings.Builder
 	state := h.Run("if [ -e /sys/module/nf_conntrack/initstate ]; then echo loaded; elif modinfo nf_conntrack > /dev/null 2>&1; then echo unloaded; else echo absent; fi")
@@ -112,7 +113,7 @@ func (h *host) booted(f planner.Forecast) string {
 		read(s.Key, "/proc/sys/"+strings.ReplaceAll(s.Key, ".", "/"))
 	}
 	for _, r := range f.Rules {
-		save := map[planner.Family]string{planner.IPv4: "iptables-save", planner.IPv6: "ip6tables-save"}[r.Family]
+		save := map[live.Family]string{live.IPv4: "iptables-save", live.IPv6: "ip6tables-save"}[r.Family]
 		fmt.Fprintf(&b, "%s\n%s\n", r.Family, h.Run(save+" | grep ^-A | "+canonical))
 	}
 	return b.String()
@@ -153,8 +154,8 @@ func TestForecast(t *testing.T) {
 	// all of them: there the backends differ.
 	for n, cell := range []struct {
 		kernel  vmlab.Kernel
-		backend planner.Backend
-	}{{vmlab.Kernel510, planner.Legacy}, {vmlab.Kernel61, planner.NFT}, {vmlab.Kernel612, planner.Legacy}, {vmlab.Kernel612, planner.NFT}} {
+		backend live.Backend
+	}{{vmlab.Kernel510, live.Legacy}, {vmlab.Kernel61, live.NFT}, {vmlab.Kernel612, live.Legacy}, {vmlab.Kernel612, live.NFT}} {
 		t.Run(fmt.Sprintf("%s/%s", cell.kernel, cell.backend), func(t *testing.T) {
 			t.Parallel()
 			h := newHost(t, cell.kernel, cell.backend)
@@ -170,7 +171,7 @@ func TestForecast(t *testing.T) {
 				}
 				t.Logf("%s", c.name)
 				h.Reboot()
-				if got := strings.Fields(h.booted(planner.Forecast{}))[1]; got != c.want {
+				if got := strings.Fields(h.booted(boot.Forecast{}))[1]; got != c.want {
 					h.Fail("%s: the module is %s, want %s", c.name, got, c.want)
 				}
 			}

@@ -6,7 +6,7 @@ import (
 	"testing"
 
 	"github.com/ctplan/ctplan/internal/test/vmlab"
-	"github.com/ctplan/ctplan/planner"
+	live "github.com/ctplan/ctplan/planner/host"
 )
 
 // block is a reason not to apply, as plan --json has it.
@@ -48,7 +48,7 @@ func TestHolders(t *testing.T) {
 	for _, b := range backends {
 		t.Run(string(b), func(t *testing.T) {
 			t.Parallel()
-			h := newHost(t, map[planner.Backend]vmlab.Kernel{planner.NFT: vmlab.Kernel61, planner.Legacy: vmlab.Kernel510}[b], b)
+			h := newHost(t, map[live.Backend]vmlab.Kernel{live.NFT: vmlab.Kernel61, live.Legacy: vmlab.Kernel510}[b], b)
 			h.Write("/root/fw.nft", `
 				table inet fw {
 					ct helper ftp { type "ftp" protocol tcp; }
@@ -97,7 +97,7 @@ func TestHolders(t *testing.T) {
 // below stay, the others go.
 func TestHoldersAccepted(t *testing.T) {
 	t.Parallel()
-	h := newHost(t, vmlab.Kernel612, planner.NFT)
+	h := newHost(t, vmlab.Kernel612, live.NFT)
 	h.Run(`nft 'add table inet fw; add chain inet fw in { type filter hook input priority 10; }; add rule inet fw in ct state new'`)
 	h.declare("disabled", `mode = "disabled"`, "mode = \"disabled\"\n  allow_risk = [\"module_held\"]")
 	h.apply()
@@ -110,7 +110,7 @@ func TestHoldersAccepted(t *testing.T) {
 // line, and after the reboot none of it has loaded anything.
 func TestLoaders(t *testing.T) {
 	t.Parallel()
-	h := newHost(t, vmlab.Kernel61, planner.NFT)
+	h := newHost(t, vmlab.Kernel61, live.NFT)
 	h.Write("/etc/modprobe.d/aaa.conf", "install nf_conntrack /sbin/modprobe --ignore-install nf_conntrack && /sbin/sysctl -q net.netfilter.nf_conntrack_max=9000\n"+
 		"softdep dummy pre: nf_conntrack\n")
 	h.Write("/etc/modules-load.d/ct.conf", "nf_conntrack\nnf_nat\n")

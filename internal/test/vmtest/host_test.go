@@ -7,7 +7,7 @@ import (
 	"testing"
 
 	"github.com/ctplan/ctplan/internal/test/vmlab"
-	"github.com/ctplan/ctplan/planner"
+	live "github.com/ctplan/ctplan/planner/host"
 )
 
 // stateful is the ruleset of a host that has never heard of ctplan: drops by
@@ -31,7 +31,7 @@ type host struct {
 }
 
 // newHost boots a machine with stateful rules, live and saved, of the backend.
-func newHost(t *testing.T, k vmlab.Kernel, b planner.Backend) *host {
+func newHost(t *testing.T, k vmlab.Kernel, b live.Backend) *host {
 	t.Helper()
 	h := &host{open(t).Boot(t, k), t}
 	h.Use(b)

@@ -13,7 +13,8 @@ import (
 
 	"github.com/ctplan/ctplan/internal/test/vmlab"
 	"github.com/ctplan/ctplan/internal/textdiff"
-	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/boot"
+	live "github.com/ctplan/ctplan/planner/host"
 )
 
 // cutsEnv is the environment variable that says how often TestMatrix cuts the
@@ -23,7 +24,7 @@ const cutsEnv = "CUTS"
 // cutsDefault is how often without it.
 const cutsDefault = 20
 
-var backends = []planner.Backend{planner.NFT, planner.Legacy}
+var backends = []live.Backend{live.NFT, live.Legacy}
 
 // modes are the three modes, as a host is brought into them.
 var modes = []string{"tuned", "notrack", "disabled"}
@@ -63,7 +64,7 @@ func TestMatrix(t *testing.T) {
 }
 
 // matrix goes through the modes in their order, and again while cuts are left.
-func matrix(t *testing.T, k vmlab.Kernel, b planner.Backend, order []string, cuts int) {
+func matrix(t *testing.T, k vmlab.Kernel, b live.Backend, order []string, cuts int) {
 	h := newHost(t, k, b)
 	h.connect("tracked")
 	h.Run("ctplan snapshot > /dev/null") // reading for the first time loads modules
@@ -101,7 +102,7 @@ func matrix(t *testing.T, k vmlab.Kernel, b planner.Backend, order []string, cut
 			continue
 		}
 		at = mode
-		var after planner.Forecast
+		var after boot.Forecast
 		foretold := func(h *host) {
 			if now := h.forecast().Now; !reflect.DeepEqual(now, after) {
 				h.Fail("the plan foretold that a boot comes to\n%+v\nand now the forecast is\n%+v", after, now)

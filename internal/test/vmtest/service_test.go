@@ -7,7 +7,7 @@ import (
 
 	"github.com/ctplan/ctplan/internal/test/inittest"
 	"github.com/ctplan/ctplan/internal/test/vmlab"
-	"github.com/ctplan/ctplan/planner"
+	live "github.com/ctplan/ctplan/planner/host"
 )
 
 // service is a host whose rules an init script brings and takes away.
@@ -18,19 +18,19 @@ type service struct {
 
 // newService boots a machine with stateful rules, live and saved, that the
 // scripts of a shape have started.
-func newService(t *testing.T, k vmlab.Kernel, b planner.Backend, shape inittest.Shape) *service {
+func newService(t *testing.T, k vmlab.Kernel, b live.Backend, shape inittest.Shape) *service {
 	t.Helper()
 	s := &service{newHost(t, k, b), shape}
 	s.Run("mkdir -p /etc/rc.d /etc/sysconfig /usr/libexec/iptables && mv /etc/init.d /etc/rc.d/init.d && ln -s rc.d/init.d /etc/init.d")
 	s.Run("cd /etc/iptables && mv rules.v4 ../sysconfig/iptables && mv rules.v6 ../sysconfig/ip6tables")
-	for _, f := range planner.Families {
+	for _, f := range live.Families {
 		s.install(f)
 		tool := inittest.Tool(f)
 		s.Write("/etc/sysconfig/"+tool+"-config", fmt.Sprintf("# What the service loads.\n%s_MODULES=\"nf_conntrack_ftp\" # helpers\n%[1]s_MODULES_UNLOAD=yes\n", strings.ToUpper(tool)))
 	}
 	// As chkconfig does, or the unit that runs the helper in /usr/libexec.
 	s.Disable("netfilter-persistent")
-	for _, f := range planner.Families {
+	for _, f := range live.Families {
 		s.Run(fmt.Sprintf("ln -s %s /etc/rc2.d/S08%s", shape.Path(f), inittest.Tool(f)))
 	}
 	s.do("restart")
@@ -39,7 +39,7 @@ func newService(t *testing.T, k vmlab.Kernel, b planner.Backend, shape inittest.
 
 // install puts the script of a family where its release has it, as the
 // package does anew with each update.
-func (s *service) install(f planner.Family) {
+func (s *service) install(f live.Family) {
 	s.t.Helper()
 	path := s.shape.Path(f)
 	s.Write(path, s.shape.Script(f))
@@ -50,7 +50,7 @@ func (s *service) install(f planner.Family) {
 // of IPv6 holds a module while IPv4 stops.
 func (s *service) do(how string) {
 	s.t.Helper()
-	v4, v6 := s.shape.Path(planner.IPv4), s.shape.Path(planner.IPv6)
+	v4, v6 := s.shape.Path(live.IPv4), s.shape.Path(live.IPv6)
 	switch how {
 	case "start", "stop":
 		s.Run(v6 + " " + how + " && " + v4 + " " + how)
@@ -112,15 +112,15 @@ func TestService(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
 		kernel  vmlab.Kernel
-		backend planner.Backend
+		backend live.Backend
 		shape   inittest.Shape
 		modes   []string
 	}{
-		{vmlab.Kernel510, planner.Legacy, inittest.EL5, []string{"tuned", "disabled"}},
-		{vmlab.Kernel510, planner.Legacy, inittest.EL6, []string{"tuned", "notrack"}},
-		{vmlab.Kernel61, planner.NFT, inittest.EL7, []string{"tuned by restart", "disabled"}},
-		{vmlab.Kernel612, planner.NFT, inittest.EL8, []string{"tuned by restart"}},
-		{vmlab.Kernel612, planner.Legacy, inittest.Early, []string{"tuned by restart", "disabled", "tuned"}},
+		{vmlab.Kernel510, live.Legacy, inittest.EL5, []string{"tuned", "disabled"}},
+		{vmlab.Kernel510, live.Legacy, inittest.EL6, []string{"tuned", "notrack"}},
+		{vmlab.Kernel61, live.NFT, inittest.EL7, []string{"tuned by restart", "disabled"}},
+		{vmlab.Kernel612, live.NFT, inittest.EL8, []string{"tuned by restart"}},
+		{vmlab.Kernel612, live.Legacy, inittest.Early, []string{"tuned by restart", "disabled", "tuned"}},
 	} {
 		t.Run(c.shape.Name, func(t *testing.T) {
 			t.Parallel()
@@ -166,7 +166,7 @@ func (s *service) sizedByRestart() {
 	plan := strings.Join(strings.Fields(s.Exits(2, "ctplan plan --detailed-exitcode host.hcl")), " ")
 	want := []string{"service.iptables", "there are no rules for a moment"}
 	if s.shape.FlushFirst {
-		want = append(want, s.shape.Path(planner.IPv4)+" flushes before it sets policies to ACCEPT: INPUT drops everything in between")
+		want = append(want, s.shape.Path(live.IPv4)+" flushes before it sets policies to ACCEPT: INPUT drops everything in between")
 	}
 	for _, w := range want {
 		if !strings.Contains(plan, w) {
@@ -193,7 +193,7 @@ func (s *service) resets() {
 	s.t.Helper()
 	plan := strings.Join(strings.Fields(s.Run("ctplan plan host.hcl")), " ")
 	const cure = "run sysctl -p /etc/sysctl.conf after it"
-	if !strings.Contains(plan, "a restart by "+s.shape.Path(planner.IPv4)+" that unloads nf_conntrack resets it") || !strings.Contains(plan, cure) {
+	if !strings.Contains(plan, "a restart by "+s.shape.Path(live.IPv4)+" that unloads nf_conntrack resets it") || !strings.Contains(plan, cure) {
 		s.Fail("plan does not warn of what a restart does:\n%s", plan)
 	}
 	s.Run("! grep SYSCTL_LOAD_LIST /etc/sysconfig/*-config") // no script reads it
@@ -216,16 +216,16 @@ func (s *service) resets() {
 func (s *service) update() {
 	s.t.Helper()
 	if s.shape.Unload == "old names" {
-		s.install(planner.IPv4)
+		s.install(live.IPv4)
 		s.Exits(0, "ctplan drift host.hcl")
 		return
 	}
 	s.Exits(0, "ctplan drift host.hcl")
 	edited := s.files()
-	s.install(planner.IPv4)
-	s.install(planner.IPv6)
+	s.install(live.IPv4)
+	s.install(live.IPv6)
 	drift := s.Exits(2, "ctplan drift host.hcl")
-	for _, f := range planner.Families {
+	for _, f := range live.Families {
 		if want := "initscript." + s.shape.Path(f); !strings.Contains(drift, want) {
 			s.Fail("drift does not name %s:\n%s", want, drift)
 		}

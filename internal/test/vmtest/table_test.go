@@ -8,7 +8,7 @@ import (
 	"time"
 
 	"github.com/ctplan/ctplan/internal/test/vmlab"
-	"github.com/ctplan/ctplan/planner"
+	live "github.com/ctplan/ctplan/planner/host"
 )
 
 // stage is what a host has come through.
@@ -27,7 +27,7 @@ var stages = []stage{applied, serviceRestart, rebooted, powerCut}
 // cell is one combination of the matrix.
 type cell struct {
 	kernel  vmlab.Kernel
-	backend planner.Backend
+	backend live.Backend
 	mode    string
 	stage   stage
 }

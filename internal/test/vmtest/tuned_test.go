@@ -5,7 +5,7 @@ import (
 	"testing"
 
 	"github.com/ctplan/ctplan/internal/test/vmlab"
-	"github.com/ctplan/ctplan/planner"
+	live "github.com/ctplan/ctplan/planner/host"
 )
 
 // TestTuned holds sizes to surviving what hosts have already: options of the
@@ -13,7 +13,7 @@ import (
 // that is unloaded and comes back by a rule.
 func TestTuned(t *testing.T) {
 	t.Parallel()
-	h := newHost(t, vmlab.Kernel612, planner.NFT)
+	h := newHost(t, vmlab.Kernel612, live.NFT)
 	h.Write("/etc/modprobe.d/aa.conf", "# of this site\noptions nf_conntrack acct=1 hashsize=4096\n")
 	h.Write("/etc/sysctl.d/50-vendor.conf", "net.netfilter.nf_conntrack_max=1000\n")
 	h.Write("/etc/modules-load.d/site.conf", "nf_conntrack_ftp\n")
@@ -43,7 +43,7 @@ func TestTuned(t *testing.T) {
 // to block, everything else is refused with the reason.
 func TestAbsent(t *testing.T) {
 	t.Parallel()
-	h := newHost(t, vmlab.Kernel61, planner.Legacy)
+	h := newHost(t, vmlab.Kernel61, live.Legacy)
 	h.Run(`rm /etc/iptables/rules.v?; cd /lib/modules/$(uname -r) && rm kernel/net/netfilter/nf_conntrack.ko* && depmod && sync`)
 	h.Reboot()
 	h.Exits(1, "modprobe nf_conntrack")

@@ -1,0 +1,162 @@
+package boot
+
+import (
+	"slices"
+	"strings"
+
+	"github.com/ctplan/ctplan/planner/etc"
+	"github.com/ctplan/ctplan/planner/host"
+	"github.com/ctplan/ctplan/planner/modules"
+)
+
+// loads tells what comes of loading a module that needs nf_conntrack, or is it:
+// ModuleLoaded, ModuleUnloaded or ModuleUnknown. The source is what decides it,
+// "" where nothing is in the way.
+func (f *foresight) loads(module string) (ModuleState, string) {
+	if f.l.Conntrack.Kind == host.ConntrackAbsent {
+		return ModuleUnloaded, "kernel " + f.l.Host.Kernel + " has no connection tracking"
+	}
+	if _, at, ok := f.hashsize(); at != "" && !ok {
+		return ModuleUnknown, at + " sets a hashsize with which the kernel may refuse to load it"
+	}
+	// The modules that nf_conntrack is loaded after count as itself.
+	for _, name := range []string{module, "nf_conntrack", "nf_defrag_ipv4", "nf_defrag_ipv6"} {
+		for _, list := range f.cmdline("module_blacklist=") {
+			if slices.Contains(strings.Split(list, ","), name) {
+				return ModuleUnloaded, "the kernel's command line keeps " + name + " from loading"
+			}
+		}
+		if e, at := f.install(name); e != nil {
+			switch {
+			case etc.IsNoop(*e):
+				return ModuleUnloaded, at + " keeps " + name + " from loading"
+			case !isPlainLoad(*e):
+				return ModuleUnknown, at + " loads " + name + " by a command of its own"
+			}
+		}
+	}
+	return ModuleLoaded, ""
+}
+
+// install is the command that modprobe runs in place of loading: the first
+// that names the module (kmod_module_get_install_commands of libkmod).
+func (f *foresight) install(module string) (*host.ModprobeEntry, string) {
+	for i := range f.l.ModprobeFiles {
+		file := &f.l.ModprobeFiles[i]
+		for j := range file.Entries {
+			e := &file.Entries[j]
+			if e.Command == "install" && len(e.Args) > 0 && etc.Globs(e.Module, module) && f.reads(file.File, file.As, "modprobe.d") {
+				return e, etc.Place(file.Path, e.Line)
+			}
+		}
+	}
+	return nil, ""
+}
+
+// isPlainLoad holds for a command that only loads the module it stands for.
+func isPlainLoad(e host.ModprobeEntry) bool {
+	rest := ""
+	for _, a := range e.Args {
+		rest += " " + strings.ReplaceAll(a.Text, "-", "_")
+	}
+	rest = strings.TrimSuffix(rest, " $CMDLINE_OPTS")
+	for _, tool := range []string{" modprobe", " /sbin/modprobe", " /usr/sbin/modprobe"} {
+		for _, flag := range []string{" __ignore_install ", " _i ", " __ignore_install __ ", " __ignore_install _q "} {
+			if rest == tool+flag+e.Module {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// blacklisted returns the line by which modules-load.d leaves the module out.
+// A load that a rule asks for heeds no such line.
+func (f *foresight) blacklisted(module string) string {
+	for _, list := range f.cmdline("modprobe.blacklist=") {
+		if slices.Contains(strings.Split(strings.ReplaceAll(list, "-", "_"), ","), module) {
+			return "the kernel's command line"
+		}
+	}
+	for _, file := range f.l.ModprobeFiles {
+		for _, e := range file.Entries {
+			if e.Command == "blacklist" && e.Module == module && f.reads(file.File, file.As, "modprobe.d") {
+				return etc.Place(file.Path, e.Line)
+			}
+		}
+	}
+	return ""
+}
+
+// cmdline are the values of a parameter on the kernel's command line.
+func (f *foresight) cmdline(param string) []string {
+	var out []string
+	for _, w := range f.boot.Cmdline {
+		if v, ok := strings.CutPrefix(w, param); ok {
+			out = append(out, v)
+		}
+	}
+	return out
+}
+
+// unaliased is the module that a name stands for: the kernel's own alias, or a
+// line of modprobe.d, which comes first.
+func (f *foresight) unaliased(name string) string {
+	for i := range f.l.ModprobeFiles {
+		file := &f.l.ModprobeFiles[i]
+		for _, e := range file.Entries {
+			if e.Command == "alias" && len(e.Args) > 0 && etc.Globs(e.Module, name) && f.reads(file.File, file.As, "modprobe.d") {
+				return strings.ReplaceAll(e.Args[0].Text, "-", "_")
+			}
+		}
+	}
+	if name == "ip_conntrack" {
+		return "nf_conntrack"
+	}
+	return name
+}
+
+// usesTracking are modules beside those of connection tracking that are loaded
+// after nf_conntrack (modules.dep of kernels 5.10 to 6.12), by how their names
+// begin.
+var usesTracking = []string{"ip_vs", "openvswitch", "vport_", "act_ct", "act_connmark", "xt_ipvs", "ipt_CLUSTERIP"}
+
+// pullsIn tells by what a load of the module loads nf_conntrack: by its name,
+// because it uses it, or by a line of modprobe.d that asks for it, which may be
+// a command of its own and is not sure then; "" where it does not.
+func (f *foresight) pullsIn(module string) (how string, unsure bool) {
+	if f.needsTracking(module) {
+		return module, false
+	}
+	for i := range f.l.ModprobeFiles {
+		file := &f.l.ModprobeFiles[i]
+		if !f.reads(file.File, file.As, "modprobe.d") {
+			continue
+		}
+		for _, e := range file.Entries {
+			if (e.Command == "softdep" || e.Command == "install") && etc.Globs(e.Module, module) &&
+				slices.ContainsFunc(e.Args, func(a host.ModprobeArg) bool { return f.needsTracking(strings.ReplaceAll(a.Text, "-", "_")) }) {
+				return etc.Place(file.Path, e.Line), e.Command == "install"
+			}
+		}
+	}
+	return "", false
+}
+
+func (f *foresight) needsTracking(module string) bool {
+	if modules.IsConntrack(module) || slices.ContainsFunc(usesTracking, func(p string) bool { return strings.HasPrefix(module, p) }) {
+		return true
+	}
+	below := map[string]bool{"nf_conntrack": true}
+	for before := 0; before < len(below); {
+		before = len(below)
+		for _, m := range f.l.Modules {
+			if below[m.Name] {
+				for _, user := range m.By {
+					below[user] = true
+				}
+			}
+		}
+	}
+	return below[module]
+}

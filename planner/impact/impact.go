@@ -1,0 +1,258 @@
+package impact
+
+import (
+	"cmp"
+	"runtime"
+	"slices"
+	"strings"
+
+	"github.com/ctplan/ctplan/planner/change"
+	"github.com/ctplan/ctplan/planner/declared"
+	"github.com/ctplan/ctplan/planner/host"
+	"github.com/ctplan/ctplan/planner/judge"
+	"github.com/ctplan/ctplan/planner/verdict"
+)
+
+// FlowResult is what a plan does to a connection.
+type FlowResult string
+
+// The results, the worst first.
+const (
+	FlowLost    FlowResult = "lost"
+	FlowUnknown FlowResult = "unknown" // it depends on what cannot be known
+	FlowGained  FlowResult = "gained"  // dropped today, let through then
+	FlowKept    FlowResult = "kept"
+)
+
+var severity = map[FlowResult]int{FlowLost: 0, FlowUnknown: 1, FlowGained: 2, FlowKept: 3}
+
+// Impact is what a plan does to the connections that were open when the host
+// was read. Connections that no packet passes today are not counted.
+type Impact struct {
+	Lost    int64 `json:"lost"`
+	Unknown int64 `json:"unknown"`
+	Gained  int64 `json:"gained"`
+	Kept    int64 `json:"kept"`
+
+	Groups   []FlowGroup `json:"groups"`   // the operator's own session first, then the worst
+	Services []FlowGroup `json:"services"` // listening services that are lost
+	Exposed  []Exposure  `json:"exposed"`  // what newly gets in
+
+	// Leaving are the connections of TCP that are taken out of tracking and go
+	// on, by their original tuples: their entries stay, and know their windows
+	// no longer when they come back.
+	Leaving []host.Tuple `json:"-"`
+}
+
+// FlowGroup is connections to one service that share their fate and its rules.
+type FlowGroup struct {
+	Result   FlowResult  `json:"result"`
+	Operator bool        `json:"operator,omitempty"` // the session that ctplan was started through
+	Service  string      `json:"service"`            // "tcp/22 in", "udp/53 out", "tcp/443 forward"
+	Family   host.Family `json:"family"`
+	Count    int64       `json:"count"`
+	Before   string      `json:"before,omitempty"` // the rule that lets it through today
+	After    string      `json:"after"`            // the rule that decides under the plan, or makes it unknown
+	Stage    string      `json:"stage,omitempty"`  // where it is not the end: the table whose change cuts it off meanwhile
+	Examples []string    `json:"examples"`         // at most maxExamples, "10.0.0.5:5412 -> 10.0.0.1:22"
+}
+
+// Exposure is traffic from outside that is dropped today and let in under the plan.
+type Exposure struct {
+	Family host.Family  `json:"family"`
+	Rule   string       `json:"rule"`   // that lets it in
+	Before string       `json:"before"` // that drops it today
+	What   string       `json:"what"`   // a sentence without a full stop
+	Source declared.Pos `json:"source"`
+}
+
+const maxExamples = 5
+
+// JudgeImpact judges every connection against every state of the rules on the
+// way, and turns what is lost into blocks.
+func Of(d declared.Desired, l host.Live, judges judge.Judges) (*Impact, change.Findings) {
+	report := change.NewReport(d)
+	total := &Impact{Groups: []FlowGroup{}, Services: []FlowGroup{}, Exposed: []Exposure{}}
+	for _, j := range judges.All() {
+		if len(j.Stages) > 1 {
+			flows(j, total)
+			listening(j, total, &report)
+			exposures(j, total)
+			looseStates(j, total)
+		}
+	}
+	sortGroups(total.Groups)
+	sortGroups(total.Services)
+	blockImpact(d, l, total, &report)
+	return total, report.Findings
+}
+
+func sortGroups(g []FlowGroup) {
+	operator := func(g FlowGroup) int {
+		if g.Operator {
+			return 0
+		}
+		return 1
+	}
+	slices.SortStableFunc(g, func(a, b FlowGroup) int {
+		return cmp.Or(cmp.Compare(operator(a), operator(b)), cmp.Compare(severity[a.Result], severity[b.Result]), cmp.Compare(b.Count, a.Count),
+			strings.Compare(a.Service, b.Service), strings.Compare(string(a.Family), string(b.Family)), strings.Compare(a.After, b.After), strings.Compare(a.Before, b.Before), strings.Compare(a.Stage, b.Stage))
+	})
+}
+
+// fate is what happens to a connection, as groups are told apart.
+type fate struct {
+	Result        FlowResult
+	operator      bool
+	way           judge.Way
+	proto         uint8
+	port          uint16
+	before, after *verdict.RuleRef
+	stage         int
+	leaves        bool // tracking, while its entry there stays
+}
+
+// decide judges one connection. ok is false for one that is cut off already.
+func Decide(j *judge.Judge, c *judge.Connection) (f fate, ok bool) {
+	f = fate{operator: c.Operator, way: c.Way, proto: c.Packets[0].Protocol, port: c.Port}
+	today := j.At(j.Stages[0], c, false)
+	if today.Untracked && c.Strict {
+		// The entry from before it left tracking knows nothing of what was said
+		// since: packets are out of its window, and may be INVALID.
+		for i := range c.Count {
+			c.Packets[i].State |= verdict.StateInvalid
+		}
+	}
+	last := len(j.Stages) - 1
+	end := j.At(j.Stages[last], c, true)
+	f.before, f.after = today.Rule, end.Rule
+	if today.Verdict == verdict.Unknown {
+		f.before = j.At(j.Admitting, c, false).Rule // what lets it through, if anything does
+	}
+	if today.Verdict == verdict.Dropped {
+		f.Result = FlowGained
+		return f, end.Verdict == verdict.Accepted
+	}
+	if end.Verdict == verdict.Dropped {
+		f.Result = FlowLost
+		return f, true
+	}
+	open := end.Verdict == verdict.Unknown && !(today.Verdict == verdict.Unknown && sameRule(today.Rule, end.Rule))
+	for i := 1; i < last; i++ {
+		d := j.At(j.Stages[i], c, false)
+		if d.Verdict == verdict.Dropped {
+			f.Result, f.after, f.stage = FlowLost, d.Rule, i
+			return f, true
+		}
+		if d.Verdict == verdict.Unknown && !open && !(today.Verdict == verdict.Unknown && sameRule(today.Rule, d.Rule)) {
+			open = true
+			f.after, f.stage = d.Rule, i
+		}
+	}
+	f.leaves = today.Tracked && end.Untracked && c.Strict
+	if f.Result = FlowKept; open {
+		f.Result = FlowUnknown
+		return f, true
+	}
+	f.before, f.after = nil, nil // what is kept needs no rule to explain it
+	return f, true
+}
+
+func sameRule(a, b *verdict.RuleRef) bool {
+	return a == b || a != nil && b != nil && *a == *b
+}
+
+// tally collects fates; examples are the first of each.
+type tally struct {
+	groups map[fate]*found
+	order  []fate
+}
+
+type found struct {
+	count    int64
+	examples []string
+}
+
+func (t *tally) add(f fate, c *judge.Connection) {
+	if t.groups == nil {
+		t.groups = map[fate]*found{}
+	}
+	g := t.groups[f]
+	if g == nil {
+		g = &found{}
+		t.groups[f] = g
+		t.order = append(t.order, f)
+	}
+	g.count++
+	if len(g.examples) < maxExamples {
+		g.examples = append(g.examples, c.String())
+	}
+}
+
+// flows judges the connections of the family, in parallel.
+func flows(j *judge.Judge, total *Impact) {
+	workers := max(1, min(runtime.GOMAXPROCS(0), len(j.Connections.Flows)/1024))
+	parts, leaving := make([]tally, workers+1), make([][]host.Tuple, workers+1)
+	j.Each(workers, func(worker int, c *judge.Connection) {
+		fate, ok := Decide(j, c)
+		if ok {
+			parts[worker].add(fate, c)
+		}
+		if fate.leaves {
+			leaving[worker] = append(leaving[worker], c.Packets[0].Orig)
+		}
+	})
+	collect(j, parts, total)
+	for _, l := range leaving {
+		total.Leaving = append(total.Leaving, l...)
+	}
+}
+
+func collect(j *judge.Judge, parts []tally, total *Impact) {
+	at := map[groupKey]int{}
+	for _, t := range parts {
+		for _, f := range t.order {
+			g := t.groups[f]
+			switch f.Result {
+			case FlowLost:
+				total.Lost += g.count
+			case FlowUnknown:
+				total.Unknown += g.count
+			case FlowGained:
+				total.Gained += g.count
+			default:
+				total.Kept += g.count
+			}
+			group := FlowGroup{Result: f.Result, Operator: f.operator, Service: judge.ServiceName(f.proto, f.port, f.way), Family: j.Family}
+			if f.before != nil {
+				group.Before = j.Name(f.before)
+			}
+			if f.after != nil {
+				group.After = j.Name(f.after)
+			}
+			if f.stage > 0 {
+				group.Stage = j.Stages[f.stage].Name
+			}
+			key := groupKey{group.Result, group.Operator, group.Service, group.Before, group.After, group.Stage}
+			i, ok := at[key]
+			if !ok {
+				i = len(total.Groups)
+				at[key] = i
+				total.Groups = append(total.Groups, group)
+			}
+			total.Groups[i].Count += g.count
+			for _, e := range g.examples {
+				if len(total.Groups[i].Examples) < maxExamples {
+					total.Groups[i].Examples = append(total.Groups[i].Examples, e)
+				}
+			}
+		}
+	}
+}
+
+// groupKey is a FlowGroup as a map's key.
+type groupKey struct {
+	result                        FlowResult
+	operator                      bool
+	service, before, after, stage string
+}

@@ -1,0 +1,108 @@
+package impact
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/ctplan/ctplan/planner/change"
+	"github.com/ctplan/ctplan/planner/declared"
+	"github.com/ctplan/ctplan/planner/host"
+	"github.com/ctplan/ctplan/planner/judge"
+	"github.com/ctplan/ctplan/planner/verdict"
+	"github.com/ctplan/ctplan/planner/words"
+)
+
+// services tries every listening socket with a first packet from whoever the
+// rules name, and from a stranger.
+func listening(j *judge.Judge, total *Impact, report *change.Report) {
+	all := j.Knock(func(s *host.Socket, visits []judge.Visited) {
+		group := FlowGroup{Result: FlowLost, Service: judge.ServiceName(s.Protocol, s.Local.Port(), judge.In), Family: j.Family, Examples: []string{}}
+		for _, v := range visits {
+			if v.Today.Verdict != verdict.Accepted || v.End.Verdict != verdict.Dropped { // of some, if not of all
+				continue
+			}
+			if group.Count++; len(group.Examples) < maxExamples {
+				group.Examples = append(group.Examples, v.Conn.String())
+			}
+			group.Before, group.After = j.Name(v.Today.Rule), j.Name(v.End.Rule)
+		}
+		if group.Count > 0 {
+			total.Services = append(total.Services, group)
+		}
+	})
+	if !all {
+		report.Warn("connections", fmt.Sprintf("rules name more than %d networks of %s that packets come from: services were tried from %[1]d of them", judge.MaxSources-1, j.Family), declared.Pos{})
+	}
+}
+
+// blockImpact turns what is lost into reasons not to go on.
+func blockImpact(d declared.Desired, l host.Live, im *Impact, p *change.Report) {
+	c := l.Connections
+	if c.Total > int64(len(c.Flows)) {
+		p.Warn("connections", fmt.Sprintf("of %d tracked connections %d were read, and judged", c.Total, len(c.Flows)), declared.Pos{})
+	}
+	blocks := func(risk declared.Risk, groups []FlowGroup, what func(FlowGroup) string, noun, nouns string) {
+		n, more := 0, int64(0)
+		for _, g := range groups {
+			if g.Result != FlowLost {
+				continue
+			}
+			if n++; n > change.MaxNamed {
+				more += g.Count
+				continue
+			}
+			p.Block(change.Block{
+				Risk: risk, Address: string(g.Family) + "." + strings.ReplaceAll(g.Service, " ", "."),
+				Where:    g.After,
+				Why:      what(g),
+				Remedy:   remedy(g) + fmt.Sprintf(`, or set allow_risk = ["%s"] to let it happen`, risk),
+				Override: true, Source: d.Source,
+			})
+		}
+		if n > change.MaxNamed {
+			p.Block(change.Block{
+				Risk: risk, Address: "connections", Where: fmt.Sprintf("%d more groups", n-change.MaxNamed), Why: "they would be lost too: " + words.Plural(int(more), noun, nouns),
+				Remedy: "see the impact part of the plan's JSON", Override: true, Source: d.Source,
+			})
+		}
+	}
+	blocks(declared.RiskLostFlows, im.Groups, whyLost, "connection", "connections")
+	blocks(declared.RiskLostServices, im.Services, func(g FlowGroup) string {
+		return fmt.Sprintf("a service listens on %s, which %s reach today and could no longer; today this lets them through: %s", g.Service, words.Examples(g.Examples), g.Before)
+	}, "way in", "ways in")
+	n := 0
+	for _, g := range im.Groups {
+		if g.Result != FlowUnknown {
+			continue
+		}
+		if n++; n <= change.MaxNamed {
+			p.Warn(string(g.Family)+"."+strings.ReplaceAll(g.Service, " ", "."), fmt.Sprintf("whether %s survive cannot be told, because of this rule: %s (%s)", words.Plural(int(g.Count), "connection", "connections"), g.After, words.Examples(g.Examples)), d.Source)
+		}
+	}
+	for _, e := range im.Exposed {
+		p.Warn("iptables."+string(e.Family)+".filter", fmt.Sprintf("%s. The rule %s lets it in, where today it meets: %s", e.What, e.Rule, e.Before), e.Source)
+	}
+}
+
+// remedy says what would keep a service.
+func remedy(g FlowGroup) string {
+	if g.After == judge.TranslationEnds.String() {
+		return `leave this traffic tracked: narrow the notrack blocks, or use mode = "tuned"`
+	}
+	return "add an accept block for " + g.Service
+}
+
+func whyLost(g FlowGroup) string {
+	who := words.Plural(int(g.Count), "connection that is open now", "connections that are open now") + " would be cut off"
+	if g.Operator {
+		who = "the session that you are working through would be cut off"
+	}
+	text := who + " (" + words.Examples(g.Examples) + ")"
+	if g.Stage != "" {
+		text += ", while " + g.Stage + " is changed"
+	}
+	if g.Before != "" {
+		text += "; today this lets them through: " + g.Before
+	}
+	return text
+}

@@ -1,0 +1,313 @@
+package judge
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"sync"
+
+	"github.com/ctplan/ctplan/planner/change"
+	"github.com/ctplan/ctplan/planner/declared"
+	"github.com/ctplan/ctplan/planner/host"
+	"github.com/ctplan/ctplan/planner/protocol"
+	"github.com/ctplan/ctplan/planner/verdict"
+	"github.com/ctplan/ctplan/planner/verdict/xt"
+	"github.com/ctplan/ctplan/planner/xtables"
+)
+
+// judge knows one family's rules as they stand, as they will, and between:
+// those in the kernel, or those of a saved file, which a boot restores.
+type Judge struct {
+	Desired     declared.Desired
+	Live        host.Live
+	Family      host.Family
+	File        *host.File // nil: the kernel's
+	mixed       bool       // rules of two backends
+	Connections *host.Connections
+	Stages      []stage           // the first is today, the last is the end
+	Admitting   stage             // today: is anybody let through?
+	Untracks    []verdict.RuleRef // what stands in raw tables at the end and keeps out of tracking, or sorts into zones
+	specs       map[verdict.RuleRef]xtables.Spec
+	Places      *placeMap
+	entrances   []host.Address          // see doors
+	nobody      []netip.Addr            // see stranger
+	named       map[bool][]netip.Prefix // see namedNetworks
+	operators   map[host.Session]bool
+	tcpLoose    verdict.State // of a packet of a connection that tracking does not know
+	liberal     bool          // tracking takes packets of TCP that are out of its window
+}
+
+// stage is the rules between two commits.
+type stage struct {
+	*verdict.Evaluator
+	Name string // address of the table that has just changed
+}
+
+// tableStates are the tables of a family, one state after another.
+type tableStates struct {
+	compiler *verdict.Compiler
+	family   host.Family
+	models   map[verdict.TableID]*xtables.TableModel
+	compiled map[verdict.TableID]*verdict.Table
+	order    []verdict.TableID // in which tables of one priority come
+	words    map[string][]string
+}
+
+// stand compiles a table as it stands.
+func (t *tableStates) stand(id verdict.TableID, sections []*host.Table) {
+	t.models[id] = xtables.NewTable(id.Table, sections)
+	t.compiled[id] = t.compiler.Table(id, xt.Sources(id.Table, sections))
+	t.order = append(t.order, id)
+}
+
+// change is the state after operations on a table.
+func (t *tableStates) change(id verdict.TableID, ops []change.RuleOp, split func(string) []string) stage {
+	m := t.models[id]
+	if m == nil {
+		m = xtables.NewTable(id.Table, nil)
+		t.models[id] = m
+		t.order = append(t.order, id)
+	}
+	for _, op := range ops {
+		m.Apply(op)
+		if split == nil {
+			continue
+		}
+		for _, text := range append([]string{op.Rule}, op.Rules...) {
+			if _, ok := t.words[text]; !ok {
+				t.words[text] = split(text)
+			}
+		}
+	}
+	t.compiled[id] = t.compiler.Table(id, xt.ModelSources(id.Table, m, t.words))
+	return t.stage("iptables." + string(t.family) + "." + id.Table)
+}
+
+func (t *tableStates) stage(name string) stage {
+	tables := make([]*verdict.Table, len(t.order))
+	for i, id := range t.order {
+		tables[i] = t.compiled[id]
+	}
+	return stage{t.compiler.Evaluator(tables), name}
+}
+
+// Judges are those of the rules in the kernel, by family. Each is made when it
+// is first asked for.
+type Judges map[host.Family]func() *Judge
+
+// KernelJudges are judges of the rules in the kernel and of what steps make of
+// them. split takes the words of a rule apart, as iptables-restore does; it is
+// needed for rules that stand nowhere today, nor are declared.
+func Kernel(d declared.Desired, l host.Live, steps []change.Step, split func(rule string) []string) Judges {
+	js := Judges{}
+	for _, f := range host.Families {
+		js[f] = sync.OnceValue(func() *Judge {
+			var sets []*host.Ruleset
+			for i := range l.Rulesets {
+				if l.Rulesets[i].Family == f {
+					sets = append(sets, &l.Rulesets[i])
+				}
+			}
+			var work []*change.RulesStep
+			for _, s := range steps {
+				if s.Rules != nil && s.Rules.Family == f {
+					work = append(work, s.Rules)
+				}
+			}
+			if len(sets) == 0 {
+				return nil
+			}
+			return New(d, l, f, sets, work, split)
+		})
+	}
+	return js
+}
+
+// Of is the family's judge; nil where the family has no rules.
+func (js Judges) Of(f host.Family) *Judge { return js[f]() }
+
+// All are those of all families, made at the same time: many rules take a while.
+func (js Judges) All() []*Judge {
+	made := make([]*Judge, len(host.Families))
+	var wg sync.WaitGroup
+	for i, f := range host.Families {
+		wg.Go(func() { made[i] = js.Of(f) })
+	}
+	wg.Wait()
+	return slices.DeleteFunc(made, func(j *Judge) bool { return j == nil })
+}
+
+// newJudge compiles rulesets of one family, and what becomes of them in the
+// sections of work.
+func New(d declared.Desired, l host.Live, f host.Family, sets []*host.Ruleset, work []*change.RulesStep, split func(string) []string) *Judge {
+	conns := l.Connections
+	if conns == nil {
+		conns = &host.Connections{PolicyRouting: true}
+	}
+	facts := verdict.Facts{Sets: conns.Sets}
+	if conns.Addresses != nil {
+		facts.Addresses = []netip.Prefix{}
+		for _, a := range conns.Addresses {
+			facts.Addresses = append(facts.Addresses, a.Prefix)
+		}
+	}
+	c := verdict.NewCompiler(f, facts, xt.XTables(f), len(sets) > 1)
+	words := map[string][]string{}
+	for _, ch := range d.Chains {
+		for _, r := range ch.Rules {
+			words[r.Text] = r.Words
+		}
+	}
+	state := &tableStates{compiler: c, family: f, models: map[verdict.TableID]*xtables.TableModel{}, compiled: map[verdict.TableID]*verdict.Table{}, words: words}
+	for _, r := range sets {
+		for _, name := range r.TableNames() {
+			sections := r.Standing(name)
+			state.stand(verdict.TableID{Backend: r.Backend, Table: name}, sections)
+			for _, s := range sections {
+				if len(work) == 0 && name != "raw" {
+					continue // compiled once, from the rules themselves
+				}
+				for k := range s.Rules {
+					words[s.Rules[k].Text] = s.Rules[k].Words
+				}
+			}
+		}
+	}
+	j := &Judge{
+		Desired: d, Live: l, Family: f, File: sets[0].File, mixed: len(sets) > 1, Connections: conns, Places: newPlaceMap(conns, f), operators: map[host.Session]bool{}, named: map[bool][]netip.Prefix{},
+		Stages: []stage{state.stage("")}, specs: map[verdict.RuleRef]xtables.Spec{},
+	}
+	j.Admitting = stage{Evaluator: j.Stages[0].Admitting()}
+	for _, step := range work {
+		for _, section := range step.Sections {
+			j.Stages = append(j.Stages, state.change(verdict.TableID{Backend: step.Backend, Table: section.Table}, section.Ops, split))
+		}
+	}
+	for _, r := range sets {
+		j.rawRules(r.Backend, state.models[verdict.TableID{Backend: r.Backend, Table: "raw"}], words)
+	}
+	for _, s := range conns.Operator {
+		j.operators[s] = true
+	}
+	switch l.Sysctls["net.netfilter.nf_conntrack_tcp_loose"].Value {
+	case "0":
+		j.tcpLoose = verdict.StateInvalid
+	default:
+		j.tcpLoose = verdict.StateNew | verdict.StateEstablished
+	}
+	j.liberal = l.Sysctls["net.netfilter.nf_conntrack_tcp_be_liberal"].Value == "1"
+	return j
+}
+
+// end is the rules as they will stand.
+func (j *Judge) End() stage { return j.Stages[len(j.Stages)-1] }
+
+// rawRules notes what the rules of a raw table do to tracking.
+func (j *Judge) rawRules(b host.Backend, m *xtables.TableModel, words map[string][]string) {
+	if m == nil {
+		return
+	}
+	for _, c := range xt.ModelSources("raw", m, words) {
+		for _, r := range c.Rules {
+			if s := xtables.Parse(r.Words); s.Target == "CT" || s.Untracks() {
+				ref := verdict.RuleRef{Family: j.Family, Backend: b, Table: "raw", Chain: c.Name, Text: r.Text}
+				if _, ok := j.specs[ref]; !ok {
+					j.Untracks = append(j.Untracks, ref)
+					j.specs[ref] = s
+				}
+			}
+		}
+	}
+}
+
+// at is the verdict of one connection at one stage: that of the packet that
+// fares worst.
+func (j *Judge) At(s stage, c *Connection, last bool) verdict.Decision {
+	worst := verdict.Decision{Verdict: verdict.Accepted}
+	untracked, tracked := 0, 0
+	for i := range c.Count {
+		d := s.Verdict(&c.Packets[i])
+		switch {
+		case d.Untracked:
+			untracked++
+		case d.Tracked:
+			tracked++
+		}
+		if c.Translated && (d.Untracked || last && j.Desired.Mode == declared.Disabled) {
+			// What is not tracked is not translated, and arrives nowhere.
+			d.Verdict = verdict.Dropped
+			d.Rule = TranslationEnds
+		}
+		if worst = worse(i == 0, worst, d); worst.Verdict == verdict.Dropped {
+			return worst
+		}
+	}
+	if untracked > 0 && tracked > 0 && c.Proto == protocol.TCP && !j.liberal {
+		return worse(false, worst, j.halfTracked(s, c))
+	}
+	return worst
+}
+
+// worse is what is left to say of a connection of whose packets one more is
+// decided.
+func worse(first bool, worst, d verdict.Decision) verdict.Decision {
+	if first || d.Verdict == verdict.Dropped && worst.Verdict != verdict.Dropped || d.Verdict == verdict.Unknown && worst.Verdict == verdict.Accepted {
+		return d
+	}
+	return worst
+}
+
+// halfTracked is for an open connection of TCP of which one way is tracked and
+// the other is not: packets that acknowledge what tracking has not seen are
+// INVALID to it (tcp_in_window in net/netfilter/nf_conntrack_proto_tcp.c).
+func (j *Judge) halfTracked(s stage, c *Connection) verdict.Decision {
+	worst := verdict.Decision{Verdict: verdict.Accepted}
+	for i := range c.Count {
+		p := c.Packets[i]
+		p.State, p.TCPFlags = verdict.StateInvalid, verdict.TCPAck
+		worst = worse(i == 0, worst, s.Verdict(&p))
+	}
+	return worst
+}
+
+// opens is the verdict of a connection that somebody opens, of its first
+// packet and the answer: what tracking makes of the answer depends on whether
+// it has seen the first, and what it makes of the next on both.
+func (j *Judge) Opens(s stage, c *Connection) verdict.Decision {
+	first, back := c.Packets[0], c.Packets[1]
+	there, here := s.Verdict(&first), s.Verdict(&back)
+	worst := there
+	next := first
+	switch {
+	case there.Untracked && here.Tracked:
+		back.State = StateAlone(c.Proto)
+		here = s.Verdict(&back)
+	case there.Tracked && here.Untracked:
+		if c.Proto == protocol.TCP {
+			next.State, next.TCPFlags = verdict.StateInvalid, verdict.TCPAck // tracking waits for a SYN-ACK
+		}
+		worst = worse(false, worst, s.Verdict(&next))
+	}
+	return worse(false, worst, here)
+}
+
+// stateAlone is the state of an answer to what tracking has not seen: TCP and
+// ICMP show that they answer something, to others it is a beginning.
+func StateAlone(proto uint8) verdict.State {
+	switch proto {
+	case protocol.TCP, protocol.ICMP, protocol.ICMPv6, protocol.SCTP, protocol.DCCP:
+		return verdict.StateInvalid
+	}
+	return verdict.StateNew
+}
+
+// translationEnds stands for the rule where address translation needs tracking.
+var TranslationEnds = &verdict.RuleRef{Policy: "addresses are no longer translated: what is not tracked is not"}
+
+// name is the rule, with its backend where both have rules.
+func (j *Judge) Name(r *verdict.RuleRef) string {
+	if r != nil && r.Chain != "" && j.mixed {
+		return fmt.Sprintf("%s (iptables-%s)", r, r.Backend)
+	}
+	return r.String()
+}

@@ -1,0 +1,378 @@
+package verdict
+
+import (
+	"github.com/ctplan/ctplan/planner/host"
+	"github.com/ctplan/ctplan/planner/nets"
+)
+
+// outcomes is what a chain may do with a packet.
+type outcomes uint8
+
+const (
+	passes  outcomes = 1 << iota // ACCEPT
+	refuses                      // DROP, REJECT
+	returns                      // goes on behind the jump
+)
+
+// maxVisits bounds the rules that one packet may meet: chains that jump to
+// each other widely can be made to take for ever.
+const maxVisits = 1 << 20
+
+// walk is one packet's way through the tables. It lives on the stack.
+type walk struct {
+	e *hostFacts
+	p *Packet
+
+	tuple        *host.Tuple // as the current table sees it
+	src, dst     nets.Bits
+	sport, dport uint16
+	in, out      string
+
+	states           State
+	mark, markBits   uint32 // value, and which bits of it are known
+	cmark, cmarkBits uint32
+	seen             bool  // by connection tracking
+	template         truth // a CT target before has decided how it is tracked
+	sure             bool  // the current rule is surely reached
+	racing           bool  // raw tables of two backends want different things
+	admits           bool  // see Evaluator
+	visits           int
+	decider, doubt   *RuleRef
+	untracks         *RuleRef
+	zone             Zone
+	translates       *RuleRef // a nat rule that may change the destination
+}
+
+func (s *walk) addr(dst bool) nets.Bits {
+	if dst {
+		return s.dst
+	}
+	return s.src
+}
+
+func (s *walk) look(t *host.Tuple, in, out string) {
+	s.tuple = t
+	s.src, s.dst = nets.Of(t.Src), nets.Of(t.Dst)
+	s.sport, s.dport = t.SrcPort, t.DstPort
+	s.in, s.out = in, out
+}
+
+// Verdict says what becomes of the packet. It allocates nothing, and may be
+// called from several goroutines.
+func (e *Evaluator) Verdict(p *Packet) Decision {
+	s := walk{e: e.host, p: p, states: StateInvalid, racing: e.racing, admits: e.admits}
+	tracked := p.State
+	if tracked == 0 {
+		tracked = StateAny
+	}
+	if p.Known&KnownMark != 0 {
+		s.mark, s.markBits = p.Mark, ^uint32(0)
+	}
+	if p.Known&KnownConnMark != 0 {
+		s.cmark, s.cmarkBits = p.ConnMark, ^uint32(0)
+	}
+	wire := &p.Tuple
+	if p.Wire.Src.IsValid() {
+		wire = &p.Wire
+	}
+	var open bool // some chain may have refused it
+	var last *RuleRef
+
+	// What the host sends to itself was tracked, or not, as it went out.
+	if p.Hook == HookInput && p.In == "lo" {
+		s.look(wire, "", "lo")
+		for _, c := range e.loop {
+			s.begin()
+			s.chain(c)
+		}
+		s.track(tracked)
+		s.template, s.decider, s.doubt = yes, nil, nil
+		s.markBits = 0 // mangle OUTPUT came in between
+	}
+	for i := range e.hooks[p.Hook] {
+		h := &e.hooks[p.Hook][i]
+		if !h.untracked && !s.seen {
+			s.track(tracked)
+		}
+		switch h.view {
+		case viewWire:
+			s.look(wire, p.In, "")
+		case viewWireOut:
+			s.look(wire, "", p.Out)
+		case viewIn:
+			s.look(&p.Tuple, p.In, "")
+		case viewBoth:
+			s.look(&p.Tuple, p.In, p.Out)
+		case viewOut:
+			s.look(&p.Tuple, "", p.Out)
+		}
+		before := s.doubt
+		s.begin()
+		var got outcomes
+		if h.nat {
+			if got = s.natChain(h.chain); s.translates != nil {
+				return s.decision(Unknown, s.translates)
+			}
+		} else {
+			got = s.chain(h.chain)
+		}
+		switch {
+		case got == refuses:
+			return s.decision(Dropped, s.decider)
+		case got&refuses != 0:
+			open = true
+			if before != nil {
+				s.doubt = before
+			}
+		default:
+			s.doubt = before
+			if h.filter || last == nil && !h.nat {
+				last = s.decider
+			}
+		}
+	}
+	if !s.seen {
+		s.track(tracked)
+	}
+	if open {
+		return s.decision(Unknown, s.doubt)
+	}
+	return s.decision(Accepted, last)
+}
+
+func (s *walk) decision(v Verdict, r *RuleRef) Decision {
+	return Decision{
+		Verdict: v, Untracked: s.states == StateUntracked, Rule: r,
+		Tracked: s.seen && s.states&StateUntracked == 0, By: s.untracks, Zone: s.zone,
+	}
+}
+
+// track is what connection tracking does with the packet: before it, in the
+// raw table, a packet has no connection, which matches as INVALID does.
+func (s *walk) track(as State) {
+	s.seen = true
+	switch {
+	case s.states == StateUntracked:
+	case s.states&StateUntracked != 0:
+		s.states = as | StateUntracked
+	default:
+		s.states = as
+	}
+}
+
+func (s *walk) begin() { s.sure, s.decider = true, nil }
+
+// chain walks a built-in chain to its policy.
+func (s *walk) chain(c *compiledChain) outcomes {
+	got := s.rules(c)
+	if got&returns == 0 {
+		return got
+	}
+	got &^= returns
+	s.decider = &c.policyRef
+	return got | c.policy
+}
+
+// natChain walks a built-in chain of a nat table, which only the first packet
+// of a connection passes. A rule that may give it another destination decides
+// what becomes of it.
+func (s *walk) natChain(c *compiledChain) outcomes {
+	const opening = StateNew | StateRelated
+	if s.states&opening == 0 {
+		return passes
+	}
+	s.sure = s.states&^opening == 0
+	got := s.chain(c)
+	if !s.sure && got&refuses != 0 {
+		s.wonder(s.decider)
+		got |= passes
+	}
+	return got
+}
+
+func (s *walk) wonder(r *RuleRef) {
+	if s.doubt == nil {
+		s.doubt = r
+	}
+}
+
+// rules walks a chain's rules and returns what may come of it.
+func (s *walk) rules(c *compiledChain) outcomes {
+	var got outcomes
+	next := startAt(c, s)
+	for {
+		i := next.next(c)
+		if i < 0 {
+			return got | returns
+		}
+		r := &c.rules[i]
+		if s.visits++; s.visits > maxVisits {
+			s.wonder(r.ref)
+			return got | passes | refuses | returns
+		}
+		hit := r.match(s)
+		if hit == no {
+			continue
+		}
+		sure := s.sure
+		s.sure = sure && hit == yes
+		leaves, goesOn := s.act(r)
+		s.sure = sure
+		if hit == maybe && s.admits {
+			hit, leaves = s.admit(r, leaves)
+		}
+		got |= leaves
+		if hit == maybe {
+			if leaves != 0 {
+				s.wonder(r.ref)
+			}
+			goesOn = true
+		}
+		if !goesOn {
+			return got
+		}
+		if leaves != 0 {
+			s.sure = false // some packets like this one are gone from here on
+		}
+	}
+}
+
+// admit is for who asks whether any of such packets is let through, where a
+// rule may match: what drops some lets others pass, and what accepts so many in
+// a second accepts some.
+func (s *walk) admit(r *Rule, leaves outcomes) (truth, outcomes) {
+	switch {
+	case leaves&passes == 0:
+		return maybe, leaves &^ refuses
+	case leaves == passes && r.rateAlone(s):
+		return yes, leaves
+	}
+	return maybe, leaves
+}
+
+// act carries out a rule's target. It returns how the packet may leave the
+// chain, and whether it may go on behind the rule.
+func (s *walk) act(r *Rule) (leaves outcomes, goesOn bool) {
+	switch r.target.kind {
+	case targetAccept:
+		s.decider = r.ref
+		return passes, false
+	case targetDrop:
+		s.decider = r.ref
+		return refuses, false
+	case targetReturn:
+		return returns, false
+	case targetJump:
+		sub := s.rules(r.chain)
+		return sub &^ returns, sub&returns != 0
+	case targetGoto:
+		return s.rules(r.chain), false
+	case targetQueue:
+		s.wonder(r.ref)
+		s.forgetMarks()
+		if s.admits {
+			return passes, false
+		}
+		return passes | refuses, false
+	case targetUnknown:
+		s.wonder(r.ref)
+		s.forgetMarks()
+		return passes | refuses, true
+	case targetNAT:
+		if s.translates == nil {
+			s.translates = r.ref
+		}
+		return passes, false
+	case targetNotrack:
+		s.notrack(r)
+	case targetCT:
+		s.zone = s.zone.set(r, min(s.rawCertainty(), yes-s.template))
+		s.template = max(s.template, s.rawCertainty())
+		if !s.seen {
+			s.states |= StateAny &^ StateUntracked // a template is no connection, and is one to some matches
+		}
+	case targetMark:
+		s.mark, s.markBits = s.setMark(s.mark, s.markBits, r.target.value, r.target.mask)
+	case targetConnMark:
+		if s.tracked(yes, no) != no {
+			s.cmark, s.cmarkBits = s.setMark(s.cmark, s.cmarkBits, r.target.value, r.target.mask)
+			if s.tracked(yes, no) == maybe {
+				s.cmarkBits &^= r.target.mask
+			}
+		}
+	case targetUnknownMark: // restored from the connection, or by a target that computes it
+		if s.tracked(yes, no) != no || !r.target.fromConn {
+			s.markBits &^= r.target.mask
+		}
+	case targetUnknownCMark:
+		s.cmarkBits &^= r.target.mask
+	}
+	return 0, true
+}
+
+// Zone is where connection tracking keeps a packet's connection: 0 unless a
+// rule says otherwise.
+type Zone struct {
+	ID     uint32
+	By     *RuleRef
+	Unsure bool // it may be another
+}
+
+// set is what a CT target makes of it, if it does; only --zone for both ways
+// of a connection counts.
+func (z Zone) set(r *Rule, does truth) Zone {
+	switch {
+	case r.target.mask == 0 || does == no:
+		return z
+	case does == maybe || r.target.mask != zoneKnown:
+		return Zone{Unsure: true}
+	}
+	return Zone{ID: r.target.value, By: r.ref}
+}
+
+func (s *walk) certainty() truth {
+	if s.sure {
+		return yes
+	}
+	return maybe
+}
+
+// rawCertainty is certainty of a rule that decides how a packet is tracked: with
+// templates in two backends' raw tables, which comes first depends on which was
+// made first.
+func (s *walk) rawCertainty() truth {
+	if s.racing {
+		return maybe
+	}
+	return s.certainty()
+}
+
+// notrack takes the packet out of tracking, unless something before it has
+// decided that (net/netfilter/xt_CT.c, xt_ct_target).
+func (s *walk) notrack(r *Rule) {
+	switch min(s.rawCertainty(), yes-s.template) {
+	case yes:
+		s.states = StateUntracked
+		s.untracks = r.ref
+		s.template = yes
+	case maybe:
+		s.states |= StateUntracked
+		s.template = max(s.template, maybe)
+	}
+}
+
+// setMark is (mark &^ mask) ^ value, and which bits of that are known.
+func (s *walk) setMark(mark, known, value, mask uint32) (uint32, uint32) {
+	after := mark&^mask ^ value
+	knownAfter := known | mask
+	if s.e.mixed {
+		knownAfter = known &^ (mask | value) // the other backend's rules may come in between
+	}
+	if !s.sure {
+		knownAfter &= known &^ (mark ^ after)
+	}
+	return after, knownAfter
+}
+
+// forgetMarks is for what may have set any.
+func (s *walk) forgetMarks() { s.markBits, s.cmarkBits = 0, 0 }
