@@ -1,3 +1,5 @@
+// Package boot foretells what a host boots into, from the files that boot reads,
+// in the order of a boot.
 package boot
 
 import (
@@ -44,13 +46,13 @@ type Forecast struct {
 	Rules    []Rules `json:"rules"`              // at least one of each family
 }
 
-// BootModule is whether boot loads nf_conntrack.
+// Module is whether boot loads nf_conntrack.
 type Module struct {
 	State  ModuleState `json:"state"`
 	Source string      `json:"source"` // what decides it: "/etc/modules-load.d/netfilter.conf:1", or a sentence
 }
 
-// BootValue is a number as it is after a boot.
+// Value is a number as it is after a boot.
 type Value struct {
 	Key    string `json:"key,omitempty"` // of a sysctl
 	Known  bool   `json:"known"`
@@ -58,7 +60,7 @@ type Value struct {
 	Source string `json:"source"` // file:line, or how the kernel chooses it; of a value that is not known, why
 }
 
-// BootRules is what becomes of a saved rules file.
+// Rules is what becomes of a saved rules file.
 type Rules struct {
 	Family host.Family `json:"family"`
 	File   string      `json:"file,omitempty"`

@@ -13,13 +13,13 @@ import (
 	"github.com/ctplan/ctplan/planner/words"
 )
 
-// BootForecast is what a host boots into as it is, and as the plan leaves it.
+// Forecasts is what a host boots into as it is, and as the plan leaves it.
 type Forecasts struct {
 	Now   Forecast `json:"now"`
 	After Forecast `json:"after"`
 }
 
-// BootWarnings are a warning for each point in which the boot of a host is not
+// Warnings are a warning for each point in which the boot of a host is not
 // what is declared for it.
 func Warnings(d declared.Desired, l host.Live, f Forecast) []change.Warning {
 	if d.Mode == declared.Unmanaged {

@@ -1,3 +1,6 @@
+// Package change is what a stage of planning returns, as values: changes, the
+// steps that carry them out and take them back, edits of files, and findings,
+// which block a plan or warn.
 package change
 
 import (

@@ -84,6 +84,7 @@ func (r *Report) Block(b Block) bool {
 	return false
 }
 
+// SortPos sorts places by file and line, in place.
 func SortPos(at []declared.Pos) []declared.Pos {
 	slices.SortFunc(at, func(a, b declared.Pos) int { return cmp.Or(cmp.Compare(a.File, b.File), cmp.Compare(a.Line, b.Line)) })
 	return at

@@ -18,6 +18,7 @@ const NoteHead = ""
 // providers/iptables does.
 type Renderer func(Desired) []Chain
 
+// Note adds a paragraph of comment above what stands at a key of Notes.
 func (d *Declaration) Note(at string, text string) {
 	if d.Notes == nil {
 		d.Notes = map[string][]string{}
@@ -25,7 +26,7 @@ func (d *Declaration) Note(at string, text string) {
 	d.Notes[at] = append(d.Notes[at], text)
 }
 
-// labelOf makes a label of any text: what the language takes as a block's
+// Label makes a label of any text: what the language takes as a block's
 // name. Nothing of the text that is not a plain letter or digit survives.
 func Label(text, otherwise string) string {
 	out := make([]byte, 0, 64)
@@ -49,7 +50,7 @@ func Label(text, otherwise string) string {
 	return string(out)
 }
 
-// plainInterface reports whether the language can name the interface, and
+// PlainInterface reports whether the language can name the interface, and
 // means that one alone.
 func PlainInterface(name string) bool {
 	return name != "" && len(name) <= 15 && name[0] != '-' && name != "." && name != ".." &&

@@ -1,3 +1,5 @@
+// Package declared is what the HCL declares for one host, as values: the mode,
+// the traffic, the sizes, the risks that are accepted.
 package declared
 
 import (
@@ -38,6 +40,7 @@ type Pos struct {
 	Line int    `json:"line,omitempty"` // from 1
 }
 
+// String is "file:line", or empty for the zero Pos.
 func (p Pos) String() string {
 	if p.File == "" {
 		return ""

@@ -1,3 +1,5 @@
+// Package etc is what configuration files mean to who reads them at boot: which
+// of them are read, what their patterns match, and which are the administrator's.
 package etc
 
 import (
@@ -11,6 +13,7 @@ import (
 	"github.com/ctplan/ctplan/planner/words"
 )
 
+// Place is "path:line".
 func Place(path string, line int) string { return fmt.Sprintf("%s:%d", path, line) }
 
 // isDropIn reports whether a file is one of a drop-in folder, such as
@@ -29,7 +32,7 @@ func isDropIn(name, folder string) bool {
 // without the last part of their names.
 var dropInFolders = []string{"/etc/", "/run/", "/usr/local/lib/", "/usr/lib/", "/lib/"}
 
-// bootReads is also asked by what makes the plan: a line in a file that boot
+// Reads is also asked by what makes the plan: a line in a file that boot
 // does not read is worth nothing.
 func Reads(b *host.Boot, file host.File, as, folder string) bool {
 	switch {
@@ -45,9 +48,11 @@ func Reads(b *host.Boot, file host.File, as, folder string) bool {
 
 const etcModules = "/etc/modules"
 
+// IsGlob reports whether a string has the special characters of a pattern of
+// fnmatch(3).
 func IsGlob(s string) bool { return strings.ContainsAny(s, "*?[") }
 
-// globs reports whether a name matches a pattern of fnmatch(3). Its "[!" is
+// Globs reports whether a name matches a pattern of fnmatch(3). Its "[!" is
 // "[^" to package path.
 func Globs(pattern, name string) bool {
 	if pattern == name {
@@ -57,22 +62,26 @@ func Globs(pattern, name string) bool {
 	return IsGlob(pattern) && err == nil && ok
 }
 
-// keyMatches reports whether a key of sysctl.d, which may be a glob, names k.
+// KeyMatches reports whether a key of sysctl.d, which may be a glob, names k.
 func KeyMatches(pattern, k string) bool {
 	return Globs(strings.ReplaceAll(pattern, ".", "/"), strings.ReplaceAll(k, ".", "/"))
 }
 
+// IsConntrackKey reports whether a sysctl, by its dotted name, is one of
+// connection tracking.
 func IsConntrackKey(k string) bool {
 	return strings.HasPrefix(k, "net.netfilter.nf_conntrack_") || strings.HasPrefix(k, "net.ipv4.netfilter.ip_conntrack_") ||
 		k == "net.nf_conntrack_max" || k == "net.ipv4.ip_conntrack_max"
 }
 
-// maxKeys are the names by which nf_conntrack_max can be set; the first is
+// MaxKeys are the names by which nf_conntrack_max can be set; the first is
 // the one that ctplan adds, the others are kept in step where they stand.
 var MaxKeys = []string{KeyMax, "net.nf_conntrack_max", "net.ipv4.netfilter.ip_conntrack_max", "net.ipv4.ip_conntrack_max"}
 
+// KeyMax is the sysctl of the most entries that are tracked.
 const KeyMax = "net.netfilter.nf_conntrack_max"
 
+// KeyBuckets is the sysctl of the hash size, in buckets.
 const KeyBuckets = "net.netfilter.nf_conntrack_buckets"
 
 // SysctlTarget is the file that sysctls are written to: what the HCL names, or
@@ -90,36 +99,36 @@ func SysctlTarget(d declared.Desired, l host.Live) string {
 	return DropInSysctlFile
 }
 
-// editable reports whether a configuration file is the administrator's:
+// Editable reports whether a configuration file is the administrator's:
 // what packages and the run-time put elsewhere is not ctplan's to change.
 func Editable(f host.File, target string) bool {
 	return f.Path == target || strings.HasPrefix(f.Path, "/etc/")
 }
 
-// option is the value of a module's option, quotes taken off, if it is of
-// this name.
+// Option is the value of a module's option, quotes taken off, if it is of this
+// name.
 func Option(a host.ModprobeArg, name string) (value string, ok bool) {
 	return strings.CutPrefix(strings.ReplaceAll(a.Text, `"`, ""), name+"=")
 }
 
-// names reports whether the line names its module to what reads it at boot:
+// Names reports whether the line names its module to what reads it at boot:
 // systemd takes parameters for a part of the name.
 func Names(e host.ModulesLoadEntry, b *host.Boot) bool {
 	return e.Params == "" || b != nil && b.Init != host.InitSystemd
 }
 
-// standsIn reports whether a place that an init script looks for sysctls in,
+// StandsIn reports whether a place that an init script looks for sysctls in,
 // /etc/sysctl.conf or the folder /etc/sysctl.d, leads to the file.
 func StandsIn(s *host.SysctlFile, place string) bool {
 	return s.Path == place || strings.HasPrefix(s.Path, place+"/") || strings.HasPrefix(s.As, place+"/")
 }
 
-// isBlock reports whether a modprobe.d entry keeps nf_conntrack from loading.
+// IsBlock reports whether a modprobe.d entry keeps nf_conntrack from loading.
 func IsBlock(e host.ModprobeEntry) bool {
 	return e.Command == "install" && e.Module == "nf_conntrack" && IsNoop(e)
 }
 
-// isNoop reports whether an install command does nothing, and so does not
+// IsNoop reports whether an install command does nothing, and so does not
 // load. The shell runs it, so more than one command may stand there.
 func IsNoop(e host.ModprobeEntry) bool {
 	if len(e.Args) == 0 || slices.ContainsFunc(e.Args, func(a host.ModprobeArg) bool { return strings.ContainsAny(a.Text, ";|&<>()$`\n") }) {
@@ -132,11 +141,11 @@ func IsNoop(e host.ModprobeEntry) bool {
 	return false
 }
 
-// resetsForGood reports whether a restart of the service unloads the module,
+// ResetsForGood reports whether a restart of the service unloads the module,
 // and with it the sysctls, without a way to have them set again.
 func ResetsForGood(s *host.InitScript) bool { return s.Unloads && s.SysctlFrom == nil }
 
-// configService is the service that reads a configuration of init scripts.
+// ServiceOf is the service that reads a configuration of init scripts.
 func ServiceOf(path string) string {
 	if strings.HasSuffix(path, "/ip6tables-config") {
 		return "ip6tables"
@@ -153,7 +162,7 @@ const (
 	DefaultModulesLoadFile = "/etc/modules-load.d/netfilter.conf"
 )
 
-// ModprobeFileAt is the file of that path, as it stands or as a new one.
+// ModprobeFile is the file of that path, as it stands or as a new one.
 func ModprobeFile(l host.Live, target string) host.ModprobeFile {
 	for _, f := range l.ModprobeFiles {
 		if f.Path == target {

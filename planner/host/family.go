@@ -18,6 +18,7 @@ type PortRange struct {
 	To   uint16 `json:"to"`
 }
 
+// InRanges reports whether some range holds the port.
 func InRanges(ranges []PortRange, port uint16) bool {
 	for _, r := range ranges {
 		if r.From <= port && port <= r.To {

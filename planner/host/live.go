@@ -1,3 +1,7 @@
+// Package host is what a host is, as values: its rules, modules, sysctls and
+// files as the providers parsed them, what is connected, what it starts at boot.
+//
+// It knows nothing of plans. Every string in it may have been written by anyone.
 package host
 
 import "slices"
@@ -261,7 +265,7 @@ type Word struct {
 	Span Span   // with its quotes
 }
 
-// sections returns the parts of a ruleset that make up one table.
+// Sections returns the parts of a ruleset that make up one table.
 func (r *Ruleset) Sections(table string) []*Table {
 	var found []*Table
 	for i := range r.Tables {
@@ -272,15 +276,15 @@ func (r *Ruleset) Sections(table string) []*Table {
 	return found
 }
 
-// standing is the one of them that stands once all are loaded: iptables-restore
+// Standing is the one of them that stands once all are loaded: iptables-restore
 // flushes the table at each.
 func (r *Ruleset) Standing(table string) []*Table {
 	found := r.Sections(table)
 	return found[max(0, len(found)-1):]
 }
 
-// tableNames lists the tables to look at: filter and raw first, in the order
-// in which they open, then whatever else the ruleset has.
+// TableNames lists the tables to look at: filter and raw first, in the order in
+// which they open, then whatever else the ruleset has.
 func (r *Ruleset) TableNames() []string {
 	names := []string{"filter", "raw"}
 	for _, t := range r.Tables {

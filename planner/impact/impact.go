@@ -1,3 +1,5 @@
+// Package impact says what a plan does to connections that are open, to services
+// that listen, and to who is kept out: the difference between two verdicts.
 package impact
 
 import (
@@ -68,7 +70,7 @@ type Exposure struct {
 
 const maxExamples = 5
 
-// JudgeImpact judges every connection against every state of the rules on the
+// Of judges every connection against every state of the rules on the
 // way, and turns what is lost into blocks.
 func Of(d declared.Desired, l host.Live, judges judge.Judges) (*Impact, change.Findings) {
 	report := change.NewReport(d)
@@ -112,7 +114,7 @@ type fate struct {
 	leaves        bool // tracking, while its entry there stays
 }
 
-// decide judges one connection. ok is false for one that is cut off already.
+// Decide judges one connection. ok is false for one that is cut off already.
 func Decide(j *judge.Judge, c *judge.Connection) (f fate, ok bool) {
 	f = fate{operator: c.Operator, way: c.Way, proto: c.Packets[0].Protocol, port: c.Port}
 	today := j.At(j.Stages[0], c, false)

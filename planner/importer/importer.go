@@ -1,3 +1,4 @@
+// Package importer declares a host as it is.
 package importer
 
 import (

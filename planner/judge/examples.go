@@ -15,13 +15,13 @@ import (
 // RFC 3849).
 var placeholders = map[host.Family]netip.Addr{host.IPv4: netip.MustParseAddr("198.51.100.7"), host.IPv6: netip.MustParseAddr("2001:db8:fffe::7")}
 
-// example is a made-up connection: what opens it, and the answer.
+// Example is a made-up connection: what opens it, and the answer.
 type Example struct {
 	Connection
 	Asked int // which of the two packets is the one that was asked for
 }
 
-// examples are connections of which one packet is one that the rule of a raw
+// Examples are connections of which one packet is one that the rule of a raw
 // table matches, as far as its matches tell: to this host or from it, and
 // routed where this host routes.
 func (j *Judge) Examples(ref verdict.RuleRef) []*Example {
@@ -45,7 +45,7 @@ func (j *Judge) Examples(ref verdict.RuleRef) []*Example {
 	return out
 }
 
-// ends are addresses that routed connections may have: two strangers', and one
+// Ends are addresses that routed connections may have: two strangers', and one
 // behind each interface.
 func (j *Judge) Ends() []netip.Addr {
 	out := []netip.Addr{j.Stranger(), j.Another()}
@@ -60,7 +60,7 @@ func (j *Judge) Ends() []netip.Addr {
 	return out
 }
 
-// example makes the connection whose packet of q passes the host this way;
+// Example makes the connection whose packet of q passes the host this way;
 // nil where there can be none.
 func (j *Judge) Example(q xtables.Packets, w Way) *Example {
 	return j.between(q, w, j.Stranger(), j.Another())
@@ -131,6 +131,7 @@ func (j *Judge) between(q xtables.Packets, w Way, from, to netip.Addr) *Example 
 	return x
 }
 
+// Turned is the tuple of what answers.
 func Turned(t host.Tuple) host.Tuple {
 	return host.Tuple{Src: t.Dst, Dst: t.Src, SrcPort: t.DstPort, DstPort: t.SrcPort}
 }
@@ -156,7 +157,7 @@ func (x *Connection) begin() {
 	}
 }
 
-// packet is a made-up one, with the interfaces that its hook has.
+// Packet is a made-up one, with the interfaces that its hook has.
 func (j *Judge) Packet(hook verdict.Hook, proto uint8, t host.Tuple, in, out string) verdict.Packet {
 	p := verdict.Packet{Hook: hook, Protocol: proto, Tuple: t, PktType: verdict.PktHost, Known: verdict.KnownPktType}
 	if hook != verdict.HookOutput {
@@ -171,7 +172,7 @@ func (j *Judge) Packet(hook verdict.Hook, proto uint8, t host.Tuple, in, out str
 	return p
 }
 
-// remote is an address of the set that is not this host's.
+// Remote is an address of the set that is not this host's.
 func (j *Judge) Remote(s xtables.PrefixSet, otherwise netip.Addr) (netip.Addr, bool) {
 	if !s.Prefix.IsValid() || s.Not || s.Prefix.Bits() == 0 {
 		return otherwise, !s.Not || !s.Prefix.Contains(otherwise)
@@ -186,7 +187,7 @@ func (j *Judge) Remote(s xtables.PrefixSet, otherwise netip.Addr) (netip.Addr, b
 	return a, !j.Places.Local(a) && !a.IsMulticast()
 }
 
-// own is one of this host's addresses in the set, with its interface.
+// Own is one of this host's addresses in the set, with its interface.
 func (j *Judge) Own(s xtables.PrefixSet, i xtables.InterfaceSet) (netip.Addr, string, bool) {
 	if j.Connections.Addresses == nil {
 		a := placeholders[j.Family]
@@ -218,7 +219,7 @@ func (j *Judge) through(i xtables.InterfaceSet, a netip.Addr) string {
 	return j.Places.Toward(a)
 }
 
-// routes is whether there are signs that this host routes what is not its own:
+// Routes is whether there are signs that this host routes what is not its own:
 // connections that it routes now, blocks or rules about them.
 func (j *Judge) Routes() bool {
 	for _, list := range [][]declared.Traffic{j.Desired.Notrack, j.Desired.Accept} {

@@ -1,3 +1,7 @@
+// Package judge holds one family's rules as they stand, as they will, and
+// between, against connections: those that are open, those that somebody may
+// open, and made-up ones. It says what becomes of each, and judges nothing by
+// itself.
 package judge
 
 import (
@@ -15,7 +19,7 @@ import (
 	"github.com/ctplan/ctplan/planner/xtables"
 )
 
-// judge knows one family's rules as they stand, as they will, and between:
+// Judge knows one family's rules as they stand, as they will, and between:
 // those in the kernel, or those of a saved file, which a boot restores.
 type Judge struct {
 	Desired     declared.Desired
@@ -95,7 +99,7 @@ func (t *tableStates) stage(name string) stage {
 // is first asked for.
 type Judges map[host.Family]func() *Judge
 
-// KernelJudges are judges of the rules in the kernel and of what steps make of
+// Kernel are judges of the rules in the kernel and of what steps make of
 // them. split takes the words of a rule apart, as iptables-restore does; it is
 // needed for rules that stand nowhere today, nor are declared.
 func Kernel(d declared.Desired, l host.Live, steps []change.Step, split func(rule string) []string) Judges {
@@ -137,7 +141,7 @@ func (js Judges) All() []*Judge {
 	return slices.DeleteFunc(made, func(j *Judge) bool { return j == nil })
 }
 
-// newJudge compiles rulesets of one family, and what becomes of them in the
+// New compiles rulesets of one family, and what becomes of them in the
 // sections of work.
 func New(d declared.Desired, l host.Live, f host.Family, sets []*host.Ruleset, work []*change.RulesStep, split func(string) []string) *Judge {
 	conns := l.Connections
@@ -199,7 +203,7 @@ func New(d declared.Desired, l host.Live, f host.Family, sets []*host.Ruleset, w
 	return j
 }
 
-// end is the rules as they will stand.
+// End is the rules as they will stand.
 func (j *Judge) End() stage { return j.Stages[len(j.Stages)-1] }
 
 // rawRules notes what the rules of a raw table do to tracking.
@@ -220,7 +224,7 @@ func (j *Judge) rawRules(b host.Backend, m *xtables.TableModel, words map[string
 	}
 }
 
-// at is the verdict of one connection at one stage: that of the packet that
+// At is the verdict of one connection at one stage: that of the packet that
 // fares worst.
 func (j *Judge) At(s stage, c *Connection, last bool) verdict.Decision {
 	worst := verdict.Decision{Verdict: verdict.Accepted}
@@ -270,7 +274,7 @@ func (j *Judge) halfTracked(s stage, c *Connection) verdict.Decision {
 	return worst
 }
 
-// opens is the verdict of a connection that somebody opens, of its first
+// Opens is the verdict of a connection that somebody opens, of its first
 // packet and the answer: what tracking makes of the answer depends on whether
 // it has seen the first, and what it makes of the next on both.
 func (j *Judge) Opens(s stage, c *Connection) verdict.Decision {
@@ -291,7 +295,7 @@ func (j *Judge) Opens(s stage, c *Connection) verdict.Decision {
 	return worse(false, worst, here)
 }
 
-// stateAlone is the state of an answer to what tracking has not seen: TCP and
+// StateAlone is the state of an answer to what tracking has not seen: TCP and
 // ICMP show that they answer something, to others it is a beginning.
 func StateAlone(proto uint8) verdict.State {
 	switch proto {
@@ -301,10 +305,10 @@ func StateAlone(proto uint8) verdict.State {
 	return verdict.StateNew
 }
 
-// translationEnds stands for the rule where address translation needs tracking.
+// TranslationEnds stands for the rule where address translation needs tracking.
 var TranslationEnds = &verdict.RuleRef{Policy: "addresses are no longer translated: what is not tracked is not"}
 
-// name is the rule, with its backend where both have rules.
+// Name is the rule, with its backend where both have rules.
 func (j *Judge) Name(r *verdict.RuleRef) string {
 	if r != nil && r.Chain != "" && j.mixed {
 		return fmt.Sprintf("%s (iptables-%s)", r, r.Backend)

@@ -11,7 +11,7 @@ import (
 	"github.com/ctplan/ctplan/planner/verdict"
 )
 
-// way is how a connection passes the host.
+// Way is how a connection passes the host.
 type Way uint8
 
 const (
@@ -21,14 +21,14 @@ const (
 	Loop
 )
 
-// highPorts stands for a port that was chosen by chance: services there are
+// HighPorts stands for a port that was chosen by chance: services there are
 // not told apart.
 const (
 	HighPorts = 0
 	firstHigh = 32768
 )
 
-// connection is a flow or a socket as the packets to judge it by.
+// Connection is a flow or a socket as the packets to judge it by.
 type Connection struct {
 	Proto      uint8
 	Orig       host.Tuple // as the filter table sees it, from who opened it
@@ -124,6 +124,8 @@ func echo(proto uint8, reply bool) uint8 {
 	return 0
 }
 
+// ServicePort is the port by which a service is named: HighPorts for one that was
+// chosen by chance, or where the protocol has none.
 func ServicePort(proto uint8, port uint16) uint16 {
 	if !protocol.CarriesPorts(proto) || port >= firstHigh {
 		return HighPorts
@@ -257,7 +259,7 @@ func newPlaceMap(c *host.Connections, f host.Family) *placeMap {
 
 func (m *placeMap) Local(a netip.Addr) bool { return a.IsLoopback() || m.own[a] }
 
-// way is how packets between the addresses pass the host. What others send to
+// Way is how packets between the addresses pass the host. What others send to
 // a group or to everybody comes in.
 func (m *placeMap) Way(src, dst netip.Addr) Way {
 	switch from, to := m.Local(src), m.Local(dst); {
@@ -274,7 +276,7 @@ func (m *placeMap) Way(src, dst netip.Addr) Way {
 // limitedBroadcast means everybody on the link (RFC 919, section 7).
 var limitedBroadcast = netip.AddrFrom4([4]byte{255, 255, 255, 255})
 
-// toward is the interface through which the address is reached, as the main
+// Toward is the interface through which the address is reached, as the main
 // routing table says; what comes from there is taken to come through it too.
 func (m *placeMap) Toward(a netip.Addr) string {
 	if m.policy {

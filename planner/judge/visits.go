@@ -13,7 +13,7 @@ import (
 	"github.com/ctplan/ctplan/planner/xtables"
 )
 
-// visited is the first packet that somebody sends to a listening socket. Today
+// Visited is the first packet that somebody sends to a listening socket. Today
 // is whether any is let in, where it depends on how many there are, or on what
 // cannot be known of one.
 type Visited struct {
@@ -21,7 +21,7 @@ type Visited struct {
 	Today, End verdict.Decision
 }
 
-// knock tries every listening socket, at each address that it listens on, from
+// Knock tries every listening socket, at each address that it listens on, from
 // each of the sources. It reports whether those are all that rules name.
 func (j *Judge) Knock(each func(s *host.Socket, visits []Visited)) (all bool) {
 	conns := j.Connections
@@ -55,7 +55,7 @@ func (j *Judge) Knock(each func(s *host.Socket, visits []Visited)) (all bool) {
 	return all
 }
 
-// visit is the first packet of a connection to this host, with the answer.
+// Visit is the first packet of a connection to this host, with the answer.
 func (j *Judge) Visit(proto uint8, t host.Tuple, iface string) (c Connection, ok bool) {
 	if j.Places.Local(t.Src) {
 		return c, false
@@ -70,7 +70,7 @@ func (j *Judge) Visit(proto uint8, t host.Tuple, iface string) (c Connection, ok
 	return c, true
 }
 
-// routed is the same through this host, from one of its interfaces to another.
+// Routed is the same through this host, from one of its interfaces to another.
 func (j *Judge) Routed(proto uint8, t host.Tuple) (c Connection, ok bool) {
 	c = j.opening(proto, t)
 	p := &c.Packets[0]
@@ -85,7 +85,7 @@ func (j *Judge) opening(proto uint8, t host.Tuple) Connection {
 	return c
 }
 
-// listenAddresses are those of the host's addresses that a socket listens on:
+// ListenAddresses are those of the host's addresses that a socket listens on:
 // its doors, for a socket that takes all.
 func (j *Judge) ListenAddresses(s *host.Socket) []host.Address {
 	a := s.Local.Addr()
@@ -106,7 +106,7 @@ func (j *Judge) ListenAddresses(s *host.Socket) []host.Address {
 	return j.Doors()
 }
 
-// doors are the host's addresses that can be reached from outside, one for
+// Doors are the host's addresses that can be reached from outside, one for
 // each that rules may treat in another way: by its interface, or by the
 // networks of destinations that they name.
 func (j *Judge) Doors() []host.Address {
@@ -199,10 +199,10 @@ func (j *Judge) sources() (out []netip.Addr, all bool) {
 	return out, all
 }
 
-// maxSources bounds the source addresses that a service is tried with.
+// MaxSources bounds the source addresses that a service is tried with.
 const MaxSources = 256
 
-// each calls visit with every connection of the family: what is tracked, from
+// Each calls visit with every connection of the family: what is tracked, from
 // that many goroutines at once and with their numbers, then, numbered last,
 // what only a socket knows of. A connection is gone when visit returns.
 func (j *Judge) Each(workers int, visit func(worker int, c *Connection)) {
@@ -252,7 +252,7 @@ func (j *Judge) Each(workers int, visit func(worker int, c *Connection)) {
 	}
 }
 
-// service names what a connection is for.
+// ServiceName names what a connection is for.
 func ServiceName(proto uint8, port uint16, w Way) string {
 	name := fmt.Sprint(proto)
 	switch proto {
@@ -312,15 +312,15 @@ func (j *Judge) strangers() []netip.Addr {
 	return j.nobody
 }
 
-// stranger is an address of nobody in particular: one that rules name no network
+// Stranger is an address of nobody in particular: one that rules name no network
 // of, so that a rule about some is not taken for one about all. Where they name
 // the whole world in parts, it is one that nobody has (RFC 5737, RFC 3849).
 func (j *Judge) Stranger() netip.Addr { return j.strangers()[0] }
 
-// another is a second stranger.
+// Another is a second stranger.
 func (j *Judge) Another() netip.Addr { return j.strangers()[1] }
 
-// towards is the interface that leads to a network; for any, to strangers.
+// Towards is the interface that leads to a network; for any, to strangers.
 func (j *Judge) Towards(p netip.Prefix) string {
 	if p.Bits() == 0 {
 		return j.Places.Toward(j.Stranger())

@@ -136,7 +136,7 @@ func (p *stage) blockHolder(address, where string, h holder) {
 // rules first, since nothing that they name can go before them.
 func tableHolders(t host.NFTTable, enter string) []holder {
 	items := slices.Clone(t.Items)
-	slices.SortStableFunc(items, func(a, b host.NFTItem) int { return nftables.Rank(a) - nftables.Rank(b) })
+	slices.SortStableFunc(items, func(a, b host.NFTItem) int { return rank(a) - rank(b) })
 	var out []holder
 	for _, i := range items {
 		modules := nftables.Modules(i)
@@ -212,4 +212,16 @@ func anyBackend(module string) string {
 		return "nft_chain_nat"
 	}
 	return module
+}
+
+// rank orders what is to be deleted: rules first, since nothing that they name
+// can go before them.
+func rank(i host.NFTItem) int {
+	switch i.Kind {
+	case "rule":
+		return 0
+	case "chain":
+		return 2
+	}
+	return 1
 }

@@ -1,3 +1,5 @@
+// Package modules plans what is loaded: nf_conntrack and what stands on it, who
+// holds them, and what would load them again.
 package modules
 
 import (
@@ -12,7 +14,7 @@ import (
 	"github.com/ctplan/ctplan/planner/words"
 )
 
-// IsConntrackModule reports whether a module is part of connection tracking
+// IsConntrack reports whether a module is part of connection tracking
 // or of no use without it: what ctplan may unload, and keeps from loading.
 func IsConntrack(name string) bool {
 	for _, prefix := range []string{"nf_conntrack", "nf_nat", "ip_conntrack", "ip_nat", "nf_flow_table", "nft_flow", "nf_synproxy"} {
@@ -32,7 +34,7 @@ var conntrackModules = words.Set(
 
 const blockReason = "keeps rules and tools from loading nf_conntrack again, which a blacklist line would not"
 
-// stageModules is one planning of what is loaded.
+// stage is one planning of what is loaded.
 type stage struct {
 	change.Report
 	d    declared.Desired
@@ -62,7 +64,7 @@ func BlockLoad(d declared.Desired, l host.Live) (change.Edits, change.Findings) 
 	return p.edit, p.Findings
 }
 
-// UnloadModules unloads nf_conntrack and everything above it, users first.
+// Unload unloads nf_conntrack and everything above it, users first.
 func Unload(d declared.Desired, l host.Live) ([]change.Change, change.Findings) {
 	p := newStage(d, l)
 	changes := p.unloadModules()
@@ -114,7 +116,7 @@ func (p *stage) liftBlock() {
 // that a blacklist line names: systemd does.
 func (p *stage) heedsBlacklist() bool { return p.l.Boot == nil || p.l.Boot.Init != host.InitSysv }
 
-// LoadModule loads nf_conntrack for a table to exist that can be sized.
+// Load loads nf_conntrack for a table to exist that can be sized.
 func Load(d declared.Desired, l host.Live) []change.Change {
 	if l.Conntrack.Loaded {
 		return nil

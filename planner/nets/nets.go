@@ -1,3 +1,4 @@
+// Package nets is the arithmetic of addresses and networks of both families.
 package nets
 
 import (
@@ -8,10 +9,11 @@ import (
 	"github.com/ctplan/ctplan/planner/host"
 )
 
-// addr128 is an address as two words, IPv4 in the low one: it compares and
+// Bits is an address as two words, IPv4 in the low one: it compares and
 // masks without a loop.
 type Bits struct{ Hi, Lo uint64 }
 
+// Of is an address as bits.
 func Of(a netip.Addr) Bits {
 	if a.Is4() {
 		b := a.As4()
@@ -26,6 +28,8 @@ func Of(a netip.Addr) Bits {
 	return w
 }
 
+// Mask is the mask of a network of so many bits, in an address of width bits: 32
+// or 128.
 func Mask(bits, width int) Bits {
 	if width == 32 {
 		return Bits{0, ^uint64(0) << (32 - bits) & 0xffffffff}
@@ -36,11 +40,13 @@ func Mask(bits, width int) Bits {
 	return Bits{^uint64(0) << (64 - bits), 0}
 }
 
+// And is what is left of the address behind a mask.
 func (a Bits) And(m Bits) Bits { return Bits{a.Hi & m.Hi, a.Lo & m.Lo} }
 
+// Less orders addresses of one family.
 func (a Bits) Less(b Bits) bool { return a.Hi < b.Hi || a.Hi == b.Hi && a.Lo < b.Lo }
 
-// addressRange reads "from-to", or one address.
+// ParseRange reads "from-to", or one address.
 func ParseRange(arg string) (from, to netip.Addr, ok bool) {
 	a, z, isRange := strings.Cut(arg, "-")
 	if !isRange {
@@ -51,7 +57,7 @@ func ParseRange(arg string) (from, to netip.Addr, ok bool) {
 	return from, to, err1 == nil && err2 == nil && from.Is4() == to.Is4()
 }
 
-// rangePrefixes are the networks that make up a range of addresses of one
+// Cover are the networks that make up a range of addresses of one
 // family, the lowest first; none for a range that is empty.
 func Cover(from, to netip.Addr) []netip.Prefix {
 	var out []netip.Prefix
@@ -75,7 +81,7 @@ func Cover(from, to netip.Addr) []netip.Prefix {
 	return out
 }
 
-// lastOf is the highest address of a network.
+// Last is the highest address of a network.
 func Last(p netip.Prefix) netip.Addr {
 	b := slices.Clone(p.Addr().AsSlice())
 	for i := p.Bits(); i < len(b)*8; i++ {
@@ -85,7 +91,7 @@ func Last(p netip.Prefix) netip.Addr {
 	return a
 }
 
-// broadcastOf is the broadcast address of a network (RFC 919, section 7).
+// Broadcast is the broadcast address of a network (RFC 919, section 7).
 func Broadcast(p netip.Prefix) (a netip.Addr, ok bool) {
 	if !p.Addr().Is4() || p.Bits() >= 31 {
 		return a, false
@@ -93,6 +99,7 @@ func Broadcast(p netip.Prefix) (a netip.Addr, ok bool) {
 	return Last(p), true
 }
 
+// Any is the unspecified address of a family.
 func Any(f host.Family) netip.Addr {
 	if f == host.IPv6 {
 		return netip.IPv6Unspecified()
@@ -100,6 +107,8 @@ func Any(f host.Family) netip.Addr {
 	return netip.IPv4Unspecified()
 }
 
+// All is the network of all addresses of a family.
 func All(f host.Family) netip.Prefix { return netip.PrefixFrom(Any(f), 0) }
 
+// Single is the network of one address.
 func Single(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }

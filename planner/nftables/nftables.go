@@ -1,3 +1,5 @@
+// Package nftables is the language of nft's rules, as far as plans speak it: the
+// names of things, the commands that delete them, and the modules that they hold.
 package nftables
 
 import (
@@ -26,11 +28,11 @@ var moduleOf = map[string]string{
 	"target REDIRECT": "xt_REDIRECT", "target NETMAP": "xt_NETMAP",
 }
 
-// NFTModule is the module that a part of nftables (see NFTItem.Uses) keeps
+// Module is the module that a part of nftables (see NFTItem.Uses) keeps
 // loaded, and connection tracking with it; "" when it needs none.
 func Module(use string) string { return moduleOf[use] }
 
-// modules are those that the thing keeps loaded, and connection tracking with
+// Modules are those that the thing keeps loaded, and connection tracking with
 // them.
 func Modules(i host.NFTItem) []string {
 	var out []string
@@ -51,7 +53,7 @@ func Modules(i host.NFTItem) []string {
 	return out
 }
 
-// describe names the thing as nft does, and what it says.
+// Describe names the thing as nft does, and what it says.
 func Describe(t host.NFTTable, i host.NFTItem) string {
 	switch i.Kind {
 	case "rule":
@@ -62,9 +64,9 @@ func Describe(t host.NFTTable, i host.NFTItem) string {
 	return fmt.Sprintf("%s %s %s %s", i.Kind, t.Family, nftName(t.Name), nftName(i.Name))
 }
 
-// deletion are the commands that take the thing away. Names that nft's
-// language has no way to write give none, so that nothing of a name is ever
-// more than a name.
+// Deletion are the commands that take the thing away. Names that nft's language
+// has no way to write give none, so that nothing of a name is ever more than a
+// name. enter is what the commands begin with.
 func Deletion(t host.NFTTable, i host.NFTItem, enter string) []string {
 	for _, name := range []string{t.Name, i.Chain + i.Name} {
 		if !isNFTName(name) {
@@ -83,7 +85,7 @@ func Deletion(t host.NFTTable, i host.NFTItem, enter string) []string {
 	return []string{fmt.Sprintf("%snft delete %s %s %s %s", enter, i.Kind, t.Family, t.Name, i.Name)}
 }
 
-// isXtables reports whether the table is the nat table of iptables-nft.
+// IsXtables reports whether the table is the nat table of iptables-nft.
 func IsXtables(t host.NFTTable) bool {
 	return t.Name == "nat" && (t.Family == "ip" || t.Family == "ip6")
 }
@@ -104,7 +106,7 @@ func isNFTName(s string) bool {
 	return s != "" && strings.IndexByte(letters, s[0]) >= 0 && strings.Trim(s, letters+"0123456789-./") == ""
 }
 
-// madeNFT names who makes such a table or rule.
+// MadeBy names who makes such a table or rule.
 func MadeBy(t host.NFTTable, i host.NFTItem) string {
 	if who := xtables.MakerOf(i.Chain, i.Name); who != "" {
 		return who
@@ -122,17 +124,7 @@ func MadeBy(t host.NFTTable, i host.NFTItem) string {
 	return ""
 }
 
-func Rank(i host.NFTItem) int {
-	switch i.Kind {
-	case "rule":
-		return 0
-	case "chain":
-		return 2
-	}
-	return 1
-}
-
-// label names a namespace in addresses.
+// NamespaceLabel names a namespace in addresses.
 func NamespaceLabel(n host.Namespace) string {
 	if name, ok := strings.CutPrefix(n.Path, "/run/netns/"); ok {
 		return name
@@ -140,8 +132,8 @@ func NamespaceLabel(n host.Namespace) string {
 	return fmt.Sprint(n.Inode)
 }
 
-// describe names a namespace, and gives the beginning of the commands that run
-// in it.
+// DescribeNamespace names a namespace, and gives the beginning of the commands
+// that run in it.
 func DescribeNamespace(n host.Namespace) (name, enter string) {
 	name = fmt.Sprintf("network namespace %s", NamespaceLabel(n))
 	if n.PID != 0 {
@@ -156,7 +148,7 @@ func DescribeNamespace(n host.Namespace) (name, enter string) {
 	return name, fmt.Sprintf("nsenter --net=/proc/%d/ns/net ", n.PID)
 }
 
-// ruleModules are those whose only users besides modules are rules.
+// RuleModules are those whose only users besides modules are rules.
 var RuleModules = func() map[string]bool {
 	list := map[string]bool{}
 	for _, m := range moduleOf {

@@ -1,3 +1,4 @@
+// Package protocol is the numbers and names of IP's protocols.
 package protocol
 
 import (
@@ -19,7 +20,7 @@ var protocolNames = map[string]int{
 	"mpls-in-ip": 137, "manet": 138, "hip": 139, "shim6": 140, "wesp": 141, "rohc": 142, "ethernet": 143,
 }
 
-// canonicalProtocol is one spelling for each protocol: its number, or "all".
+// Canonical is one spelling for each protocol: its number, or "all".
 // A name that nobody knows is left as it is.
 func Canonical(p string) string {
 	p = strings.ToLower(p)
@@ -44,13 +45,14 @@ const (
 	UDPLite = 136
 )
 
-// ProtocolNumber is the IANA number of a protocol by name or number, as
+// Number is the IANA number of a protocol by name or number, as
 // Traffic and rules spell it.
 func Number(name string) (uint8, bool) {
 	n, err := strconv.ParseUint(Canonical(name), 10, 8)
 	return uint8(n), err == nil
 }
 
+// CarriesPorts reports whether packets of a protocol have ports.
 func CarriesPorts(proto uint8) bool {
 	switch proto {
 	case TCP, UDP, UDPLite, SCTP, DCCP:
@@ -59,7 +61,7 @@ func CarriesPorts(proto uint8) bool {
 	return false
 }
 
-// protocolText is how the language names a protocol.
+// Name is how the language names a protocol.
 func Name(n uint8) string {
 	for _, name := range []string{"icmp", "igmp", "ipencap", "tcp", "udp", "dccp", "ipv6", "gre", "esp", "ah", "ipv6-icmp", "ospf", "ipip", "pim", "vrrp", "l2tp", "sctp", "udplite"} {
 		if protocolNames[name] == int(n) {
@@ -69,6 +71,7 @@ func Name(n uint8) string {
 	return fmt.Sprint(n)
 }
 
+// Port is a port of a protocol.
 type Port struct {
 	Protocol uint8
 	Port     uint16

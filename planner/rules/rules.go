@@ -1,3 +1,5 @@
+// Package rules plans the rules of a host: ctplan's chains and the jumps to them,
+// in the kernel and in saved files, and the rules of others that cannot stay.
 package rules
 
 import (
@@ -11,7 +13,7 @@ import (
 	"github.com/ctplan/ctplan/planner/xtables"
 )
 
-// RulesWork is what is to be done to the rules of a host.
+// Work is what is to be done to the rules of a host.
 type Work struct {
 	Kernel []change.Change // of live rulesets, in their order
 	Files  change.Edits    // of saved rules files
@@ -19,7 +21,7 @@ type Work struct {
 	Saved map[*host.Ruleset]*change.RulesStep
 }
 
-// stageRules is one planning of the rules.
+// stage is one planning of the rules.
 type stage struct {
 	change.Report
 	d       declared.Desired
@@ -28,7 +30,7 @@ type stage struct {
 	out     Work
 }
 
-// PlanRules plans every live ruleset and every saved rules file: ctplan's chains
+// Plan plans every live ruleset and every saved rules file: ctplan's chains
 // where they belong, and the rules of others that cannot stay.
 func Plan(d declared.Desired, l host.Live) (Work, change.Findings) {
 	p := &stage{Report: change.NewReport(d), d: d, l: l, out: Work{Saved: map[*host.Ruleset]*change.RulesStep{}}}

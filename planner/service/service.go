@@ -1,3 +1,5 @@
+// Package service plans what becomes of the packet filter's service: the restart
+// that brings new sizes, its init scripts and their configuration.
 package service
 
 import (
@@ -13,7 +15,7 @@ import (
 	"github.com/ctplan/ctplan/planner/xtables"
 )
 
-// stageService is one planning of the packet filter's service.
+// stage is one planning of the packet filter's service.
 type stage struct {
 	change.Report
 	d     declared.Desired

@@ -15,7 +15,7 @@ import (
 	"github.com/ctplan/ctplan/planner/xtables"
 )
 
-// helper is a conntrack helper: it reads one connection, and lets in others
+// Helper is a conntrack helper: it reads one connection, and lets in others
 // that are agreed on there (net/netfilter/nf_conntrack_*.c).
 type Helper struct {
 	name    string // of the module behind nf_conntrack_, and of CT --helper
@@ -25,7 +25,7 @@ type Helper struct {
 	data    []DataKind
 }
 
-// dataKind is a connection that a helper lets in. A port of 0 is one above 1023.
+// DataKind is a connection that a helper lets in. A port of 0 is one above 1023.
 type DataKind struct {
 	name       string
 	Proto      uint8
@@ -33,6 +33,7 @@ type DataKind struct {
 	Server     uint16 // its port of the server
 }
 
+// Helpers are those that the kernel has.
 var Helpers = []Helper{
 	{"ftp", nil, []uint8{protocol.TCP}, 21, []DataKind{{"ftp-passive", protocol.TCP, false, 0}, {"ftp-active", protocol.TCP, true, 20}}},
 	{"tftp", nil, []uint8{protocol.UDP}, 69, []DataKind{{"tftp-data", protocol.UDP, true, 0}}},
@@ -142,7 +143,7 @@ func (d DataKind) accept(w judge.Way) string {
 	return fmt.Sprintf("accept %q with %s%s", d.name, strings.Join(attrs, ", "), note)
 }
 
-// usesHelper looks for a helper's traces: a rule that assigns it, its module
+// UsesHelper looks for a helper's traces: a rule that assigns it, its module
 // where tracking assigns it by itself, and connections to its port.
 func UsesHelper(j *judge.Judge, h Helper) (use, bool) {
 	var u use
@@ -253,7 +254,7 @@ func automaticHelpers(l host.Live) bool {
 	return n == 2 && (major < 4 || major == 4 && minor < 7)
 }
 
-// dataLost are the data connections that pass today and will not, and the rule
+// DataLost are the data connections that pass today and will not, and the rule
 // that drops the first of them.
 func DataLost(j *judge.Judge, h Helper, w judge.Way) (missing []DataKind, by *verdict.RuleRef) {
 	control := j.Example(xtables.Packets{Proto: strconv.Itoa(int(h.Protos[0])), DstPorts: ports(h.Port)}, w)

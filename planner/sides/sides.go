@@ -1,3 +1,6 @@
+// Package sides checks what rules do to one side of the traffic and not to the
+// other: to one way of a connection, to a connection and not to what tracking
+// related to it, to one family of addresses.
 package sides
 
 import (
@@ -16,7 +19,7 @@ import (
 	"github.com/ctplan/ctplan/planner/xtables"
 )
 
-// SidesInput is what the checks of both sides are made from.
+// Input is what the checks of both sides are made from.
 type Input struct {
 	Desired declared.Desired
 	Live    host.Live
@@ -26,14 +29,14 @@ type Input struct {
 	Impact  *impact.Impact                      // what it names, the checks need not block; nil where there is none
 }
 
-// stageSides is one run of the checks of both sides.
+// stage is one run of the checks of both sides.
 type stage struct {
 	change.Report
 	in    Input
 	named map[string]bool // findings that stand already
 }
 
-// CheckSides names what the rules, as they will stand, do to one side of the
+// Check names what the rules, as they will stand, do to one side of the
 // traffic and not to the other: to one direction of a connection, to a
 // connection and not to what tracking related to it, to one family of
 // addresses. Made-up packets are held against the rules, so that what some

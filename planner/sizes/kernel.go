@@ -18,7 +18,7 @@ func RoundBuckets(n, pageSize, pointerSize int64) int64 {
 	return (n + per - 1) / per * per
 }
 
-// entryBytes is what one tracked connection costs, with events and accounting
+// EntryBytes is what one tracked connection costs, with events and accounting
 // on: measured on 6.18 x86-64 from slabinfo.
 const EntryBytes = 384
 
@@ -92,7 +92,7 @@ func SomeDefault(buckets, max, memory, pageSize, pointerSize int64) bool {
 	})
 }
 
-// optionFactor is the max for each bucket, in every era, where the module is
+// OptionFactor is the max for each bucket, in every era, where the module is
 // loaded with the option hashsize.
 const OptionFactor = 8
 

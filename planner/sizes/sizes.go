@@ -1,3 +1,6 @@
+// Package sizes plans how large the table is and how long it remembers, now and
+// at every boot, and knows what kernels of each era make of the numbers that they
+// are given.
 package sizes
 
 import (
@@ -14,7 +17,7 @@ import (
 	"github.com/ctplan/ctplan/planner/words"
 )
 
-// stageSizes is one planning of sizes and timeouts.
+// stage is one planning of sizes and timeouts.
 type stage struct {
 	change.Report
 	d     declared.Desired
@@ -27,8 +30,8 @@ func newStage(d declared.Desired, l host.Live) *stage {
 	return &stage{Report: change.NewReport(d), d: d, l: l}
 }
 
-// SizeTable plans the live sizes and timeouts. loading is whether the module is
-// only about to be loaded, with the options that PersistSizes writes: then the
+// Set plans the live sizes and timeouts. loading is whether the module is
+// only about to be loaded, with the options that Persist writes: then the
 // hash size is right from the start and the keys do not exist yet.
 func Set(d declared.Desired, l host.Live, loading bool) ([]change.Change, change.Findings) {
 	p := newStage(d, l)
@@ -42,7 +45,7 @@ func SetAgain(d declared.Desired, l host.Live, size []change.Change) []change.Ch
 	return newStage(d, l).setAgain(size)
 }
 
-// PersistSizes plans the files from which boot sets the sizes. Those of first
+// Persist plans the files from which boot sets the sizes. Those of first
 // must be there before the module is loaded.
 func Persist(d declared.Desired, l host.Live) (first, files change.Edits, found change.Findings) {
 	p := newStage(d, l)
@@ -50,7 +53,7 @@ func Persist(d declared.Desired, l host.Live) (first, files change.Edits, found 
 	return p.first, p.files, p.Findings
 }
 
-// ForgetSizes takes the keys of connection tracking out of the files that boot
+// Forget takes the keys of connection tracking out of the files that boot
 // reads.
 func Forget(d declared.Desired, l host.Live) (change.Edits, change.Findings) {
 	p := newStage(d, l)

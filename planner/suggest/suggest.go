@@ -1,3 +1,5 @@
+// Package suggest proposes what to declare for a host whose table is full, and
+// holds the proposal against the plan for it.
 package suggest
 
 import (
@@ -16,7 +18,7 @@ import (
 	"github.com/ctplan/ctplan/planner/xtables"
 )
 
-// SuggestOptions say what to suggest.
+// Options say what to suggest.
 type Options struct {
 	Mode   declared.Mode     // Unmanaged: whichever fits the host
 	Render declared.Renderer // never nil

@@ -155,7 +155,7 @@ func breakCircles(chains map[string]*compiledChain) {
 	}
 }
 
-// CompiledRule is a rule made to be compared with many packets. A Language
+// Rule is a rule made to be compared with many packets. A Language
 // fills it in.
 type Rule struct {
 	proto              uint8

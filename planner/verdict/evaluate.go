@@ -1,3 +1,8 @@
+// Package verdict says what becomes of a packet in the hooks, tables, chains and
+// states of netfilter.
+//
+// It knows no connection, no plan, and no language of rules: those fill it in
+// through Language and Base, as package xt does for iptables.
 package verdict
 
 import (
@@ -123,7 +128,7 @@ type TableID struct {
 	Table   string
 }
 
-// CompiledTable is a table made to be walked.
+// Table is a table made to be walked.
 type Table struct {
 	id     TableID
 	bases  []*compiledChain // in the order of the source

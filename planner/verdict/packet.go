@@ -113,6 +113,7 @@ const (
 	Dropped
 )
 
+// String is the verdict in a word.
 func (v Verdict) String() string { return [...]string{"unknown", "accepted", "dropped"}[v] }
 
 // Decision is a verdict with the rule that gave it; where it is Unknown, with

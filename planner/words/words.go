@@ -1,3 +1,4 @@
+// Package words is how sentences of plans write numbers, lists and commands.
 package words
 
 import (
@@ -7,6 +8,7 @@ import (
 	"github.com/ctplan/ctplan/planner/host"
 )
 
+// Plural is a number with the noun that fits it.
 func Plural(n int, one, many string) string {
 	if n == 1 {
 		return "1 " + one
@@ -14,6 +16,7 @@ func Plural(n int, one, many string) string {
 	return fmt.Sprintf("%d %s", n, many)
 }
 
+// Joined is a list of names with the verb that fits it.
 func Joined(names []string, one, many string) string {
 	if len(names) == 1 {
 		return names[0] + " " + one
@@ -21,6 +24,7 @@ func Joined(names []string, one, many string) string {
 	return strings.Join(names[:len(names)-1], ", ") + " and " + names[len(names)-1] + " " + many
 }
 
+// MiB is a number of bytes as people read memory.
 func MiB(b int64) string {
 	if b < 10<<20 {
 		return fmt.Sprintf("%d KiB", b>>10)
@@ -28,6 +32,7 @@ func MiB(b int64) string {
 	return fmt.Sprintf("%d MiB", b>>20)
 }
 
+// Or is s, or def where s is empty.
 func Or(s, def string) string {
 	if s == "" {
 		return def
@@ -35,6 +40,7 @@ func Or(s, def string) string {
 	return s
 }
 
+// Ports is a range as people write it: "22", "8000-8010".
 func Ports(r host.PortRange) string {
 	if r.From == r.To {
 		return fmt.Sprint(r.From)
@@ -42,7 +48,7 @@ func Ports(r host.PortRange) string {
 	return fmt.Sprintf("%d-%d", r.From, r.To)
 }
 
-// shellWords writes words so that a POSIX shell reads them back.
+// ShellWords writes words so that a POSIX shell reads them back.
 func ShellWords(words ...string) string {
 	out := make([]string, len(words))
 	for i, w := range words {
@@ -54,7 +60,7 @@ func ShellWords(words ...string) string {
 	return strings.Join(out, " ")
 }
 
-// join lists examples, at most three.
+// Examples lists examples, at most three.
 func Examples(list []string) string {
 	if len(list) > 3 {
 		return strings.Join(list[:3], ", ") + ", …"
@@ -62,6 +68,7 @@ func Examples(list []string) string {
 	return strings.Join(list, ", ")
 }
 
+// Set is a set of words.
 func Set(words ...string) map[string]bool {
 	m := make(map[string]bool, len(words))
 	for _, w := range words {

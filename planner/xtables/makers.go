@@ -13,7 +13,7 @@ var makers = []struct{ prefix, who string }{
 	{"FLANNEL-", "flannel"}, {"CILIUM_", "cilium"}, {"ufw-", "ufw"}, {"ufw6-", "ufw"}, {"f2b-", "fail2ban"},
 }
 
-// madeBy names who writes rules of this shape, so that the operator knows
+// MadeBy names who writes rules of this shape, so that the operator knows
 // that they come back.
 func MadeBy(rule *host.Rule) string {
 	if who := MakerOf(append([]string{rule.Chain}, rule.Words...)...); who != "" {
@@ -22,7 +22,7 @@ func MadeBy(rule *host.Rule) string {
 	return ""
 }
 
-// makerOf is the program that gives such names to chains; "" where none is
+// MakerOf is the program that gives such names to chains; "" where none is
 // known by them.
 func MakerOf(names ...string) string {
 	for _, m := range makers {

@@ -9,7 +9,7 @@ import (
 	"github.com/ctplan/ctplan/planner/nets"
 )
 
-// networksOf are the networks that a rule names as its source, or as its
+// NetworksOf are the networks that a rule names as its source, or as its
 // destination, whether to match them or all others: by address, as a range
 // (xt_iprange), or as members of a set (xt_set), as far as sets are known.
 func NetworksOf(words []string, dst bool, sets map[string]*host.IPSet) iter.Seq[netip.Prefix] {

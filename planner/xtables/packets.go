@@ -10,7 +10,7 @@ import (
 	"github.com/ctplan/ctplan/planner/protocol"
 )
 
-// packets is the set of packets that a rule's matches let through, as far as
+// Packets is the set of packets that a rule's matches let through, as far as
 // it can be told from addresses, ports, interfaces and protocol. Every other
 // match is kept as text in rest and only ever compared for equality.
 type Packets struct {
@@ -22,22 +22,25 @@ type Packets struct {
 	rest               []string // canonical, sorted
 }
 
+// PrefixSet is what a rule says of an address.
 type PrefixSet struct {
 	Not    bool
 	Prefix netip.Prefix // invalid: any
 }
 
+// InterfaceSet is what a rule says of an interface.
 type InterfaceSet struct {
 	Not  bool
 	Name string // "" any
 }
 
+// PortSet is what a rule says of a port.
 type PortSet struct {
 	Not    bool
 	Ranges []host.PortRange // nil: any
 }
 
-// packetsOf reads the matches of a rule.
+// PacketsOf reads the matches of a rule.
 func PacketsOf(s Spec) Packets {
 	var p Packets
 	for _, o := range s.Matches {
@@ -77,6 +80,8 @@ func PacketsOf(s Spec) Packets {
 	return p
 }
 
+// Take takes in a match of the rule. It reports false for one that the set cannot
+// hold.
 func (s *PrefixSet) Take(not bool, arg string) bool {
 	if s.Prefix.IsValid() {
 		return false // a second one cannot be told apart: leave it to rest
@@ -125,6 +130,7 @@ func maskBits(mask netip.Addr) int {
 	return n
 }
 
+// Take is as that of PrefixSet.
 func (s *InterfaceSet) Take(not bool, arg string) bool {
 	if s.Name != "" || arg == "" {
 		return false
@@ -136,6 +142,7 @@ func (s *InterfaceSet) Take(not bool, arg string) bool {
 	return true
 }
 
+// Take is as that of PrefixSet.
 func (s *PortSet) Take(not bool, arg string) bool {
 	if s.Ranges != nil {
 		return false
@@ -162,7 +169,7 @@ func (s *PortSet) Take(not bool, arg string) bool {
 	return true
 }
 
-// covers reports whether every packet of q is surely one of p.
+// Covers reports whether every packet of q is surely one of p.
 func (p Packets) Covers(q Packets) bool {
 	if p.Proto != "" && (p.Proto != q.Proto || p.NotProto != q.NotProto) {
 		if !p.NotProto || q.NotProto || q.Proto == "" || q.Proto == p.Proto {
@@ -178,7 +185,7 @@ func (p Packets) Covers(q Packets) bool {
 		p.SrcPorts.covers(q.SrcPorts) && p.DstPorts.covers(q.DstPorts)
 }
 
-// disjoint reports whether surely no packet is in both.
+// Disjoint reports whether surely no packet is in both.
 func (p Packets) Disjoint(q Packets) bool {
 	if p.Proto != "" && q.Proto != "" && (p.Proto != q.Proto) && !p.NotProto && !q.NotProto {
 		return true
@@ -222,7 +229,7 @@ func (s PrefixSet) disjoint(o PrefixSet) bool {
 	return !s.Prefix.Overlaps(o.Prefix)
 }
 
-// ifaceCovers reports whether pattern a matches every name that b does; a
+// InterfaceCovers reports whether pattern a matches every name that b does; a
 // trailing "+" matches any rest.
 func InterfaceCovers(a, b string) bool {
 	if stem, ok := strings.CutSuffix(a, "+"); ok {

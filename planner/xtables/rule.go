@@ -1,3 +1,8 @@
+// Package xtables is the language of iptables' rules as values: what the words
+// of a rule say, which packets it matches, what it needs of connection tracking,
+// when two rules are the same, and what operations make of a table.
+//
+// It says nothing of what becomes of a packet: see package verdict.
 package xtables
 
 import (
@@ -8,7 +13,7 @@ import (
 	"github.com/ctplan/ctplan/planner/words"
 )
 
-// option is one match or target option of a rule.
+// Option is one match or target option of a rule.
 type Option struct {
 	Not    bool
 	Name   string // canonical: long names for the short ones that have both
@@ -16,7 +21,7 @@ type Option struct {
 	Module int // how many modules were named before it: those of one -m share it
 }
 
-// spec is a rule by meaning: what it matches and what it does then.
+// Spec is a rule by meaning: what it matches and what it does then.
 type Spec struct {
 	Modules       []string // of -m, in order
 	Matches       []Option // matches
@@ -62,7 +67,7 @@ var anyArg = words.Set(
 	"--led-trigger-id", "-m", "--match", "-j", "--jump", "-g", "--goto", "-i", "-o", "-p", "-s", "-d",
 )
 
-// parseSpec reads a rule's words. It never fails: an option it does not know
+// Parse reads a rule's words. It never fails: an option it does not know
 // takes the words up to the next option.
 func Parse(words []string) Spec {
 	var s Spec
@@ -181,7 +186,7 @@ func canonicalTarget(s Spec) string {
 	return s.Target
 }
 
-// notracks reports whether the rule takes packets out of tracking.
+// Untracks reports whether the rule takes packets out of tracking.
 func (s Spec) Untracks() bool {
 	return s.Target == "NOTRACK" || s.Target == "CT" && slices.ContainsFunc(s.TargetOptions, func(o Option) bool { return o.Name == "--notrack" })
 }
@@ -217,7 +222,7 @@ func canonicalOption(o Option) string {
 	return not + name + " " + strings.Join(args, " ")
 }
 
-// need says what a rule needs of connection tracking.
+// Need says what a rule needs of connection tracking.
 type Need int
 
 const (
@@ -227,7 +232,7 @@ const (
 	NeedNAT          // address translation, which is made of tracked connections
 )
 
-// isStateModule holds for the matches that read a packet's connection
+// IsStateModule holds for the matches that read a packet's connection
 // (net/netfilter/xt_*.c that call nf_ct_get and nf_ct_netns_get).
 func IsStateModule(name string) bool {
 	switch name {
@@ -237,7 +242,7 @@ func IsStateModule(name string) bool {
 	return false
 }
 
-// isStateTarget and isNATTarget hold for the targets that do.
+// isStateTarget holds for the targets that do.
 func isStateTarget(name string) bool {
 	switch name {
 	case "CONNMARK", "CONNSECMARK", "SYNPROXY", "CLUSTERIP":
@@ -246,6 +251,7 @@ func isStateTarget(name string) bool {
 	return false
 }
 
+// IsNATTarget holds for the targets that translate addresses.
 func IsNATTarget(name string) bool {
 	switch name {
 	case "SNAT", "DNAT", "MASQUERADE", "REDIRECT", "NETMAP":
@@ -254,7 +260,7 @@ func IsNATTarget(name string) bool {
 	return false
 }
 
-// needs classifies a rule of the table.
+// Needs says what a rule of the table needs of connection tracking.
 func Needs(table string, words []string) Need {
 	if !MayNeed(table, words) {
 		return NeedNothing
@@ -273,7 +279,7 @@ func Needs(table string, words []string) Need {
 	return NeedNothing
 }
 
-// mayNeed is needs' quick first look, over rulesets of any size: it may say
+// MayNeed is needs' quick first look, over rulesets of any size: it may say
 // yes because of a word in a comment, never no wrongly.
 func MayNeed(table string, words []string) bool {
 	if table == "nat" {
@@ -298,7 +304,7 @@ func MayNeed(table string, words []string) bool {
 	return false
 }
 
-// matchesUntracked reports whether a rule that needs state may match a packet
+// MatchesUntracked reports whether a rule that needs state may match a packet
 // that is not tracked: such a packet is in state UNTRACKED and in no other.
 func (s Spec) MatchesUntracked() bool {
 	for _, m := range s.Modules {

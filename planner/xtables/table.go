@@ -10,7 +10,7 @@ import (
 	"github.com/ctplan/ctplan/planner/host"
 )
 
-// builtins are the chains that the kernel makes in each table, in its order.
+// Builtins are the chains that the kernel makes in each table, in its order.
 var Builtins = map[string][]string{
 	"filter":   {"INPUT", "FORWARD", "OUTPUT"},
 	"raw":      {"PREROUTING", "OUTPUT"},
@@ -28,7 +28,7 @@ type TableModel struct {
 	rules  map[string][]string // by chain: rule text behind "-A CHAIN "
 }
 
-// NewTableModel is a table of these sections. One of none is as the kernel
+// NewTable is a table of these sections. One of none is as the kernel
 // makes it: empty, every policy ACCEPT.
 func NewTable(name string, sections []*host.Table) *TableModel {
 	m := &TableModel{name: name, rules: map[string][]string{}}
@@ -47,7 +47,7 @@ func NewTable(name string, sections []*host.Table) *TableModel {
 	return m
 }
 
-// Model copies one table of a ruleset, as NewTableModel does.
+// Model copies one table of a ruleset, as NewTable does.
 func Model(r host.Ruleset, table string) *TableModel { return NewTable(table, r.Sections(table)) }
 
 // Apply runs operations in order. It mirrors what iptables-restore --noflush
@@ -147,6 +147,7 @@ func Lines(r host.Ruleset) []TableLines {
 	return out
 }
 
+// CountRules is how many rules stand in sections.
 func CountRules(sections []*host.Table) (n int) {
 	for _, t := range sections {
 		n += len(t.Rules)
@@ -154,13 +155,14 @@ func CountRules(sections []*host.Table) (n int) {
 	return n
 }
 
-// jumpText is the rule that leads from a built-in chain into one of ours.
+// Jump is the rule that leads from a built-in chain into one of ours.
 func Jump(chain string) string { return "-j " + chain }
 
+// IsOwn reports whether a chain is one of ctplan's.
 func IsOwn(chain string) bool { return strings.HasPrefix(chain, declared.OwnPrefix) }
 
-// targetOf is the rule's target, without parsing all of it where the rule
-// cannot lead to one of ours.
+// OwnTarget is the chain of ctplan's that a rule leads to; "" where it leads to
+// none. Not all of a rule is read where it cannot.
 func OwnTarget(words []string) string {
 	for i := len(words) - 1; i > 0; i-- {
 		if IsOwn(words[i]) {
@@ -173,12 +175,13 @@ func OwnTarget(words []string) string {
 	return ""
 }
 
-// isBareJump reports whether the rule is an unconditional jump.
+// IsBareJump reports whether the rule is an unconditional jump.
 func IsBareJump(words []string) bool {
 	s := Parse(words)
 	return !s.IsGoto && len(s.Modules) == 0 && len(s.Matches) == 0
 }
 
+// TableNames are the tables of rulesets, each once, in their order.
 func TableNames(rulesets ...*host.Ruleset) []string {
 	var names []string
 	for _, r := range rulesets {
@@ -191,6 +194,8 @@ func TableNames(rulesets ...*host.Ruleset) []string {
 	return names
 }
 
+// ToolName is the iptables command of a family, and of a backend where plain
+// iptables speaks to another one.
 func ToolName(f host.Family, b host.Backend, primary bool) string {
 	name := "iptables"
 	if f == host.IPv6 {
@@ -202,7 +207,7 @@ func ToolName(f host.Family, b host.Backend, primary bool) string {
 	return name
 }
 
-// firstNeedy is the first rule of a table that cannot be loaded without
+// FirstNeedy is the first rule of a table that cannot be loaded without
 // nf_conntrack. The nat table needs it even without a rule.
 func FirstNeedy(t *host.Table) *host.Rule {
 	for i := range t.Rules {
@@ -220,7 +225,7 @@ func FirstNeedy(t *host.Table) *host.Rule {
 	return nil
 }
 
-// TableAddress is the address in a plan of a table of a ruleset.
+// Address is the address in a plan of a table of a ruleset.
 func Address(r *host.Ruleset, table string) string {
 	switch {
 	case r.File != nil:

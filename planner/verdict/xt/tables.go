@@ -1,3 +1,4 @@
+// Package xt reads the tables of iptables, of either backend, for package verdict.
 package xt
 
 import (
