@@ -118,6 +118,18 @@ func (m *Condition) eval(s *walk) truth {
 		return m.ct.eval(s)
 	case matchTrackedOnly:
 		return s.tracked(maybe, truthOf(m.not))
+	case matchType:
+		return s.addrType(m.dst, m.a).invert(m.not)
+	case matchSet:
+		return m.set.has(s, m.dst, m.dst2).invert(m.not)
+	}
+	return m.evalOptional(s)
+}
+
+// evalOptional is eval of what is not known of every packet.
+func (m *Condition) evalOptional(s *walk) truth {
+	p := s.p
+	switch m.kind {
 	case matchOwner:
 		id, known := p.UID, KnownUID
 		if m.either {
@@ -154,10 +166,6 @@ func (m *Condition) eval(s *walk) truth {
 			return maybe
 		}
 		return truthOf(m.a != 0)
-	case matchType:
-		return s.addrType(m.dst, m.a).invert(m.not)
-	case matchSet:
-		return m.set.has(s, m.dst, m.dst2).invert(m.not)
 	}
 	return maybe
 }
