@@ -30,8 +30,9 @@ vm-test: ## whole machines in QEMU without KVM: modules, boots, CUTS power cuts 
 	@scripts/setup depmod:kmod mke2fs:e2fsprogs dpkg-deb:dpkg /usr/share/keyrings/debian-archive-keyring.gpg:debian-archive-keyring
 	CTPLAN_VM=1 CUTS=$(CUTS) go test -C internal/test/vmtest -count=1 -timeout $(if $(CUTS),4h,45m) $(ARGS)
 
-lint: ## gofmt, go vet, staticcheck and the import rule
+lint: ## gofmt, go.mod, go vet, staticcheck and the import rule
 	@unformatted=$$(gofmt -l .) && [ -z "$$unformatted" ] || { echo "not formatted, run gofmt -w:" $$unformatted >&2; exit 1; }
+	@go mod tidy -diff || { echo "go.mod or go.sum is not tidy, run go mod tidy" >&2; exit 1; }
 	go vet ./...
 	go tool staticcheck ./...
 	go test -count=1 -run '^TestImports$$' ./internal
