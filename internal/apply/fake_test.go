@@ -84,7 +84,7 @@ func (f *fake) load(key rulesKey, table string, lines ...string) {
 	if f.tables[key] == nil {
 		f.tables[key] = map[string]planner.TableModel{}
 	}
-	rs := planner.Ruleset{Tables: []planner.Table{parseLines(table, lines)}}
+	rs := planner.Ruleset{Tables: []planner.Table{tableOf(planner.TableLines{Name: table, Lines: lines})}}
 	f.tables[key][table] = rs.Model(table)
 }
 
@@ -97,23 +97,9 @@ func (f fakeRules) Save(_ context.Context, family planner.Family, b planner.Back
 	rs := planner.Ruleset{Family: family, Backend: b}
 	tables := f.tables[rulesKey{family, b}]
 	for _, name := range slices.Sorted(maps.Keys(tables)) {
-		rs.Tables = append(rs.Tables, parseLines(name, tables[name].Lines()))
+		rs.Tables = append(rs.Tables, tableOf(planner.TableLines{Name: name, Lines: tables[name].Lines()}))
 	}
 	return rs, nil
-}
-
-func parseLines(name string, lines []string) planner.Table {
-	t := planner.Table{Name: name}
-	for _, l := range lines {
-		if decl, ok := strings.CutPrefix(l, ":"); ok {
-			chain, policy, _ := strings.Cut(decl, " ")
-			t.Chains = append(t.Chains, planner.ChainDecl{Name: chain, Policy: policy})
-			continue
-		}
-		chain, rule, _ := strings.Cut(strings.TrimPrefix(l, "-A "), " ")
-		t.Rules = append(t.Rules, planner.Rule{Chain: chain, Text: rule})
-	}
-	return t
 }
 
 func (f fakeRules) Test(_ context.Context, family planner.Family, b planner.Backend, sections []planner.Section) error {
