@@ -142,6 +142,8 @@ type warningJSON struct {
 }
 
 // changeJSON has exactly one of its last six members, the one that Kind names.
+// Values and modules are shown as apply's steps have them. Rules, files and
+// services are not: a step says how to get there, a reader wants to see what is.
 type changeJSON struct {
 	Address  string        `json:"address"`
 	Action   string        `json:"action"`
@@ -150,12 +152,12 @@ type changeJSON struct {
 	Sources  []planner.Pos `json:"sources"`
 	Disrupts string        `json:"disrupts,omitempty"`
 
-	Rules    *rulesJSON    `json:"rules,omitempty"`
-	File     *fileJSON     `json:"file,omitempty"`
-	Sysctl   *sysctlJSON   `json:"sysctl,omitempty"`
-	Hashsize *hashsizeJSON `json:"hashsize,omitempty"`
-	Module   *moduleJSON   `json:"module,omitempty"`
-	Service  *serviceJSON  `json:"service,omitempty"`
+	Rules    *rulesJSON            `json:"rules,omitempty"`
+	File     *fileJSON             `json:"file,omitempty"`
+	Sysctl   *planner.SysctlStep   `json:"sysctl,omitempty"`
+	Hashsize *planner.HashsizeStep `json:"hashsize,omitempty"`
+	Module   *planner.ModuleStep   `json:"module,omitempty"`
+	Service  *serviceJSON          `json:"service,omitempty"`
 }
 
 type rulesJSON struct {
@@ -187,22 +189,6 @@ type fileStateJSON struct {
 	// One of the two: base64 where the content is not UTF-8.
 	Content       *string `json:"content,omitempty"`
 	ContentBase64 *string `json:"content_base64,omitempty"`
-}
-
-type sysctlJSON struct {
-	Key    string `json:"key"`
-	Before string `json:"before"`
-	After  string `json:"after"`
-}
-
-type hashsizeJSON struct {
-	Before int64 `json:"before"`
-	After  int64 `json:"after"`
-}
-
-type moduleJSON struct {
-	Module string `json:"module"`
-	Load   bool   `json:"load"`
 }
 
 type serviceJSON struct {
@@ -275,13 +261,13 @@ func newChangeJSON(c planner.Change) changeJSON {
 		j.File = newFileJSON(c)
 	case *planner.SysctlChange:
 		j.Kind = "sysctl"
-		j.Sysctl = &sysctlJSON{c.Key, c.Before, c.After}
+		j.Sysctl = &planner.SysctlStep{Key: c.Key, Before: c.Before, After: c.After}
 	case *planner.HashsizeChange:
 		j.Kind = "hashsize"
-		j.Hashsize = &hashsizeJSON{c.Before, c.After}
+		j.Hashsize = &planner.HashsizeStep{Before: c.Before, After: c.After}
 	case *planner.ModuleChange:
 		j.Kind = "module"
-		j.Module = &moduleJSON{c.Module, c.Load}
+		j.Module = &planner.ModuleStep{Module: c.Module, Load: c.Load}
 	case *planner.ServiceChange:
 		j.Kind = "service"
 		s := &serviceJSON{Commands: list(c.Step.Commands), Families: []string{}, KeepsRules: c.Step.KeepsRules}
