@@ -90,13 +90,8 @@ func carryOut(s *snapshot.Snapshot, p planner.Plan) {
 				}
 				return strings.Compare(path.Base(cmp.Or(a.As, a.File.Path)), path.Base(cmp.Or(b.As, b.File.Path)))
 			})
-		case *planner.SysctlChange:
-			s.Sysctls[c.Key] = planner.Sysctl{Value: c.After, Writable: true}
-			if c.Key == "net.netfilter.nf_conntrack_max" {
-				fmt.Sscan(c.After, &s.Conntrack.Max)
-			}
-		case *planner.HashsizeChange:
-			s.Conntrack.Hashsize = c.After
+		case *planner.SysctlChange, *planner.HashsizeChange:
+			setSize(s, c)
 		case *planner.ModuleChange:
 			s.Conntrack.Loaded = c.Load
 			s.Modules, s.Sysctls = []planner.Module{}, map[string]planner.Sysctl{}
@@ -239,4 +234,17 @@ func sense(f planner.Forecast) string {
 		fmt.Fprintf(&b, ", %s %s %d", r.File, r.State, r.Rules)
 	}
 	return b.String()
+}
+
+// setSize carries out a change of a size or of another value of the kernel.
+func setSize(s *snapshot.Snapshot, c planner.Change) {
+	switch c := c.(type) {
+	case *planner.SysctlChange:
+		s.Sysctls[c.Key] = planner.Sysctl{Value: c.After, Writable: true}
+		if c.Key == "net.netfilter.nf_conntrack_max" {
+			fmt.Sscan(c.After, &s.Conntrack.Max)
+		}
+	case *planner.HashsizeChange:
+		s.Conntrack.Hashsize = c.After
+	}
 }

@@ -42,13 +42,8 @@ func applied(t *testing.T, s *snapshot.Snapshot, d planner.Desired) *snapshot.Sn
 			tables[string(c.Family)+c.Table] = c.After
 		case *planner.FileChange:
 			files[c.After.Path] = c.After
-		case *planner.SysctlChange:
-			out.Sysctls[c.Key] = planner.Sysctl{Value: c.After, Writable: true}
-			if c.Key == "net.netfilter.nf_conntrack_max" {
-				fmt.Sscan(c.After, &out.Conntrack.Max)
-			}
-		case *planner.HashsizeChange:
-			out.Conntrack.Hashsize = c.After
+		case *planner.SysctlChange, *planner.HashsizeChange:
+			setSize(&out, c)
 		case *planner.ModuleChange:
 			t.Fatalf("a module on a kernel that has it built in: %+v", c)
 		}
