@@ -62,6 +62,7 @@ func TestImportsFinds(t *testing.T) {
 		{ImportPath: module + "internal/view", Imports: []string{"github.com/zclconf/go-cty/cty"}},
 		{ImportPath: module + "cmd/ctplan", Imports: []string{"github.com/hashicorp/hcl/v2"}},
 		{ImportPath: module + "cmd/ctplan", Deps: []string{"testing"}},
+		{ImportPath: module + "internal/apply", Imports: []string{module + "internal/test/testhost"}},
 		{ImportPath: module + "internal/apply", Imports: []string{module + "cmd/ctplan"}},
 		{ImportPath: module + "internal/undocumented"},
 	} {
@@ -130,6 +131,9 @@ func faults(p pkg, standard map[string]bool) []string {
 		}
 		if within(own(imp), "cmd") && !within(name, "cmd") {
 			fault("must not import the command %s", own(imp))
+		}
+		if within(own(imp), "internal/test") && !within(name, "internal/test") {
+			fault("imports %s, which is for tests alone", own(imp))
 		}
 	}
 	for _, imp := range slices.Concat(p.TestImports, p.XTestImports) {

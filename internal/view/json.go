@@ -147,6 +147,8 @@ type warningJSON struct {
 }
 
 // changeJSON has exactly one of its last six members, the one that Kind names.
+// Values and modules are shown as apply's steps have them. Rules, files and
+// services are not: a step says how to get there, a reader wants to see what is.
 type changeJSON struct {
 	Address  string         `json:"address"`
 	Action   string         `json:"action"`
@@ -155,12 +157,12 @@ type changeJSON struct {
 	Sources  []declared.Pos `json:"sources"`
 	Disrupts string         `json:"disrupts,omitempty"`
 
-	Rules    *rulesJSON    `json:"rules,omitempty"`
-	File     *fileJSON     `json:"file,omitempty"`
-	Sysctl   *sysctlJSON   `json:"sysctl,omitempty"`
-	Hashsize *hashsizeJSON `json:"hashsize,omitempty"`
-	Module   *moduleJSON   `json:"module,omitempty"`
-	Service  *serviceJSON  `json:"service,omitempty"`
+	Rules    *rulesJSON           `json:"rules,omitempty"`
+	File     *fileJSON            `json:"file,omitempty"`
+	Sysctl   *change.SysctlStep   `json:"sysctl,omitempty"`
+	Hashsize *change.HashsizeStep `json:"hashsize,omitempty"`
+	Module   *change.ModuleStep   `json:"module,omitempty"`
+	Service  *serviceJSON         `json:"service,omitempty"`
 }
 
 type rulesJSON struct {
@@ -192,22 +194,6 @@ type fileStateJSON struct {
 	// One of the two: base64 where the content is not UTF-8.
 	Content       *string `json:"content,omitempty"`
 	ContentBase64 *string `json:"content_base64,omitempty"`
-}
-
-type sysctlJSON struct {
-	Key    string `json:"key"`
-	Before string `json:"before"`
-	After  string `json:"after"`
-}
-
-type hashsizeJSON struct {
-	Before int64 `json:"before"`
-	After  int64 `json:"after"`
-}
-
-type moduleJSON struct {
-	Module string `json:"module"`
-	Load   bool   `json:"load"`
 }
 
 type serviceJSON struct {
@@ -280,13 +266,13 @@ func newChangeJSON(c change.Change) changeJSON {
 		j.File = newFileJSON(c)
 	case *change.SysctlChange:
 		j.Kind = "sysctl"
-		j.Sysctl = &sysctlJSON{c.Key, c.Before, c.After}
+		j.Sysctl = &change.SysctlStep{Key: c.Key, Before: c.Before, After: c.After}
 	case *change.HashsizeChange:
 		j.Kind = "hashsize"
-		j.Hashsize = &hashsizeJSON{c.Before, c.After}
+		j.Hashsize = &change.HashsizeStep{Before: c.Before, After: c.After}
 	case *change.ModuleChange:
 		j.Kind = "module"
-		j.Module = &moduleJSON{c.Module, c.Load}
+		j.Module = &change.ModuleStep{Module: c.Module, Load: c.Load}
 	case *change.ServiceChange:
 		j.Kind = "service"
 		s := &serviceJSON{Commands: list(c.Step.Commands), Families: []string{}, KeepsRules: c.Step.KeepsRules}

@@ -3,8 +3,6 @@ package flows
 import (
 	"net"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"reflect"
 	"slices"
 	"strings"
@@ -14,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ctplan/ctplan/internal/test/nstest"
+	"github.com/ctplan/ctplan/internal/test/testhost"
 	"github.com/ctplan/ctplan/planner/host"
 )
 
@@ -156,19 +155,11 @@ func portText(a netip.AddrPort) string {
 // TestOperatorBehindSudo finds the session that sudo hides, by the socket that
 // an ssh server among the parents holds.
 func TestOperatorBehindSudo(t *testing.T) {
-	root := t.TempDir()
-	for pid, stat := range map[string]string{"50": "50 (ctplan) S 40 1", "40": "40 (a) b) S 30 1", "30": "30 (sshd-session) S 1 1"} {
-		dir := filepath.Join(root, "proc", pid, "fd")
-		if err := os.MkdirAll(dir, 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(filepath.Join(root, "proc", pid, "stat"), []byte(stat), 0o644); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.Symlink("socket:["+pid+"00]", filepath.Join(dir, "3")); err != nil {
-			t.Fatal(err)
-		}
-	}
+	root := testhost.Tree(t, map[string]string{
+		"/proc/50/stat": "50 (ctplan) S 40 1", "/proc/50/fd/3": "-> socket:[5000]",
+		"/proc/40/stat": "40 (a) b) S 30 1", "/proc/40/fd/3": "-> socket:[4000]",
+		"/proc/30/stat": "30 (sshd-session) S 1 1", "/proc/30/fd/3": "-> socket:[3000]",
+	})
 	s := host.Socket{Protocol: 6, Local: netip.MustParseAddrPort("10.0.0.1:22"), Remote: netip.MustParseAddrPort("10.0.0.9:5000")}
 	other := s
 	other.Remote = netip.MustParseAddrPort("10.0.0.9:5001")

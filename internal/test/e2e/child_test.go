@@ -8,10 +8,11 @@ import (
 	"os"
 	"os/exec"
 	"sync"
-	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ctplan/ctplan/internal/test/nstest"
 )
 
 // childEnv names what this test binary does instead of testing, when a test
@@ -36,48 +37,13 @@ func (h *host) child(name string, args ...string) *exec.Cmd {
 	}
 	cmd := h.Command(self, args...)
 	cmd.Env = append(cmd.Env, childEnv+"="+name)
-	cmd.Stderr = os.Stderr
 	return cmd
 }
 
 // start runs a child until the test ends, and waits for its first line.
 func (h *host) start(name string, args ...string) {
 	h.t.Helper()
-	startChild(h.t, h.child(name, args...))
-}
-
-// startChild returns a function that closes the child's standard input and
-// returns the rest of its output.
-func startChild(t *testing.T, cmd *exec.Cmd) (stop func() []byte) {
-	t.Helper()
-	stdin, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	stdout, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	var once sync.Once
-	var rest []byte
-	stop = func() []byte {
-		once.Do(func() {
-			stdin.Close()
-			rest, _ = io.ReadAll(stdout)
-			if err := cmd.Wait(); err != nil {
-				t.Errorf("child: %v", err)
-			}
-		})
-		return rest
-	}
-	t.Cleanup(func() { stop() })
-	if _, err := io.ReadFull(stdout, make([]byte, len("ready\n"))); err != nil {
-		t.Fatalf("child: %v", err)
-	}
-	return stop
+	nstest.Start(h.t, h.child(name, args...))
 }
 
 const (

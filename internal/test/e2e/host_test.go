@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ctplan/ctplan/internal/test/nstest"
+	"github.com/ctplan/ctplan/internal/test/testhost"
 	"github.com/ctplan/ctplan/internal/textdiff"
 	live "github.com/ctplan/ctplan/planner/host"
 )
@@ -157,12 +158,7 @@ func (h *host) example(name string) string {
 
 func (h *host) write(path, content string) {
 	h.t.Helper()
-	if err := os.MkdirAll(filepath.Dir(h.Path(path)), 0o755); err != nil {
-		h.t.Fatal(err)
-	}
-	if err := os.WriteFile(h.Path(path), []byte(content), 0o644); err != nil {
-		h.t.Fatal(err)
-	}
+	testhost.Lay(h.t, h.Path("/"), map[string]string{path: content})
 }
 
 func (h *host) read(path string) string {

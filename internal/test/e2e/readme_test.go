@@ -1,15 +1,14 @@
 package e2e
 
 import (
-	"flag"
 	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
-)
 
-var update = flag.Bool("update", false, "write what commands print now into README.md")
+	"github.com/ctplan/ctplan/internal/test/golden"
+)
 
 var (
 	consoleBlock = regexp.MustCompile("(?ms)^```console\n(.*?)^```$")
@@ -36,7 +35,7 @@ func TestReadme(t *testing.T) {
 	got := consoleBlock.ReplaceAllStringFunc(string(content), func(block string) string {
 		return "```console\n" + h.console(consoleBlock.FindStringSubmatch(block)[1]) + "```"
 	})
-	if *update {
+	if *golden.Update {
 		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
 			t.Fatal(err)
 		}
