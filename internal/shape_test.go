@@ -20,7 +20,8 @@ const (
 	docLines      = 100 // of go doc: two screens
 )
 
-// TestShape holds the rooms of the planner to a size that a reader can take in.
+// TestShape holds the rooms of the planner, and every function of the product,
+// to a size that a reader can take in.
 func TestShape(t *testing.T) {
 	var seen []string
 	for _, names := range ranks {
@@ -47,6 +48,21 @@ func TestShape(t *testing.T) {
 			doc, err := exec.Command("go", "doc", module+"planner/"+room).Output()
 			if n := bytes.Count(doc, []byte("\n")); err != nil || n > docLines {
 				t.Errorf("go doc planner/%s has %d lines, more than %d (%v)", room, n, docLines, err)
+			}
+		}
+	}
+	for _, p := range list(t) {
+		name, ok := strings.CutPrefix(p.ImportPath, module)
+		if !ok || strings.HasPrefix(name, "planner") || strings.HasPrefix(name, "internal/test/") {
+			continue
+		}
+		for _, file := range goFiles(t, filepath.Join("..", name)) {
+			text, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for fn, n := range longFunctions(t, file, text) {
+				t.Errorf("%s: %s has %d lines, more than %d", file, fn, n, functionLines)
 			}
 		}
 	}

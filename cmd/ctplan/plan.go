@@ -84,28 +84,9 @@ there is something to change.`,
 			if err != nil {
 				return err
 			}
-			var all []*planned
-			if reader != nil {
-				e.warnPending()
-				p, err := c.planHost(reader)
-				if err != nil {
-					return err
-				}
-				if err := e.judge(p); err != nil {
-					return err
-				}
-				all = append(all, p)
-			}
-			for _, name := range snapshots {
-				s, err := snapshot.ReadFile(name, e.stdin)
-				if err != nil {
-					return err
-				}
-				p, err := c.planSnapshot(s)
-				if err != nil {
-					return err
-				}
-				all = append(all, p)
+			all, err := e.planAll(c, reader, snapshots)
+			if err != nil {
+				return err
 			}
 			if out != "" {
 				if err := savePlan(out, all[0]); err != nil {
@@ -128,6 +109,31 @@ there is something to change.`,
 	flags.StringArrayVar(&snapshots, "snapshot", nil, "plan for the host of this snapshot `FILE`; - is standard input (repeatable)")
 	flags.BoolVar(&detailed, "detailed-exitcode", false, "exit 2 when there is something to change")
 	return cmd
+}
+
+// planAll plans for this host, or for those of snapshots where reader is nil.
+func (e *env) planAll(c *config, reader *snapshot.Reader, snapshots []string) ([]*planned, error) {
+	if reader != nil {
+		e.warnPending()
+		p, err := c.planHost(reader)
+		if err != nil {
+			return nil, err
+		}
+		return []*planned{p}, e.judge(p)
+	}
+	var all []*planned
+	for _, name := range snapshots {
+		s, err := snapshot.ReadFile(name, e.stdin)
+		if err != nil {
+			return nil, err
+		}
+		p, err := c.planSnapshot(s)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, p)
+	}
+	return all, nil
 }
 
 func savePlan(path string, p *planned) error {
