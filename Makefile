@@ -8,13 +8,16 @@ CUTS ?=
 # Further arguments for go test: make test ARGS='-run TestCure -v'
 ARGS ?=
 
-.PHONY: help build demo test vm-test lint bench fuzz clean
+.PHONY: help build man demo test vm-test lint bench fuzz clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## bin/ctplan
 	CGO_ENABLED=0 go build -o bin/ctplan ./cmd/ctplan
+
+man: ## build/man: the manual pages of all commands
+	go run ./cmd/ctplan man build/man
 
 demo: ## the main job, for real, in a throw-away network and mount namespace (root)
 	@scripts/setup
