@@ -180,7 +180,7 @@ exec /run/test/ctplan "$@"
 
 // shell runs a script on the host, under its name and as if at a terminal.
 func (h *host) shell(script string) *exec.Cmd {
-	return h.commandOf("bash", "-c", "PATH=/run/test/bin:$PATH SYSTEMD_OFFLINE=1; export SYSTEMD_OFFLINE; "+script)
+	return h.commandOf("timeout", "60", "bash", "-c", "PATH=/run/test/bin:$PATH SYSTEMD_OFFLINE=1; export SYSTEMD_OFFLINE; "+script)
 }
 
 // webConfig is what recipes are tried with on pages that show no configuration.

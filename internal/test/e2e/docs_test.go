@@ -3,7 +3,6 @@ package e2e
 import (
 	"flag"
 	"fmt"
-	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
@@ -13,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/ctplan/ctplan/internal/test/nstest"
+	"github.com/ctplan/ctplan/internal/test/pages"
 	"github.com/ctplan/ctplan/planner"
 )
 
@@ -20,72 +20,20 @@ var update = flag.Bool("update", false, "write what commands print now into READ
 
 const repository = "../../.."
 
-// fence is a code block: its info string and what stands in it.
-var fence = regexp.MustCompile("(?ms)^```([^`\n]+)\n(.*?)^```$")
-
-// block is a code block of a page. CONTRIBUTING.md says what its words mean.
-type block struct {
-	language string
-	word     string // a host, or the name of a file
-	notRun   string // why it is not run
-	text     string
-}
-
-func blockOf(match []string) block {
-	b := block{text: match[2]}
-	var rest string
-	b.language, rest, _ = strings.Cut(match[1], " ")
-	if why, ok := strings.CutPrefix(rest, "not run: "); ok {
-		b.notRun = why
-	} else {
-		b.word = rest
-	}
-	return b
-}
-
-// pages are README.md and everything under docs, by path from the repository.
-func pages(t *testing.T) []string {
-	t.Helper()
-	found := []string{"README.md"}
-	err := filepath.WalkDir(filepath.Join(repository, "docs"), func(path string, d fs.DirEntry, err error) error {
-		if err == nil && strings.HasSuffix(path, ".md") {
-			path, err = filepath.Rel(repository, path)
-			found = append(found, path)
-		}
-		return err
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return found
-}
-
-func readPage(t *testing.T, page string) string {
-	t.Helper()
-	content, err := os.ReadFile(filepath.Join(repository, page))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(content)
-}
-
 // TestDocs runs what README.md and the pages under docs say: each command on a
 // host of the kind that the page is about, and each piece of HCL.
 func TestDocs(t *testing.T) {
-	for _, page := range pages(t) {
+	for _, page := range pages.All(t, repository) {
 		t.Run(strings.TrimSuffix(page, ".md"), func(t *testing.T) {
-			content := readPage(t, page)
-			for _, match := range fence.FindAllStringSubmatch(content, -1) {
-				if slices.Contains(machines, blockOf(match).word) {
+			content := pages.Read(t, repository, page)
+			for _, b := range pages.Blocks(content) {
+				if slices.Contains(machines, b.Word) {
 					nstest.Machine(t, established)
 					break
 				}
 			}
 			r := reader{t: t, session: map[string]*host{}, files: map[string]string{}}
-			got := fence.ReplaceAllStringFunc(content, func(text string) string {
-				match := fence.FindStringSubmatch(text)
-				return "```" + match[1] + "\n" + r.follow(blockOf(match)) + "```"
-			})
+			got := pages.Rewrite(content, r.follow)
 			if *update {
 				if err := os.WriteFile(filepath.Join(repository, page), []byte(got), 0o644); err != nil {
 					t.Fatal(err)
@@ -108,31 +56,31 @@ type reader struct {
 }
 
 // follow does what a block says and returns the block as it should be.
-func (r *reader) follow(b block) string {
+func (r *reader) follow(b pages.Block) string {
 	r.t.Helper()
 	switch {
-	case b.notRun != "":
-	case b.language == "hcl":
-		r.plans(b.text)
-		if b.word != "" {
-			r.files[b.word] = b.text
+	case b.NotRun != "", b.Word == pages.VM:
+	case b.Language == "hcl":
+		r.plans(b.Text)
+		if b.Word != "" {
+			r.files[b.Word] = b.Text
 		}
-	case b.language == "console":
-		return r.console(r.host(b.word, true), b.text)
-	case b.language == "sh":
-		r.recipe(b.word, b.text)
-	case b.language == "cron":
+	case b.Language == "console":
+		return r.console(r.host(b.Word, true), b.Text)
+	case b.Language == "sh":
+		r.recipe(b.Word, b.Text)
+	case b.Language == "cron":
 		// Five fields of time, the user, the command.
-		for line := range strings.Lines(b.text) {
+		for line := range strings.Lines(b.Text) {
 			if words := strings.Fields(line); len(words) > 6 && words[0] != "#" {
-				r.recipe(b.word, strings.Join(words[6:], " "))
+				r.recipe(b.Word, strings.Join(words[6:], " "))
 			}
 		}
-	case slices.Contains([]string{"text", "json"}, b.language) && b.word == "":
+	case slices.Contains([]string{"text", "json"}, b.Language) && b.Word == "":
 	default:
-		r.t.Errorf("nobody knows what to do with a block %q", strings.TrimSpace(b.language+" "+b.word))
+		r.t.Errorf("nobody knows what to do with a block %q", strings.TrimSpace(b.Language+" "+b.Word))
 	}
-	return b.text
+	return b.Text
 }
 
 // recipe runs a script on a host of its own, which is not yet as declared: no
@@ -182,19 +130,14 @@ func (r *reader) host(name string, session bool) *host {
 func (r *reader) console(h *host, text string) string {
 	r.t.Helper()
 	var out strings.Builder
-	for step := range strings.SplitSeq(strings.TrimPrefix(text, "$ "), "\n$ ") {
-		command, shown, _ := strings.Cut(strings.TrimSuffix(step, "\n"), "\n")
-		for strings.HasSuffix(command, `\`) {
-			more, rest, _ := strings.Cut(shown, "\n")
-			command, shown = command+"\n"+more, rest
-		}
-		if file, ok := strings.CutPrefix(command, "cat "); ok && !strings.HasPrefix(file, "/") {
-			r.files[file] = shown + "\n"
-			h.write("/run/test/"+file, shown+"\n")
+	for _, step := range pages.Steps(text) {
+		if file, ok := strings.CutPrefix(step.Command, "cat "); ok && !strings.HasPrefix(file, "/") {
+			r.files[file] = step.Shown + "\n"
+			h.write("/run/test/"+file, step.Shown+"\n")
 		}
 		// What ctplan says on the way, of time and progress, is no result.
-		output, _ := h.shell("exec 2>/dev/null; " + command).Output() // drift exits 2
-		out.WriteString("$ " + command + "\n" + string(output))
+		output, _ := h.shell("exec 2>/dev/null; " + step.Command).Output() // drift exits 2
+		out.WriteString("$ " + step.Command + "\n" + string(output))
 	}
 	return out.String()
 }
@@ -258,11 +201,11 @@ func (r *reader) plans(text string) {
 // unseen.
 func TestDocsNotRun(t *testing.T) {
 	var list strings.Builder
-	for _, page := range pages(t) {
-		for _, match := range fence.FindAllStringSubmatch(readPage(t, page), -1) {
-			if b := blockOf(match); b.notRun != "" {
-				first, _, _ := strings.Cut(b.text, "\n")
-				fmt.Fprintf(&list, "%s: %s (%s)\n", page, first, b.notRun)
+	for _, page := range pages.All(t, repository) {
+		for _, b := range pages.Blocks(pages.Read(t, repository, page)) {
+			if b.NotRun != "" {
+				first, _, _ := strings.Cut(b.Text, "\n")
+				fmt.Fprintf(&list, "%s: %s (%s)\n", page, first, b.NotRun)
 			}
 		}
 	}
@@ -291,8 +234,8 @@ var (
 func TestDocsNames(t *testing.T) {
 	h := newHost(t, planner.NFT, "web-1")
 	help := map[string]string{}
-	for _, page := range pages(t) {
-		content := readPage(t, page)
+	for _, page := range pages.All(t, repository) {
+		content := pages.Read(t, repository, page)
 		for _, match := range inline.FindAllStringSubmatch(content, -1) {
 			name := match[1]
 			if _, ok := help[name]; !ok {
@@ -308,14 +251,14 @@ func TestDocsNames(t *testing.T) {
 				}
 			}
 		}
-		for _, match := range link.FindAllStringSubmatch(fence.ReplaceAllString(content, ""), -1) {
+		for _, match := range link.FindAllStringSubmatch(pages.Prose(content), -1) {
 			if strings.Contains(match[1], "://") {
 				continue
 			}
 			target := filepath.Join(filepath.Dir(page), match[1])
 			if _, err := os.Stat(filepath.Join(repository, target)); err != nil {
 				t.Errorf("%s: a link leads to %s, which is not there", page, target)
-			} else if match[2] != "" && !slices.Contains(anchors(readPage(t, target)), match[2]) {
+			} else if match[2] != "" && !slices.Contains(anchors(pages.Read(t, repository, target)), match[2]) {
 				t.Errorf("%s: %s has no heading #%s", page, target, match[2])
 			}
 		}
