@@ -101,12 +101,29 @@ func align(n int) int { return (n + 3) &^ 3 }
 
 // attributes walks netlink attributes. It stops at the first that is not whole.
 func attributes(b []byte, each func(typ uint16, value []byte)) {
-	for len(b) >= 4 {
-		size := int(binary.NativeEndian.Uint16(b))
-		if size < 4 || size > len(b) {
-			return
-		}
-		each(binary.NativeEndian.Uint16(b[2:])&0x3fff, b[4:size]) // without NLA_F_NESTED and NLA_F_NET_BYTEORDER
-		b = b[min(align(size), len(b)):]
+	for a := (attrs{rest: b}); a.next(); {
+		each(a.typ, a.value)
 	}
+}
+
+// attrs is one netlink attribute of several, which next moves on. It costs
+// nothing where there are millions of them.
+type attrs struct {
+	typ   uint16 // without NLA_F_NESTED and NLA_F_NET_BYTEORDER
+	value []byte
+	rest  []byte // what comes behind it
+}
+
+// next reports whether there is another that is whole.
+func (a *attrs) next() bool {
+	if len(a.rest) < 4 {
+		return false
+	}
+	size := int(binary.NativeEndian.Uint16(a.rest))
+	if size < 4 || size > len(a.rest) {
+		return false
+	}
+	a.typ, a.value = binary.NativeEndian.Uint16(a.rest[2:])&0x3fff, a.rest[4:size]
+	a.rest = a.rest[min(align(size), len(a.rest)):]
+	return true
 }
