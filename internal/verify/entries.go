@@ -218,7 +218,10 @@ func (o *Observer) used(e *flows.Entry, since time.Duration) (used, idle bool) {
 			names = []string{tcpTimeouts[e.TCPState], "tcp_max_retrans", "tcp_unacknowledged"}
 		}
 	case 17:
-		names = []string{"udp", "udp_stream"}
+		names = []string{"udp"}
+		if e.Status&planner.StatusSeenReply != 0 { // a stream, or not for long enough
+			names = append(names, "udp_stream")
+		}
 	case 1:
 		names = []string{"icmp"}
 	case 58:

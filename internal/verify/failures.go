@@ -10,8 +10,7 @@ import (
 
 // log is whether the kernel has said that the table is full.
 func (c *checker) log() {
-	const name = "table_full"
-	what := `the kernel has not logged "table full, dropping packet" ` + c.in.since()
+	const name, what = "table_full", `no "table full, dropping packet" in the kernel's log`
 	log := c.in.Log
 	if log == nil {
 		c.add(name, Skip, what, "no log was read")
@@ -62,10 +61,10 @@ func sources(log *kernlog.Full) []string {
 // each is about (include/uapi/linux/netfilter/nf_conntrack_common.h, struct
 // ip_conntrack_stat in net/netfilter/nf_conntrack_core.c).
 var failing = []struct{ name, what string }{
-	{"drop", "no packet is dropped for want of an entry"},
-	{"early_drop", "no connection is thrown out for a new one"},
-	{"insert_failed", "no new connection is lost to one that is there already"},
-	{"chaintoolong", "no connection is refused for a chain of the hash table that is too long"},
+	{"drop", "no packet dropped for want of an entry"},
+	{"early_drop", "no connection thrown out for a new one"},
+	{"insert_failed", "no connection lost to one that was there"},
+	{"chaintoolong", "no connection refused for a hash chain too long"},
 }
 
 // counters is whether the kernel counts what failed.
@@ -97,29 +96,18 @@ func (c *checker) counter(name, what string) {
 			c.add(name, Skip, what, "it was not counted all the while", evidence...)
 			return
 		}
-		why := fmt.Sprintf("%s in %s, %s since boot", times(grown), span(in.Watched), number(total))
+		why := fmt.Sprintf("%s in %s, %s since boot", number(grown), span(in.Watched), number(total))
 		c.passes(grown == 0, name, what, why, evidence...)
 		return
 	}
 	switch {
 	case total == 0:
-		c.add(name, Pass, what, "never since boot", evidence...)
+		c.add(name, Pass, what, "0 since boot", evidence...)
 	case in.Change.Time.After(in.Boot):
-		c.add(name, Skip, what, times(total)+" since boot, before the change or after it: --wait 60s watches", evidence...)
+		c.add(name, Skip, what, number(total)+" since boot, before the change or after it: --wait 60s tells", evidence...)
 	default:
-		c.add(name, Fail, what, times(total)+" since boot", evidence...)
+		c.add(name, Fail, what, number(total)+" since boot", evidence...)
 	}
-}
-
-// times says how often something happened.
-func times(n uint64) string {
-	switch n {
-	case 0:
-		return "never"
-	case 1:
-		return "once"
-	}
-	return number(n) + " times"
 }
 
 func perCPU(s *flows.Stats, name string) []string {

@@ -32,7 +32,7 @@ func (c *checker) modules() {
 	case ct.Kind == planner.ConntrackAbsent:
 		c.add(name, Pass, what, "kernel "+c.in.Live.Host.Kernel+" has none")
 	case ct.Kind == planner.ConntrackBuiltin:
-		c.add(name, Skip, what, "it is built into kernel "+c.in.Live.Host.Kernel+" and always there: whether it is at work is the next check", loaded...)
+		c.add(name, Skip, what, "it is built into kernel "+c.in.Live.Host.Kernel, loaded...)
 	case len(loaded) == 0 && !ct.Loaded:
 		c.add(name, Pass, what, "")
 	case c.in.Desired.Allows(planner.RiskModuleHeld):
@@ -53,7 +53,7 @@ func usedBy(m planner.Module) string {
 // so, and few kernels list their hooks: since Linux 4.14 they are registered
 // while a rule needs them (nf_ct_netns_get in net/netfilter/nf_conntrack_proto.c).
 func (c *checker) hooks() {
-	const name, what = "disabled.hooks", "connection tracking hooks into no packet's way in this network namespace"
+	const name, what = "disabled.hooks", "connection tracking is hooked into no packet's way"
 	ct := c.in.Live.Conntrack
 	var rules []string
 	for _, a := range c.in.Askers {
@@ -61,7 +61,7 @@ func (c *checker) hooks() {
 	}
 	switch {
 	case !ct.Loaded:
-		c.add(name, Pass, what, "it is not loaded, and cannot")
+		c.add(name, Pass, what, "it is not loaded")
 	case ct.Count > 0:
 		c.add(name, Fail, what, plural(ct.Count, "entry is", "entries are")+" in the table", rules...)
 	case len(rules) > 0:
@@ -122,9 +122,9 @@ func (c *checker) bootUnloaded() {
 // bootRules is whether a boot brings ctplan's rules back, and none that fail.
 func (c *checker) bootRules() {
 	const name = "boot.rules"
-	what := "the next boot restores the saved rules whole"
+	what := "the next boot restores the saved rules"
 	if len(c.in.Desired.Chains) > 0 {
-		what += ", and ctplan's among them"
+		what += " with ctplan's"
 	}
 	result, why := Pass, ""
 	worse := func(r Result, text string) {
@@ -218,7 +218,7 @@ func (c *checker) timeout(t planner.Timeout, boot planner.Forecast) {
 
 // room is whether the table takes more than it could before.
 func (c *checker) room() {
-	const name, what = "tuned.room", "the table takes more entries than it could before the change"
+	const name, what = "tuned.room", "the table takes more entries than before the change"
 	old, err := strconv.ParseInt(strings.TrimSpace(c.in.Change.OldMax), 10, 64)
 	now := c.in.Live.Conntrack
 	peak := max(c.in.Peak, now.Count)

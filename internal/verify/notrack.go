@@ -87,7 +87,7 @@ func Named(words []string, block string) bool {
 
 func (c *checker) rules(t planner.Traffic) {
 	standing, declared, missing := Standing(c.in.Desired, c.in.Live, t.Name)
-	name, what := "notrack."+t.Name+".rules", fmt.Sprintf("packets of %q come to its NOTRACK rules", t.Name)
+	name, what := "notrack."+t.Name+".rules", fmt.Sprintf("packets of %q reach its NOTRACK rules", t.Name)
 	why := ""
 	if standing < declared {
 		why = fmt.Sprintf("%d of %s is missing or never reached", declared-standing, plural(declared, "rule", "rules"))
@@ -117,16 +117,16 @@ func (c *checker) packets(t planner.Traffic, seen BlockSeen) {
 	case c.in.Watched > 0 && grown > 0:
 		c.add(name, Pass, what, fmt.Sprintf("%s in %s", plural(grown, "packet", "packets"), span(c.in.Watched)))
 	case c.in.Watched > 0:
-		c.add(name, Skip, what, fmt.Sprintf("none came in %s, and %s before: without traffic nothing is shown", span(c.in.Watched), number(seen.Before)))
+		c.add(name, Skip, what, fmt.Sprintf("no traffic in %s, and %s before", span(c.in.Watched), plural(seen.Before, "packet", "packets")))
 	case seen.Packets > 0:
 		c.add(name, Pass, what, plural(seen.Packets, "packet", "packets")+" since the rules were loaded")
 	default:
-		c.add(name, Skip, what, "none came since the rules were loaded: without traffic nothing is shown, and --wait 60s watches")
+		c.add(name, Skip, what, "no traffic since the rules were loaded: --wait 60s watches for it")
 	}
 }
 
 func (c *checker) entries(t planner.Traffic, seen BlockSeen) {
-	name, what := "notrack."+t.Name+".entries", fmt.Sprintf("traffic of %q leaves no entries in the table", t.Name)
+	name, what := "notrack."+t.Name+".entries", fmt.Sprintf("%q leaves no entries in the table", t.Name)
 	e := seen.Entries
 	old := ""
 	if e.Old > 0 {
@@ -140,7 +140,7 @@ func (c *checker) entries(t planner.Traffic, seen BlockSeen) {
 	case e.New > 0:
 		c.add(name, Fail, what, plural(e.New, "entry was", "entries were")+" made or used since", e.Examples...)
 	case e.Unsure > 0:
-		c.add(name, Skip, what, fmt.Sprintf("whether %s from before the change cannot be told: --wait 60s watches", plural(e.Unsure, "entry is", "entries are")), e.Examples...)
+		c.add(name, Skip, what, fmt.Sprintf("whether %s from before the change is not known: --wait 60s tells", plural(e.Unsure, "entry is", "entries are")), e.Examples...)
 	case seen.Packets == 0:
 		c.add(name, Skip, what, "no packet came that could have left one")
 	default:

@@ -83,7 +83,7 @@ func (c Check) Text() string {
 	case c.Result == Fail:
 		return c.What + ", but " + c.Why
 	case c.Result == Skip:
-		return c.What + "; not shown: " + c.Why
+		return c.What + "? " + c.Why
 	}
 	return c.What + ": " + c.Why
 }
@@ -98,14 +98,6 @@ func (in *Input) Since() time.Time {
 		return in.Boot
 	}
 	return in.Change.Time.Add(logSlack)
-}
-
-// since says it in words.
-func (in *Input) since() string {
-	if in.Change.Time.IsZero() {
-		return "since boot, as no change by ctplan is known"
-	}
-	return fmt.Sprintf("since transaction %d of %s", in.Change.ID, stamp(in.Change.Time))
 }
 
 // Checks makes them, those of the mode first. Their names do not depend on what
@@ -153,7 +145,7 @@ func (c *checker) passes(ok bool, name, what, why string, evidence ...string) {
 
 // declared is what drift says.
 func (c *checker) declared() {
-	const name, what = "declared", "the host is as declared, so that apply has nothing to do"
+	const name, what = "declared", "the host is as declared"
 	var evidence []string
 	for _, ch := range c.in.Plan.Changes {
 		evidence = append(evidence, ch.Meta().Address+" differs")
