@@ -231,6 +231,11 @@ func (r *statusReader) readTable(ctx context.Context, begun time.Time, live plan
 		t := counter.Table(r.top, r.top)
 		t.TimedOut = max(0, s.Entries-t.Entries)
 		s.Table = &t
+		if s.Growth != nil && s.Growth.FullIn != nil {
+			if level, ok := counter.LevelsOff(s.Growth.Growth); ok && level < s.Max {
+				s.Growth.LevelsOff = &level
+			}
+		}
 	}
 	return nil
 }

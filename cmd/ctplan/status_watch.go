@@ -46,7 +46,7 @@ func (e *env) watchStatus(ctx context.Context, r *statusReader, interval time.Du
 		if err := view.StatusText(&text, *s, e.statusOptions(columns)); err != nil {
 			return err
 		}
-		foot := fmt.Sprintf("%s, every %s; Ctrl-C ends", s.Time.Format("15:04:05"), interval)
+		foot := fmt.Sprintf("%s, every %s, until Ctrl-C", s.Time.Format("15:04:05"), interval)
 		if _, err := io.WriteString(e.stdout, screen(text.String(), foot, columns, rows)); err != nil {
 			return err
 		}
@@ -74,7 +74,7 @@ func (e *env) watchStatus(ctx context.Context, r *statusReader, interval time.Du
 func screen(text, foot string, columns, rows int) string {
 	lines := strings.Split(strings.TrimSuffix(text, "\n"), "\n")
 	if room := max(1, rows-1); len(lines) > room {
-		foot = fmt.Sprintf("%d lines more in a taller terminal; %s", len(lines)-room, foot)
+		foot += fmt.Sprintf("; %d lines more in a taller terminal", len(lines)-room)
 		lines = lines[:room]
 	}
 	var b strings.Builder

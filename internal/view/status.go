@@ -63,6 +63,9 @@ type GrowthStatus struct {
 	// FullIn is in how many seconds the table is full; nil where it is not known
 	// to become full.
 	FullIn *float64 `json:"full_in_seconds,omitempty"`
+	// LevelsOff is how many entries there will be where short-lived ones are what
+	// grows; nil where they cannot be all the growth, or would fill the table too.
+	LevelsOff *int64 `json:"levels_off_at,omitempty"`
 }
 
 // DropStatus is what was lost, since the network namespace was made. What the
@@ -238,11 +241,15 @@ func (t *textWriter) growth(s Status) {
 		if *g.FullIn >= 12*3600 {
 			clock = at.Format("2006-01-02 15:04")
 		}
+		text := fmt.Sprintf("%s (+-%s)%s; if it goes on, full in %s, at %s", rate, plain(g.Error), over, span(*g.FullIn), clock)
 		sgr := yellow
-		if *g.FullIn < 3600 {
+		switch {
+		case g.LevelsOff != nil:
+			text += fmt.Sprintf("; if what grows is short-lived, as it may be, it levels off below %s", commas(*g.LevelsOff))
+		case *g.FullIn < 3600:
 			sgr = red
 		}
-		t.paintedField(sgr, "growth", fmt.Sprintf("%s (+-%s)%s; if it goes on, full in %s, at %s", rate, plain(g.Error), over, span(*g.FullIn), clock))
+		t.paintedField(sgr, "growth", text)
 	case g.Grows(), g.Shrinks():
 		t.field("growth", fmt.Sprintf("%s (+-%s)%s", rate, plain(g.Error), over))
 	default:
