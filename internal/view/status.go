@@ -286,28 +286,7 @@ func (t *textWriter) waits(s Status) {
 
 // losses is what was dropped, as the kernel counts it and as it logged it.
 func (t *textWriter) losses(s Status) {
-	if d := s.Drops; d != nil {
-		var parts []string
-		any := false
-		for _, c := range []struct {
-			name string
-			n    *uint64
-		}{{"drop", d.Drop}, {"early_drop", d.EarlyDrop}, {"insert_failed", d.InsertFailed}, {"chaintoolong", d.ChainTooLong}} {
-			if c.n == nil {
-				parts = append(parts, c.name+" not known")
-				continue
-			}
-			any = any || *c.n > 0
-			parts = append(parts, c.name+" "+commas(int64(*c.n)))
-		}
-		sgr := ""
-		if any {
-			sgr = yellow
-		}
-		t.paintedField(sgr, "drops", strings.Join(parts, ", "))
-	} else {
-		t.field("drops", "not known")
-	}
+	t.drops(s.Drops)
 	l := s.Log
 	switch {
 	case l == nil:
@@ -322,6 +301,29 @@ func (t *textWriter) losses(s Status) {
 	default:
 		t.field("log", "whether the kernel has logged a full table is not known: no log could be read")
 	}
+}
+
+func (t *textWriter) drops(d *DropStatus) {
+	if d == nil || d.Drop == nil && d.EarlyDrop == nil && d.InsertFailed == nil && d.ChainTooLong == nil {
+		t.field("drops", "not known")
+		return
+	}
+	var parts []string
+	sgr := ""
+	for _, c := range []struct {
+		name string
+		n    *uint64
+	}{{"drop", d.Drop}, {"early_drop", d.EarlyDrop}, {"insert_failed", d.InsertFailed}, {"chaintoolong", d.ChainTooLong}} {
+		if c.n == nil {
+			parts = append(parts, c.name+" not known")
+			continue
+		}
+		if *c.n > 0 {
+			sgr = yellow
+		}
+		parts = append(parts, c.name+" "+commas(int64(*c.n)))
+	}
+	t.paintedField(sgr, "drops", strings.Join(parts, ", "))
 }
 
 func (t *textWriter) states(table *census.Table) {
@@ -417,7 +419,10 @@ func (t *textWriter) peers(table *census.Table) {
 		}
 		return
 	}
-	for _, b := range [][]string{left, right} {
+	for k, b := range [][]string{left, right} {
+		if k > 0 && len(left) > 0 && len(right) > 0 {
+			t.line("")
+		}
 		for i, l := range b {
 			t.headed(i, l)
 		}
