@@ -73,6 +73,7 @@ type stateKey struct {
 type stateCount struct {
 	entries, unreplied, assured int64
 	longest                     uint32
+	kinds                       [2]kind // not assured, assured: UDP waits longer for the latter
 }
 
 // serviceKey is all services of one protocol and direction.
@@ -155,6 +156,11 @@ func (c *Counter) Add(f *planner.Flow, timeout uint32) {
 		s.assured++
 	}
 	s.longest = max(s.longest, timeout)
+	if assured {
+		s.kinds[1].add(timeout)
+	} else {
+		s.kinds[0].add(timeout)
+	}
 
 	// The service answers from where the first packet arrives, after
 	// translation if there is one.

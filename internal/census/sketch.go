@@ -14,80 +14,88 @@ import (
 // the length of the stream divided by the number of counters. What makes up
 // more than that part of the stream is among the counters.
 type sketch struct {
-	size  int
-	total int64
-	heap  []tally            // the smallest count first
-	at    map[netip.Addr]int // where an address stands in heap
+	size   int
+	total  int64
+	slots  []tally
+	slotOf map[netip.Addr]int32
+	heap   []int32 // slots, the one with the smallest count first
 }
 
 // tally is one counter.
 type tally struct {
 	addr         netip.Addr
 	count, error int64
+	at           int32 // in the heap
 }
 
 func newSketch(size int) *sketch {
-	return &sketch{size: size, at: make(map[netip.Addr]int, size)}
+	return &sketch{size: size, slotOf: make(map[netip.Addr]int32, size)}
 }
 
 func (s *sketch) add(a netip.Addr) {
 	s.total++
-	if i, ok := s.at[a]; ok {
-		s.heap[i].count++
-		s.down(i)
-		return
+	slot, ok := s.slotOf[a]
+	switch {
+	case ok:
+		s.slots[slot].count++
+	case len(s.slots) < s.size:
+		slot = int32(len(s.slots))
+		s.slots = append(s.slots, tally{addr: a, at: slot})
+		s.heap = append(s.heap, slot)
+		s.slotOf[a] = slot
+		s.up(slot) // as 0, the smallest of all
+		s.slots[slot].count = 1
+	default:
+		slot = s.heap[0]
+		t := &s.slots[slot]
+		delete(s.slotOf, t.addr)
+		s.slotOf[a] = slot
+		t.addr, t.error = a, t.count
+		t.count++
 	}
-	if len(s.heap) < s.size {
-		s.heap = append(s.heap, tally{addr: a, count: 1})
-		s.at[a] = len(s.heap) - 1
-		s.up(len(s.heap) - 1)
-		return
-	}
-	least := s.heap[0]
-	delete(s.at, least.addr)
-	s.heap[0] = tally{a, least.count + 1, least.count}
-	s.at[a] = 0
-	s.down(0)
+	s.down(s.slots[slot].at)
 }
 
+func (s *sketch) count(at int32) int64 { return s.slots[s.heap[at]].count }
+
 // down restores the order of the heap where a count has grown.
-func (s *sketch) down(i int) {
+func (s *sketch) down(at int32) {
 	for {
-		child := 2*i + 1
-		if child >= len(s.heap) {
+		child := 2*at + 1
+		if int(child) >= len(s.heap) {
 			return
 		}
-		if right := child + 1; right < len(s.heap) && s.heap[right].count < s.heap[child].count {
+		if right := child + 1; int(right) < len(s.heap) && s.count(right) < s.count(child) {
 			child = right
 		}
-		if s.heap[i].count <= s.heap[child].count {
+		if s.count(at) <= s.count(child) {
 			return
 		}
-		s.swap(i, child)
-		i = child
+		s.swap(at, child)
+		at = child
 	}
 }
 
 // up restores it where a counter was put at the end.
-func (s *sketch) up(i int) {
-	for i > 0 {
-		parent := (i - 1) / 2
-		if s.heap[parent].count <= s.heap[i].count {
+func (s *sketch) up(at int32) {
+	for at > 0 {
+		parent := (at - 1) / 2
+		if s.count(parent) <= s.count(at) {
 			return
 		}
-		s.swap(i, parent)
-		i = parent
+		s.swap(at, parent)
+		at = parent
 	}
 }
 
-func (s *sketch) swap(i, j int) {
+func (s *sketch) swap(i, j int32) {
 	s.heap[i], s.heap[j] = s.heap[j], s.heap[i]
-	s.at[s.heap[i].addr], s.at[s.heap[j].addr] = i, j
+	s.slots[s.heap[i]].at, s.slots[s.heap[j]].at = i, j
 }
 
 // top are the n largest counters, by what they are sure to have.
 func (s *sketch) top(n int) []tally {
-	list := slices.Clone(s.heap)
+	list := slices.Clone(s.slots)
 	slices.SortFunc(list, func(a, b tally) int {
 		return cmp.Or(cmp.Compare(b.count-b.error, a.count-a.error), cmp.Compare(b.count, a.count), a.addr.Compare(b.addr))
 	})

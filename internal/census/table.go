@@ -14,6 +14,9 @@ type Table struct {
 	Entries    int64 `json:"entries"`    // that were listed
 	Translated int64 `json:"translated"` // by NAT: they cannot be taken out of tracking
 	Expected   int64 `json:"expected"`   // opened for another connection, by a helper
+	// TimedOut is how many more the kernel had counted before, about: they have
+	// timed out, and count against the maximum until they are collected.
+	TimedOut int64 `json:"timed_out"`
 
 	States        []State   `json:"states"`   // by protocol, the fullest first, then by state
 	Services      []Service `json:"services"` // the largest
@@ -78,20 +81,12 @@ type Wait struct {
 func (c *Counter) Table(services, peers int) Table {
 	t := Table{
 		Entries: c.entries, Translated: c.translated, Expected: c.expected,
-		States: c.stateList(), Services: []Service{}, Opens: c.opens.peers(peers), Calls: c.calls.peers(peers),
+		States: c.stateList(), Opens: c.opens.peers(peers), Calls: c.calls.peers(peers),
 	}
 	for _, s := range t.States {
 		t.Longest = max(t.Longest, s.Longest)
 	}
-	all := c.serviceList()
-	for i, s := range all {
-		if i < services {
-			t.Services = append(t.Services, s)
-			continue
-		}
-		t.OtherServices.Services++
-		t.OtherServices.Entries += s.Entries
-	}
+	t.Services, t.OtherServices = c.topServices(services)
 	for i, n := range c.waits {
 		w := Wait{Entries: n}
 		if i < len(waitLimits) {
@@ -123,23 +118,48 @@ func (c *Counter) stateList() []State {
 	return list
 }
 
-// serviceList is all services, the largest first.
-func (c *Counter) serviceList() []Service {
-	var list []Service
+// topServices are the n largest services, and what all others have. It keeps no
+// more than these while it looks: a table can hold a service for every port.
+func (c *Counter) topServices(n int) ([]Service, Others) {
+	type candidate struct {
+		key  serviceKey
+		port uint16
+		n    *serviceCount
+	}
+	compare := func(a, b candidate) int {
+		return cmp.Or(cmp.Compare(b.n.entries, a.n.entries), cmp.Compare(a.key.proto, b.key.proto), cmp.Compare(a.key.direction, b.key.direction), cmp.Compare(a.port, b.port))
+	}
+	var top []candidate
+	others := Others{}
+	consider := func(x candidate) {
+		others.Services++
+		others.Entries += int64(x.n.entries)
+		if len(top) == n && (n == 0 || compare(top[n-1], x) < 0) {
+			return
+		}
+		at, _ := slices.BinarySearchFunc(top, x, compare)
+		if top = slices.Insert(top, at, x); len(top) > n {
+			top = top[:n]
+		}
+	}
 	for k, p := range c.services {
 		for port := range p {
-			if n := &p[port]; n.entries > 0 {
-				list = append(list, newService(k, uint16(port), n))
+			if p[port].entries > 0 {
+				consider(candidate{k, uint16(port), &p[port]})
 			}
 		}
 	}
-	for k, n := range c.portless {
-		list = append(list, newService(k, 0, n))
+	for k, counted := range c.portless {
+		consider(candidate{k, 0, counted})
 	}
-	slices.SortFunc(list, func(a, b Service) int {
-		return cmp.Or(cmp.Compare(b.Entries, a.Entries), strings.Compare(a.Service, b.Service))
-	})
-	return list
+	list := []Service{}
+	for _, x := range top {
+		s := newService(x.key, x.port, x.n)
+		others.Services--
+		others.Entries -= s.Entries
+		list = append(list, s)
+	}
+	return list, others
 }
 
 func newService(k serviceKey, port uint16, n *serviceCount) Service {

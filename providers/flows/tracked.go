@@ -67,7 +67,7 @@ func Each(ctx context.Context, fn func(*Entry) error) error {
 	var e Entry
 	var stop error
 	n := 0
-	err := dump(unix.NETLINK_NETFILTER, msgGetConntrack, []byte{unix.AF_UNSPEC, 0, 0, 0}, func(msg []byte) bool {
+	err := dumpAhead(unix.NETLINK_NETFILTER, msgGetConntrack, []byte{unix.AF_UNSPEC, 0, 0, 0}, func(msg []byte) bool {
 		if n++; n%ctxEvery == 0 {
 			if stop = ctx.Err(); stop != nil {
 				return false
