@@ -74,7 +74,7 @@ func ftpHost(t *testing.T, name string) *host {
 func gateway(t *testing.T, name string) *host {
 	h := newHost(t, planner.NFT, name)
 	h.initial = true
-	for path, value := range map[string]string{nstest.Max: "65536", nstest.Hashsize: "16384", established: "432000"} {
+	for path, value := range map[string]string{nstest.Max: "65536", nstest.Hashsize: "16384", timeoutEstablished: "432000"} {
 		if err := os.WriteFile(path, []byte(value), 0); err != nil {
 			t.Fatal(err)
 		}
@@ -82,7 +82,7 @@ func gateway(t *testing.T, name string) *host {
 	return h
 }
 
-const established = "/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_established"
+const timeoutEstablished = "/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_established"
 
 // kubernetesNode has a service as kube-proxy of mode iptables writes it.
 func kubernetesNode(t *testing.T, name string) *host {

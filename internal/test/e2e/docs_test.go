@@ -28,7 +28,7 @@ func TestDocs(t *testing.T) {
 			content := pages.Read(t, repository, page)
 			for _, b := range pages.Blocks(content) {
 				if slices.Contains(machines, b.Word) {
-					nstest.Machine(t, established)
+					nstest.Machine(t, timeoutEstablished)
 					break
 				}
 			}
@@ -76,7 +76,7 @@ func (r *reader) follow(b pages.Block) string {
 				r.recipe(b.Word, strings.Join(words[6:], " "))
 			}
 		}
-	case slices.Contains([]string{"text", "json"}, b.Language) && b.Word == "":
+	case slices.Contains([]string{"text", "json", "ini", "yaml"}, b.Language) && b.Word == "":
 	default:
 		r.t.Errorf("nobody knows what to do with a block %q", strings.TrimSpace(b.Language+" "+b.Word))
 	}
