@@ -29,10 +29,30 @@ var docHosts = map[string]func(t *testing.T, name string) *host{
 // machines are the hosts of docHosts that set what the machine has once.
 var machines = []string{"nat-1"}
 
+// connectPeer gives the host an interface and addresses, and a neighbour: the
+// network namespace "peer".
+func (h *host) connectPeer() {
+	h.t.Helper()
+	h.sh(`
+		ip netns add peer
+		ip link add eth0 type veth peer name eth0 netns peer
+		peer="ip netns exec peer ip"
+		for side in "ip 5" "$peer 1"; do
+			ip=${side% *} n=${side##* }
+			$ip link set lo up
+			$ip addr add 192.0.2.$n/24 dev eth0
+			$ip addr add 2001:db8::$n/64 dev eth0 nodad
+			$ip link set eth0 up
+		done
+		ip route add default via 192.0.2.1
+		ip -6 route add default via 2001:db8::1`)
+}
+
 // docHost is a default-drop host with what everybody has: loopback, answers, SSH.
 func docHost(t *testing.T, backend planner.Backend, name, rules string) *host {
 	t.Helper()
 	h := newHost(t, backend, name)
+	h.connectPeer()
 	h.sh(`
 		iptables -P INPUT DROP
 		iptables -A INPUT -i lo -j ACCEPT
@@ -87,10 +107,12 @@ const timeoutEstablished = "/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_est
 // kubernetesNode has a service as kube-proxy of mode iptables writes it.
 func kubernetesNode(t *testing.T, name string) *host {
 	h := newHost(t, planner.NFT, name)
+	h.connectPeer()
 	h.RunInput(`*nat
 :KUBE-SERVICES - [0:0]
 :KUBE-SVC-NPX46M4PTMTKRN6Y - [0:0]
 :KUBE-SEP-BS3ZMVJ7XWSW3AFY - [0:0]
+-A POSTROUTING -s 10.244.0.0/16 ! -d 10.244.0.0/16 -j MASQUERADE
 -A PREROUTING -m comment --comment "kubernetes service portals" -j KUBE-SERVICES
 -A OUTPUT -m comment --comment "kubernetes service portals" -j KUBE-SERVICES
 -A KUBE-SERVICES -d 10.96.0.1/32 -p tcp -m comment --comment "default/kubernetes:https cluster IP" -m tcp --dport 443 -j KUBE-SVC-NPX46M4PTMTKRN6Y
@@ -104,6 +126,7 @@ COMMIT
 // ufwHost runs Debian's ufw as ufw enable leaves it, with SSH and DNS allowed.
 func ufwHost(t *testing.T, name string) *host {
 	h := newHost(t, planner.NFT, name)
+	h.connectPeer()
 	h.install("ufw")
 	h.sh(`
 		mkdir -p /etc/ufw # as its postinst furnishes it
@@ -118,6 +141,7 @@ func ufwHost(t *testing.T, name string) *host {
 // firewalldHost runs Debian's firewalld, with its public zone open for DNS.
 func firewalldHost(t *testing.T, name string) *host {
 	h := newHost(t, planner.NFT, name)
+	h.connectPeer()
 	h.install("firewalld")
 	h.sh(`
 		# Without it every caller would have to be known to polkit.
