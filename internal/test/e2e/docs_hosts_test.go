@@ -146,6 +146,9 @@ func firewalldHost(t *testing.T, name string) *host {
 	h.sh(`
 		# Without it every caller would have to be known to polkit.
 		rm -f /usr/share/dbus-1/system-services/org.freedesktop.PolicyKit1.service
+		for base in passwd group; do
+			grep -q ^messagebus: /etc/$base || echo messagebus:x:100:100::/nonexistent:/bin/false >> /etc/$base
+		done
 		mkdir -p /run/dbus
 		dbus-daemon --system --fork`)
 	t.Cleanup(func() { h.sh("kill $(cat /run/dbus/pid)") })

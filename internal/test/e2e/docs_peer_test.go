@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"regexp"
 	"strings"
 	"testing"
 
@@ -48,6 +49,52 @@ func TestDocsPackets(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestDocsFragments: where nothing asks for tracking nobody joins fragments, and
+// the rule that docs/tasks/disable.md gives lets them in.
+func TestDocsFragments(t *testing.T) {
+	h := webServer(t, "web-1")
+	h.sh(`
+		ip6tables -P INPUT DROP
+		ip6tables -A INPUT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+		ip6tables -A INPUT -p udp --dport 5300 -j ACCEPT
+		ip6tables -A INPUT -p icmpv6 -j ACCEPT`)
+	h.answers("5300")
+	large := func() string {
+		out, _ := h.Command("ip", "netns", "exec", "peer", "python3", "/run/test/udp.py", "ask", "2001:db8::5", "5300", "4000").Output()
+		return strings.TrimSpace(string(out))
+	}
+	if got := large(); got != "2001:db8::1" {
+		t.Fatalf("before, a large datagram is answered by %q", got)
+	}
+	h.ctplan(exitOK, "apply", "--auto-approve", h.config(`
+conntrack "web" {
+  mode           = "disabled"
+  stateful_rules = "remove"
+  accept "udp" {
+    protocol   = "udp"
+    local_port = 5300
+  }
+  accept "https" {
+    protocol   = "tcp"
+    local_port = 443
+  }
+  accept "icmp" { protocol = "icmp" }
+  accept "icmpv6" { protocol = "icmpv6" }
+}
+`))
+	if got := large(); got != "" {
+		t.Errorf("the page says that large datagrams are lost, and %s answers", got)
+	}
+	remedy := regexp.MustCompile("`(ip6tables -I INPUT [^`]+)`").FindStringSubmatch(pages.Read(t, repository, "docs/tasks/disable.md"))
+	if remedy == nil {
+		t.Fatal("docs/tasks/disable.md has no rule for fragments")
+	}
+	h.sh(remedy[1])
+	if got := large(); got != "2001:db8::1" {
+		t.Errorf("after %q a large datagram is answered by %q", remedy[1], got)
 	}
 }
 
