@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"regexp"
 	"slices"
 	"strings"
@@ -17,11 +16,11 @@ import (
 
 func newDrift(e *env) *cobra.Command {
 	var (
-		vars    varFlags
-		format  formatFlags
-		quiet   bool
-		ignore  []string
-		metrics string
+		vars        varFlags
+		format      formatFlags
+		quiet       bool
+		ignore      []string
+		metricsFile string
 	)
 	cmd := &cobra.Command{
 		Use:   "drift [PATH]",
@@ -39,11 +38,11 @@ Exit status: 0 without drift, 1 on errors, 2 with drift.`,
 				return err
 			}
 			p, err := findDrift(cmd, e, args, vars)
-			if metrics != "" {
+			if metricsFile != "" {
 				if p != nil {
 					dropIgnored(&p.plan, ignore)
 				}
-				if werr := writeMetrics(metrics, p, time.Now()); werr != nil && err == nil {
+				if werr := writeMetrics(metricsFile, e.driftMetrics(p, time.Now())); werr != nil && err == nil {
 					err = werr
 				}
 			}
@@ -67,7 +66,7 @@ Exit status: 0 without drift, 1 on errors, 2 with drift.`,
 	format.register(flags)
 	flags.BoolVarP(&quiet, "quiet", "q", false, "print nothing; the exit status tells")
 	flags.StringArrayVar(&ignore, "ignore", nil, "leave out changes with this `ADDRESS`, a glob (repeatable)")
-	flags.StringVar(&metrics, "metrics-file", "", "write Prometheus metrics to `FILE`, for node_exporter's textfile collector")
+	flags.StringVar(&metricsFile, "metrics-file", "", metricsUsage)
 	return cmd
 }
 
@@ -102,37 +101,4 @@ func dropIgnored(p *planner.Plan, globs []string) {
 	}
 	p.Changes = slices.DeleteFunc(p.Changes, func(c planner.Change) bool { return ignored(c.Meta().Address) })
 	p.Blocks = slices.DeleteFunc(p.Blocks, func(b planner.Block) bool { return ignored(b.Address) })
-}
-
-// writeMetrics writes what drift found, or with a nil p that it could not look.
-func writeMetrics(path string, p *planned, now time.Time) error {
-	var b strings.Builder
-	gauge := func(name, help string, value int64) {
-		fmt.Fprintf(&b, "# HELP %s %s\n# TYPE %s gauge\n%s %d\n", name, help, name, name, value)
-	}
-	success := int64(0)
-	if p != nil {
-		success = 1
-	}
-	gauge("ctplan_drift_success", "Whether the last ctplan drift could read the host and the configuration.", success)
-	gauge("ctplan_drift_last_run_timestamp_seconds", "When ctplan drift last ran, in seconds since 1970.", now.Unix())
-	if p != nil {
-		gauge("ctplan_drift_objects", "Objects that differ from what the configuration declares.", int64(len(p.plan.Changes)))
-		gauge("ctplan_drift_blocks", "Safety checks that would keep ctplan apply from mending the drift.", int64(len(p.plan.Blocks)))
-		gauge("ctplan_conntrack_entries", "Tracked connections.", p.snapshot.Conntrack.Count)
-		gauge("ctplan_conntrack_max", "Most connections that the kernel will track.", p.snapshot.Conntrack.Max)
-		if len(p.plan.Changes) > 0 {
-			b.WriteString("# HELP ctplan_drift_object An object that differs.\n# TYPE ctplan_drift_object gauge\n")
-		}
-		for _, c := range p.plan.Changes {
-			fmt.Fprintf(&b, "ctplan_drift_object{address=\"%s\",action=\"%s\"} 1\n", label(c.Meta().Address), c.Meta().Action.String())
-		}
-	}
-	// Not 0600: node_exporter does not run as root, and addresses are no secret.
-	return snapshot.WriteAtomic(path, []byte(b.String()), 0o644)
-}
-
-// label escapes a value of a Prometheus label.
-func label(s string) string {
-	return strings.NewReplacer(`\`, `\\`, `"`, `\"`, "\n", `\n`).Replace(view.Clean(s))
 }
