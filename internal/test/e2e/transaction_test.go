@@ -237,7 +237,7 @@ func TestSSH(t *testing.T) {
 // confirmation: what the boot unit runs takes it back, and nobody can confirm
 // it any more.
 func TestBootUnit(t *testing.T) {
-	unit, err := os.ReadFile(filepath.Join("..", "..", "..", "contrib", "ctplan-recover.service"))
+	unit, err := os.ReadFile(filepath.Join("..", "..", "..", "deploy", "systemd", "ctplan-recover.service"))
 	if err != nil {
 		t.Fatal(err)
 	}
