@@ -15,7 +15,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/ctplan/ctplan/internal/test/testhost"
 )
 
 // TestDiskRefuses has the disk refuse ctplan at every place where it writes:
@@ -269,17 +268,4 @@ func TestBootUnit(t *testing.T) {
 			}
 		})
 	}
-	t.Run("verify", func(t *testing.T) {
-		tool, err := exec.LookPath("systemd-analyze")
-		if err != nil {
-			testhost.Lacks(t, err)
-		}
-		path := filepath.Join(t.TempDir(), "ctplan-recover.service")
-		if err := os.WriteFile(path, bytes.ReplaceAll(unit, []byte("/usr/sbin/ctplan"), []byte("/bin/true")), 0o644); err != nil {
-			t.Fatal(err)
-		}
-		if out, err := exec.Command(tool, "verify", "--man=no", path).CombinedOutput(); err != nil || bytes.Contains(out, []byte("ctplan-recover.service:")) {
-			t.Errorf("%v\n%s", err, out)
-		}
-	})
 }
