@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-
 )
 
 // TestDiskRefuses has the disk refuse ctplan at every place where it writes:
