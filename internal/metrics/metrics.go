@@ -36,7 +36,7 @@ type Description struct {
 	Type    string // "gauge" or "counter"
 	Help    string
 	Labels  []string
-	Command string // which command writes it: "drift" or "verify"
+	Command string // which command writes it: "drift", "verify" or "status"
 }
 
 // Descriptions lists every metric that there can be, in the order of the text.
@@ -125,7 +125,7 @@ const (
 
 // all are the metrics, by the command that writes them.
 func all() []metric {
-	return slices.Concat(ofDrift(), ofApply(), ofTable(), ofVerify())
+	return slices.Concat(ofDrift(), ofApply(), ofTable(), ofVerify(), ofGrowth())
 }
 
 func ofDrift() []metric {
@@ -186,10 +186,6 @@ func ofTable() []metric {
 		count("ctplan_conntrack_early_drops_total", "Entries given up before their time to make room for others.", func(t *Table) *uint64 { return t.EarlyDrops }),
 		count("ctplan_conntrack_insert_failed_total", "Entries that could not be put into the table.", func(t *Table) *uint64 { return t.InsertFailed }),
 		count("ctplan_conntrack_chain_too_long_total", "Entries refused because their hash chain was too long.", func(t *Table) *uint64 { return t.ChainTooLong }),
-		about("ctplan_conntrack_full_in_seconds", gauge, "Seconds until the table is full at its present growth; absent while it does not grow.",
-			func(t *Table) []sample {
-				return of(t.FullIn, func(d *time.Duration) []sample { return number(int64(d.Seconds())) })
-			}),
 	}
 }
 
@@ -214,6 +210,22 @@ func ofVerify() []metric {
 	}
 }
 
+func ofGrowth() []metric {
+	about := func(name, help string, values func(*Growth) []sample) metric {
+		return metric{Description{name, gauge, help, nil, "status"}, func(s State) []sample { return of(s.Growth, values) }}
+	}
+	return []metric{
+		about("ctplan_status_last_run_timestamp_seconds", "When ctplan status last ran, in seconds since 1970.",
+			func(g *Growth) []sample { return at(g.Time) }),
+		about("ctplan_conntrack_growth_per_second", "Entries by which the table grew a second while status looked; below 0 it shrank.",
+			func(g *Growth) []sample { return known(g.PerSecond) }),
+		about("ctplan_conntrack_full_in_seconds", "Seconds until the table is full at that growth; absent while it does not grow.",
+			func(g *Growth) []sample {
+				return of(g.FullIn, func(d *time.Duration) []sample { return number(d.Seconds()) })
+			}),
+	}
+}
+
 // of returns the values of what is known, and none of what is not.
 func of[T any](known *T, values func(*T) []sample) []sample {
 	if known == nil {
@@ -222,10 +234,10 @@ func of[T any](known *T, values func(*T) []sample) []sample {
 	return values(known)
 }
 
-func number[N int | int64 | uint64](n N) []sample { return []sample{{value: float64(n)}} }
+func number[N int | int64 | uint64 | float64](n N) []sample { return []sample{{value: float64(n)}} }
 
 // known is number for what may not be known.
-func known[N int64 | uint64](n *N) []sample {
+func known[N int64 | uint64 | float64](n *N) []sample {
 	return of(n, func(n *N) []sample { return number(*n) })
 }
 

@@ -32,8 +32,8 @@ func full() State {
 		Table: &Table{
 			Entries: ptr(int64(249000)), Max: ptr(int64(262144)), Buckets: ptr(int64(65536)),
 			Drops: ptr(uint64(12)), EarlyDrops: ptr(uint64(3456)), InsertFailed: ptr(uint64(7)), ChainTooLong: ptr(uint64(8)),
-			FullIn: &fullIn,
 		},
+		Growth: &Growth{Time: now, PerSecond: ptr(2.5), FullIn: &fullIn},
 		Verify: &Verify{Time: now, TableFull: ptr(int64(42)), Checks: []Check{{"max", "pass"}, {"next boot", "fail"}, {"drops", "skip"}}},
 	}
 }
@@ -112,6 +112,7 @@ func TestUnknown(t *testing.T) {
 		"never changed":    {State{Apply: &Apply{}}, []string{"ctplan_apply_cut_off", "ctplan_apply_waiting"}},
 		"no counters":      {State{Table: &Table{Entries: ptr(int64(0))}}, []string{"ctplan_conntrack_entries"}},
 		"verify failed":    {State{Verify: &Verify{Time: now}}, []string{"ctplan_verify_last_run_timestamp_seconds", "ctplan_verify_success"}},
+		"growth unknown":   {State{Growth: &Growth{Time: now}}, []string{"ctplan_status_last_run_timestamp_seconds"}},
 		"no log, no check": {State{Verify: &Verify{Time: now, Checks: []Check{}}}, []string{"ctplan_verify_last_run_timestamp_seconds", "ctplan_verify_success"}},
 	} {
 		t.Run(name, func(t *testing.T) {

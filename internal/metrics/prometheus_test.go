@@ -12,6 +12,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/ctplan/ctplan/internal/test/testhost"
 )
 
@@ -158,8 +160,17 @@ func TestDocs(t *testing.T) {
 		}
 		fmt.Fprintf(&want, "| `%s` | %s | `%s` | %s |\n", name, d.Type, d.Command, d.Help)
 	}
-	if !strings.Contains(docs, want.String()) {
-		t.Errorf("docs/monitoring.md does not have this table:\n%s", want.String())
+	got := regexp.MustCompile(`(?m)^\| metric \|.*\n(\|.*\n)*`).FindString(docs)
+	if got == "" {
+		t.Fatal("docs/monitoring.md has no table of metrics")
+	}
+	if *update {
+		docs = strings.Replace(docs, got, want.String(), 1)
+		if err := os.WriteFile(filepath.Join("..", "..", "docs", "monitoring.md"), []byte(docs), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	} else if diff := cmp.Diff(want.String(), got); diff != "" {
+		t.Errorf("docs/monitoring.md, -want +got; go test ./internal/metrics -update:\n%s", diff)
 	}
 	exported(t, docs)
 }

@@ -12,6 +12,7 @@ type State struct {
 	Apply  *Apply  // by drift
 	Table  *Table  // by drift
 	Verify *Verify // by verify
+	Growth *Growth // by status
 }
 
 // Drift is a comparison of the host with what is declared.
@@ -50,8 +51,6 @@ type Table struct {
 	// make room, insertions that failed, and those refused by the length of
 	// their hash chain (of Linux 5.15 and later).
 	Drops, EarlyDrops, InsertFailed, ChainTooLong *uint64
-
-	FullIn *time.Duration // at the present growth; nil also where it does not grow
 }
 
 // Verify is an answer to whether the mode is in effect.
@@ -67,4 +66,11 @@ type Verify struct {
 type Check struct {
 	Name   string
 	Result string // "pass", "fail" or "skip"
+}
+
+// Growth is how fast the table of tracked connections fills.
+type Growth struct {
+	Time      time.Time      // when
+	PerSecond *float64       // entries; below 0 it shrinks
+	FullIn    *time.Duration // at this growth; nil also where it does not grow
 }

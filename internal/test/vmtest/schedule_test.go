@@ -38,8 +38,8 @@ func systemdSchedule(h *host) {
 		h.mode("notrack")
 		h.Run("cp host.hcl /etc/ctplan/")
 		h.Run("ctplan apply --auto-approve /etc/ctplan")
-		h.sandboxed()
 		h.scheduled(backend)
+		h.sandboxed()
 		h.Run("ctplan rollback --auto-approve")
 	}
 }
@@ -87,10 +87,12 @@ func (h *host) sandboxed() {
 // with a configuration that cannot be read.
 func (h *host) scheduled(backend planner.Backend) {
 	h.t.Helper()
-	files := h.files()
+	const loaded = "lsmod | cut -d' ' -f1 | sort"
+	files, modules := h.files(), h.Run(loaded)
 	h.elapse("success")
+	h.Expect(loaded, modules)
 	h.sameOutside(0)
-	h.metrics("ctplan_drift_success 1", "ctplan_drift_objects 0", "ctplan_apply_cut_off 0")
+	h.metrics("ctplan_drift_success 1", "ctplan_drift_objects 0", "ctplan_apply_cut_off 0", "ctplan_conntrack_drops_total 0")
 	h.Expect("stat -c '%a %U' "+metricsFile, "644 root")
 	h.Expect("ls /run/mail 2>/dev/null || echo none", "none")
 
