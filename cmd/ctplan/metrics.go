@@ -31,7 +31,11 @@ func (e *env) driftMetrics(p *planned, now time.Time) metrics.State {
 	}
 	s.Drift.Found = &metrics.Found{Blocks: len(p.plan.Blocks)}
 	for _, c := range p.plan.Changes {
-		s.Drift.Found.Objects = append(s.Drift.Found.Objects, metrics.Object{Address: c.Meta().Address, Action: c.Meta().Action.String()})
+		o := metrics.Object{Address: c.Meta().Address, Action: c.Meta().Action.String()}
+		if causes := p.causes[o.Address]; len(causes) > 0 {
+			o.Cause = string(causes[0].Kind) // the likeliest
+		}
+		s.Drift.Found.Objects = append(s.Drift.Found.Objects, o)
 	}
 	s.Table = e.tableMetrics(p.snapshot)
 	return s

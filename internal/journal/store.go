@@ -105,6 +105,17 @@ func (s *Store) All() ([]Transaction, error) {
 	return s.load(ids)
 }
 
+// Newest reads up to n journals, newest first.
+func (s *Store) Newest(n int) ([]Transaction, error) {
+	ids, err := s.ids()
+	if err != nil {
+		return nil, err
+	}
+	ids = ids[max(0, len(ids)-n):]
+	slices.Reverse(ids)
+	return s.load(ids)
+}
+
 // Unfinished reads the journals that did not end, oldest first. Of the others
 // it reads the last line alone.
 func (s *Store) Unfinished() ([]Transaction, error) {
