@@ -135,8 +135,8 @@ func findDrift(cmd *cobra.Command, e *env, args []string, vars varFlags, ignore 
 	return p, nil
 }
 
-// remembered is how many of ctplan's own transactions are looked at.
-const remembered = 20
+// pastTransactions is how many of ctplan's own transactions are looked at.
+const pastTransactions = 20
 
 // findCauses looks for what brought the drift about. What cannot be read is
 // said and is no error: that something differs is news without its cause.
@@ -145,7 +145,7 @@ func (e *env) findCauses(ctx context.Context, p *planned, now time.Time) {
 	store, err := journal.View(e.stateDir())
 	if err == nil {
 		f.Journal = store.Path
-		f.Past, err = store.Newest(remembered)
+		f.Past, err = store.Newest(pastTransactions)
 	}
 	if err != nil {
 		e.warnf("looking for the cause in ctplan's own journals: %v", err)

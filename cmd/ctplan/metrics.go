@@ -6,6 +6,8 @@ import (
 	"github.com/ctplan/ctplan/internal/apply"
 	"github.com/ctplan/ctplan/internal/metrics"
 	"github.com/ctplan/ctplan/internal/snapshot"
+	"github.com/ctplan/ctplan/internal/verify"
+	"github.com/ctplan/ctplan/internal/view"
 	"github.com/ctplan/ctplan/providers/flows"
 )
 
@@ -87,4 +89,30 @@ func (e *env) tableMetrics(s *snapshot.Snapshot) *metrics.Table {
 	t.Drops, t.EarlyDrops = counter("drop"), counter("early_drop")
 	t.InsertFailed, t.ChainTooLong = counter("insert_failed"), counter("chaintoolong")
 	return t
+}
+
+// verifyMetrics is what verify found; with a nil report, that it could not look.
+func verifyMetrics(in *verify.Input, r *verify.Report, now time.Time) metrics.State {
+	v := &metrics.Verify{Time: now}
+	if r == nil {
+		return metrics.State{Verify: v}
+	}
+	v.Checks = []metrics.Check{}
+	for _, c := range r.Checks {
+		v.Checks = append(v.Checks, metrics.Check{Name: c.Name, Result: string(c.Result)})
+	}
+	// No message in a log that does not reach back so far tells nothing.
+	if in.Log.Messages > 0 || in.Log.Covers(in.Since()) {
+		v.TableFull = &in.Log.Messages
+	}
+	return metrics.State{Verify: v}
+}
+
+// growthMetrics is what status knows of how fast the table fills.
+func growthMetrics(s *view.Status) metrics.State {
+	g := &metrics.Growth{Time: s.Time}
+	if s.Growth != nil {
+		g.PerSecond, g.FullIn = &s.Growth.PerSecond, s.Growth.FullIn
+	}
+	return metrics.State{Growth: g}
 }

@@ -220,9 +220,7 @@ func ofGrowth() []metric {
 		about("ctplan_conntrack_growth_per_second", "Entries by which the table grew a second while status looked; below 0 it shrank.",
 			func(g *Growth) []sample { return known(g.PerSecond) }),
 		about("ctplan_conntrack_full_in_seconds", "Seconds until the table is full at that growth; absent while it does not grow.",
-			func(g *Growth) []sample {
-				return of(g.FullIn, func(d *time.Duration) []sample { return number(d.Seconds()) })
-			}),
+			func(g *Growth) []sample { return known(g.FullIn) }),
 	}
 }
 

@@ -22,7 +22,6 @@ var update = flag.Bool("update", false, "write what the metrics are now into tes
 func full() State {
 	now := time.Unix(1700000000, 0)
 	changed := now.Add(-48 * time.Hour)
-	fullIn := 90 * time.Minute
 	return State{
 		Drift: &Drift{Time: now, Found: &Found{Blocks: 1, Objects: []Object{
 			{"sysctl.net.netfilter.nf_conntrack_max", "update", "reboot"},
@@ -33,7 +32,7 @@ func full() State {
 			Entries: ptr(int64(249000)), Max: ptr(int64(262144)), Buckets: ptr(int64(65536)),
 			Drops: ptr(uint64(12)), EarlyDrops: ptr(uint64(3456)), InsertFailed: ptr(uint64(7)), ChainTooLong: ptr(uint64(8)),
 		},
-		Growth: &Growth{Time: now, PerSecond: ptr(2.5), FullIn: &fullIn},
+		Growth: &Growth{Time: now, PerSecond: ptr(2.5), FullIn: ptr(5400.0)},
 		Verify: &Verify{Time: now, TableFull: ptr(int64(42)), Checks: []Check{{"max", "pass"}, {"next boot", "fail"}, {"drops", "skip"}}},
 	}
 }

@@ -70,7 +70,7 @@ type Check struct {
 
 // Growth is how fast the table of tracked connections fills.
 type Growth struct {
-	Time      time.Time      // when
-	PerSecond *float64       // entries; below 0 it shrinks
-	FullIn    *time.Duration // at this growth; nil also where it does not grow
+	Time      time.Time // when
+	PerSecond *float64  // entries; below 0 it shrinks
+	FullIn    *float64  // seconds, at this growth; nil also where it does not grow
 }

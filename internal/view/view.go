@@ -35,6 +35,7 @@ type Options struct {
 	Color bool // text: SGR colours
 	Width int  // text: columns of the terminal; 0 means 80
 	Full  bool // text, markdown: long runs of lines in full
+	ASCII bool // text: bars of characters that every terminal has
 
 	// Causes are why objects differ, by the addresses of their changes; nil
 	// where nobody has looked.
