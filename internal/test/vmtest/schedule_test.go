@@ -20,7 +20,7 @@ const metricsFile = "/var/lib/prometheus/node-exporter/ctplan.prom"
 // its failure is told of.
 func systemdSchedule(h *host) {
 	h.t.Helper()
-	for _, name := range []string{"ctplan-drift.service", "ctplan-drift.timer", "ctplan-notify@.service"} {
+	for _, name := range []string{"ctplan-drift.service", "ctplan-drift.timer", "ctplan-verify.service", "ctplan-notify@.service"} {
 		h.Write("/etc/systemd/system/"+name, h.deployed("systemd", name))
 	}
 	// The timer as it is, but soon.
@@ -43,6 +43,7 @@ func systemdSchedule(h *host) {
 		h.Run("ctplan apply --auto-approve /etc/ctplan")
 		h.scheduled(backend)
 		h.sandboxed()
+		h.verified()
 		h.Run("ctplan rollback --auto-approve")
 	}
 }
@@ -139,6 +140,19 @@ func (h *host) scheduled(backend planner.Backend) {
 	h.t.Logf("%s: %s", backend, h.Run("systemctl show -P Result ctplan-drift.service; systemd-analyze security --no-pager ctplan-drift.service | tail -n 1"))
 }
 
+// verified expects of verify in its service what it says outside of it.
+func (h *host) verified() {
+	h.t.Helper()
+	h.Run("systemctl start ctplan-verify.service || { journalctl --no-pager -u ctplan-verify.service; false; }")
+	h.metricsIn("ctplan-verify.prom", "ctplan_verify_success 1", `ctplan_verify_check{check="table_full",result="pass"} 1`, "ctplan_conntrack_table_full_messages 0")
+	h.metricsIn("ctplan-status.prom", "ctplan_conntrack_growth_per_second ")
+	inside := h.Run(`journalctl -o cat _SYSTEMD_INVOCATION_ID=$(systemctl show -P InvocationID ctplan-verify.service) _COMM=ctplan`)
+	outside := h.Run("ctplan verify /etc/ctplan 2>&1")
+	if !strings.HasSuffix(inside, outside) {
+		h.Fail("in its sandbox, verify says\n%s\nand outside of it\n%s", inside, outside)
+	}
+}
+
 // elapse has the timer start the service, and waits for its result.
 func (h *host) elapse(result string) {
 	h.t.Helper()
@@ -164,10 +178,15 @@ func (h *host) sameOutside(status int) {
 	}
 }
 
-// metrics expects lines that begin so in the metrics file.
+// metrics expects lines that begin so in drift's metrics.
 func (h *host) metrics(lines ...string) {
 	h.t.Helper()
-	text := "\n" + h.Run("cat "+metricsFile)
+	h.metricsIn(filepath.Base(metricsFile), lines...)
+}
+
+func (h *host) metricsIn(name string, lines ...string) {
+	h.t.Helper()
+	text := "\n" + h.Run("cat "+filepath.Join(filepath.Dir(metricsFile), name))
 	for _, line := range lines {
 		if !strings.Contains(text, "\n"+line) {
 			h.Fail("the metrics lack %s:%s", line, text)
