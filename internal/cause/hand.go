@@ -90,14 +90,15 @@ func programs(line string) (all [][]string) {
 	return all
 }
 
-// writesRules reports whether a command line can have changed a table.
-func writesRules(line string, family planner.Family, table string) bool {
+// writesRules reports whether a command line can have changed these chains of a
+// table.
+func writesRules(line string, family planner.Family, table string, chains map[string]bool) bool {
 	for _, p := range programs(line) {
 		name := strings.NewReplacer("-legacy", "", "-nft", "", "xtables-multi", "iptables").Replace(p[0])
 		args := p[1:]
 		switch name {
 		case "iptables", "ip6tables":
-			if (name == "ip6tables") == (family == planner.IPv6) && tableOf(args) == table && changesRules(args) {
+			if (name == "ip6tables") == (family == planner.IPv6) && tableOf(args) == table && changesChain(args, chains) {
 				return true
 			}
 		case "iptables-restore", "ip6tables-restore":
@@ -158,9 +159,15 @@ func tableOf(args []string) string {
 	return "filter"
 }
 
-func changesRules(args []string) bool {
-	return slices.ContainsFunc(args, func(a string) bool {
-		return slices.Contains([]string{"-A", "-I", "-D", "-R", "-F", "-N", "-X", "-P", "-E",
-			"--append", "--insert", "--delete", "--replace", "--flush", "--new-chain", "--delete-chain", "--policy", "--rename-chain"}, a)
-	})
+// changesChain reports whether arguments of iptables(8) change one of the chains.
+func changesChain(args []string, chains map[string]bool) bool {
+	for i, a := range args {
+		switch a {
+		case "-A", "-I", "-D", "-R", "-F", "-N", "-X", "-P", "-E",
+			"--append", "--insert", "--delete", "--replace", "--flush", "--new-chain", "--delete-chain", "--policy", "--rename-chain":
+			// Without a chain it is all of them.
+			return i+1 >= len(args) || strings.HasPrefix(args[i+1], "-") || chains[args[i+1]]
+		}
+	}
+	return false
 }

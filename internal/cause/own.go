@@ -36,7 +36,10 @@ func (m *matcher) own(c planner.Change) *Cause {
 		stayed = stayed || t.Outcome == journal.Committed
 	}
 	if m.since.IsZero() {
-		return &Cause{Kind: NeverApplied, Sure: Likely, Text: "ctplan has not been applied here yet: no transaction stayed"}
+		return &Cause{
+			Kind: NeverApplied, Sure: Likely, Text: "ctplan has not been applied here yet",
+			Evidence: []trace.Record{{Where: journal.Dir, Text: "no transaction stayed"}},
+		}
 	}
 	return nil
 }

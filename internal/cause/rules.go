@@ -76,8 +76,14 @@ func (m *matcher) rules(c *planner.RulesChange) (found []Cause) {
 	if len(missing) > 0 {
 		found = append(found, m.restarts(c, seen)...)
 	}
+	chains := map[string]bool{}
+	for _, l := range slices.Concat(extra, missing) {
+		if words := strings.Fields(l); len(words) > 1 {
+			chains[words[1]] = true
+		}
+	}
 	for _, cmd := range m.Trace.Commands {
-		if writesRules(cmd.Line, c.Family, c.Table) {
+		if writesRules(cmd.Line, c.Family, c.Table, chains) {
 			found = append(found, hand(cmd, Likely))
 		}
 	}

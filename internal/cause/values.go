@@ -42,7 +42,7 @@ func (m *matcher) value(key, value string) (found []Cause) {
 		switch {
 		case strings.Contains(c.Line, short):
 			if setsValue(c) {
-				found = append(found, hand(c, Likely))
+				found = append(found, hand(c, ifNamed(c.Line, value)))
 			}
 		case loadsSysctls(c.Line):
 			found = append(found, hand(c, Possible))
@@ -134,7 +134,7 @@ func (m *matcher) hashsize(c *planner.HashsizeChange) (found []Cause) {
 	for _, cmd := range m.Trace.Commands {
 		if strings.Contains(cmd.Line, "nf_conntrack/parameters/hashsize") || strings.Contains(cmd.Line, "nf_conntrack_buckets") {
 			if setsValue(cmd) {
-				found = append(found, hand(cmd, Likely))
+				found = append(found, hand(cmd, Likely)) // the kernel rounds, so the number need not be the same
 			}
 		}
 	}
@@ -210,6 +210,14 @@ func setsValue(c trace.Command) bool {
 		return true
 	}
 	return strings.Contains(c.Line, ">")
+}
+
+// ifNamed is how sure it is that a command set a value: it may have set another.
+func ifNamed(line, value string) Certainty {
+	if strings.Contains(line, strings.TrimSpace(value)) {
+		return Likely
+	}
+	return Possible
 }
 
 // loadsSysctls reports whether a command applies sysctl files.
