@@ -130,7 +130,7 @@ const (
 	// The kernel's log grows slowly, and asking for it can be slow.
 	logEvery    = 30 * time.Second
 	logWithin   = 24 * time.Hour
-	logPatience = 2 * time.Second
+	logPatience = time.Second
 )
 
 // read reads the status. What cannot be read besides the rules and files is a
