@@ -48,7 +48,7 @@ Exit status: 0 done or nothing to change, 1 error, 2 changes or drift present
 	root.SetUsageTemplate(strings.Replace(root.UsageTemplate(), "{{if .HasAvailableSubCommands}}\n  {{.CommandPath}} [command]{{end}}", "", 1)) // a second usage line
 	root.AddCommand(
 		newValidate(e), newFmt(e), newPlan(e), newShow(e), newApply(e),
-		newConfirm(e), newRollback(e), newHistory(e), newRecover(e), newWatchdog(e), newDrift(e), newStatus(e), newSnapshot(e), newSuggest(e), newImport(e), newVersion(e), newCompletion(e),
+		newConfirm(e), newRollback(e), newHistory(e), newRecover(e), newWatchdog(e), newDrift(e), newVerify(e), newStatus(e), newSnapshot(e), newSuggest(e), newImport(e), newVersion(e), newCompletion(e),
 	)
 	return root
 }

@@ -168,7 +168,7 @@ func TestStatusForetells(t *testing.T) {
 			if err := os.WriteFile(nstest.Max, []byte(strconv.Itoa(limit)), 0); err != nil {
 				t.Fatal(err)
 			}
-			h.start("drip", strconv.Itoa(perSecond))
+			h.start("pour", strconv.Itoa(perSecond))
 			await := func(n int) time.Time {
 				t.Helper()
 				for begun := time.Now(); ; time.Sleep(20 * time.Millisecond) {
@@ -208,9 +208,9 @@ func TestStatusForetells(t *testing.T) {
 	}
 }
 
-// drip sends one datagram after the other at a steady rate, each in a flow of
+// pour sends one datagram after the other at a steady rate, each in a flow of
 // its own, until standard input closes.
-func drip(args []string) error {
+func pour(args []string) error {
 	perSecond, err := strconv.Atoi(args[0])
 	if err != nil {
 		return err
