@@ -161,14 +161,14 @@ func mix(args []string) error {
 func TestStatusForetells(t *testing.T) {
 	for _, backend := range backends {
 		t.Run(string(backend), func(t *testing.T) {
-			const limit, perSecond, early = 3000, 400, 400
+			const limit, early = 2000, 300
 			nstest.Machine(t)
 			h := newHost(t, backend, "resolver-1")
 			h.sh("iptables -A INPUT -p tcp -m state --state RELATED,ESTABLISHED -j ACCEPT; echo 300 > /proc/sys/net/netfilter/nf_conntrack_udp_timeout")
 			if err := os.WriteFile(nstest.Max, []byte(strconv.Itoa(limit)), 0); err != nil {
 				t.Fatal(err)
 			}
-			h.start("pour", strconv.Itoa(perSecond))
+			h.start("drip")
 			await := func(n int) time.Time {
 				t.Helper()
 				for begun := time.Now(); ; time.Sleep(20 * time.Millisecond) {
@@ -183,7 +183,7 @@ func TestStatusForetells(t *testing.T) {
 			await(early)
 			s := h.status()
 			if s.Growth == nil || s.Growth.FullIn == nil || s.Growth.LevelsOff != nil {
-				t.Fatalf("at %d of %d growing at %d/s status foretells nothing, or less: %+v", s.Entries, s.Max, perSecond, s.Growth)
+				t.Fatalf("at %d of %d growing at %d/s status foretells nothing, or less: %+v", s.Entries, s.Max, dripRate, s.Growth)
 			}
 			foretold := *s.Growth.FullIn
 			truth := await(limit).Sub(s.Time).Seconds()
@@ -206,28 +206,6 @@ func TestStatusForetells(t *testing.T) {
 			}
 		})
 	}
-}
-
-// pour sends one datagram after the other at a steady rate, each in a flow of
-// its own, until standard input closes.
-func pour(args []string) error {
-	perSecond, err := strconv.Atoi(args[0])
-	if err != nil {
-		return err
-	}
-	go func() {
-		begun := time.Now()
-		for sent := 0; ; time.Sleep(2 * time.Millisecond) {
-			for ; sent < int(time.Since(begun).Seconds()*float64(perSecond)); sent++ {
-				conn, err := net.Dial("udp", fmt.Sprintf("127.0.%d.%d:9", 1+sent/250, 1+sent%250))
-				if err == nil {
-					_, _ = conn.Write([]byte("x")) // it fails once the table is full
-					conn.Close()
-				}
-			}
-		}
-	}()
-	return waitForEnd()
 }
 
 // TestStatusWatch redraws a terminal until it is interrupted, and leaves the
