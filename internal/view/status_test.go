@@ -102,6 +102,21 @@ func TestStatusText(t *testing.T) {
 	}
 }
 
+// TestStatusInDocs holds the screen of docs/operation.md to what is printed.
+func TestStatusInDocs(t *testing.T) {
+	doc, err := os.ReadFile(filepath.Join("..", "..", "docs", "operation.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var b bytes.Buffer
+	if err := StatusText(&b, busyStatus(), Options{}); err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(string(doc), "```text\n"+b.String()+"```\n") {
+		t.Errorf("docs/operation.md does not show this screen:\n%s", b.String())
+	}
+}
+
 // TestStatusWidth: no line is wider than the terminal, from the width of a
 // phone on, but for words that are.
 func TestStatusWidth(t *testing.T) {
