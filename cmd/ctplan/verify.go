@@ -3,8 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"os"
-	"strconv"
 	"strings"
 	"time"
 
@@ -21,6 +19,7 @@ import (
 	"github.com/ctplan/ctplan/providers/flows"
 	"github.com/ctplan/ctplan/providers/iptables"
 	"github.com/ctplan/ctplan/providers/kernlog"
+	"github.com/ctplan/ctplan/providers/kmod"
 )
 
 func newVerify(e *env) *cobra.Command {
@@ -239,8 +238,7 @@ func (v *verifier) watch(ctx context.Context) (peak int64, err error) {
 	tick := time.NewTicker(sampling)
 	defer tick.Stop()
 	for {
-		text, _ := os.ReadFile(v.root + "/proc/sys/net/netfilter/nf_conntrack_count") // not there: 0
-		if n, err := strconv.ParseInt(strings.TrimSpace(string(text)), 10, 64); err == nil {
+		if n, err := kmod.ReadCount(v.root); err == nil { // else it is not loaded
 			peak = max(peak, n)
 		}
 		select {
