@@ -19,7 +19,7 @@ import (
 const childEnv = "CTPLAN_E2E_CHILD"
 
 func runChild(name string, args []string) int {
-	children := map[string]func([]string) error{"flood": flood, "drip": drip, "serve": serve, "call": call, "faults": faults, "killed": killed}
+	children := map[string]func([]string) error{"flood": flood, "drip": drip, "serve": serve, "call": call, "faults": faults, "killed": killed, "mix": mix}
 	if err := children[name](args); err != nil {
 		fmt.Fprintf(os.Stderr, "%s: %v\n", name, err)
 		return 1
@@ -192,6 +192,11 @@ func serve(addresses []string) error {
 			}
 		}()
 	}
+	return waitForEnd()
+}
+
+// waitForEnd says that a child is ready, and returns when its standard input closes.
+func waitForEnd() error {
 	fmt.Println("ready")
 	io.Copy(io.Discard, os.Stdin)
 	return nil
