@@ -34,6 +34,7 @@ func newStatus(e *env) *cobra.Command {
 	var asJSON, watch bool
 	var interval, sample time.Duration
 	var top int
+	var metricsFile string
 	cmd := &cobra.Command{
 		Use:   "status",
 		Short: "Show how full the table is, what fills it, and when it will be full",
@@ -60,8 +61,13 @@ On a host that does not track, nothing is asked that would load a module.`,
 				return hint(errors.New("--interval is for --watch"), "ctplan status --watch --interval %s", interval)
 			case watch && interval < leastInterval:
 				return hint(fmt.Errorf("--interval %s is too short", interval), "listing the table is work for the kernel: take %s or more", leastInterval)
+			case watch && metricsFile != "":
+				return hint(errors.New("--watch draws on a terminal, --metrics-file is for a schedule"), "run ctplan status --metrics-file %s again and again", metricsFile)
 			case watch && !e.stdoutTerminal:
 				return hint(errors.New("--watch redraws a terminal, and standard output is none"), "leave --watch out, and run ctplan status again and again")
+			}
+			if watch && e.getenv("TERM") == "dumb" {
+				return hint(errors.New("--watch redraws a terminal, and TERM=dumb says that this one cannot be redrawn"), "leave --watch out, and run ctplan status again and again")
 			}
 			if err := e.needRoot("reading the rules of this host"); err != nil {
 				return err
@@ -74,6 +80,11 @@ On a host that does not track, nothing is asked that would load a module.`,
 			if err != nil {
 				return err
 			}
+			if metricsFile != "" {
+				if err := writeMetrics(metricsFile, growthMetrics(s)); err != nil {
+					return err
+				}
+			}
 			if asJSON {
 				return view.EncodeJSON(e.stdout, s)
 			}
@@ -85,6 +96,7 @@ On a host that does not track, nothing is asked that would load a module.`,
 	cmd.Flags().BoolVar(&watch, "watch", false, "redraw the screen until interrupted")
 	cmd.Flags().DurationVar(&interval, "interval", 2*time.Second, "with --watch, how long to wait between two screens")
 	cmd.Flags().DurationVar(&sample, "sample", 0, "watch the growth for this `DURATION`, at least")
+	cmd.Flags().StringVar(&metricsFile, "metrics-file", "", metricsUsage)
 	cmd.Flags().IntVar(&top, "top", 5, "list so many services and hosts")
 	return cmd
 }
@@ -113,10 +125,11 @@ type statusReader struct {
 	sample time.Duration // 0: about as long as the rest takes
 	top    int
 
-	sampler *sampler
-	windows [][]planner.Reading // that the sampler has watched before
-	log     *view.LogStatus     // of the kernel, as it was at logRead
-	logRead time.Time
+	sampler            *sampler
+	windows            [][]planner.Reading // that the sampler has watched before
+	stats              *flows.Stats        // as they were at statsRead
+	log                *view.LogStatus     // of the kernel, as it was at logRead
+	statsRead, logRead time.Time
 }
 
 const (
@@ -130,7 +143,7 @@ const (
 	// The kernel's log grows slowly, and asking for it can be slow.
 	logEvery    = 30 * time.Second
 	logWithin   = 24 * time.Hour
-	logPatience = 2 * time.Second
+	logPatience = time.Second
 )
 
 // read reads the status. What cannot be read besides the rules and files is a
@@ -143,6 +156,9 @@ func (r *statusReader) read(ctx context.Context) (*view.Status, error) {
 	}
 	if ct.Loaded && r.sampler == nil {
 		r.sampler = startSampler(r.root, begun)
+	}
+	if ct.Loaded && r.stats == nil {
+		r.readDrops(nil)
 	}
 	log := r.readLog(ctx, ct.Loaded)
 	snap, err := snapshot.Read(ctx, snapshot.Options{Root: r.root})
@@ -176,12 +192,6 @@ func (r *statusReader) read(ctx context.Context) (*view.Status, error) {
 // readTable reads what changes by the moment: first how fast the table grows,
 // then what is in it, since listing it takes out what has timed out.
 func (r *statusReader) readTable(ctx context.Context, begun time.Time, live planner.Live, s *view.Status) error {
-	stats, err := flows.ReadStats(r.root)
-	if err != nil {
-		s.Notes = append(s.Notes, err.Error())
-	} else {
-		s.Drops = drops(stats)
-	}
 	addresses, err := flows.Addresses()
 	if err != nil {
 		s.Notes = append(s.Notes, err.Error()+": who opened a connection is not told")
@@ -197,8 +207,10 @@ func (r *statusReader) readTable(ctx context.Context, begun time.Time, live plan
 	}
 	r.windows = recent(append(r.windows, r.sampler.stop()))
 	r.sampler = nil
+	r.readDrops(s)
 	if s.Entries, err = kmod.ReadCount(r.root); err != nil {
-		return fmt.Errorf("reading the number of entries: %w", err)
+		s.Notes = append(s.Notes, fmt.Sprintf("reading the number of entries: %v: it is as it was before", err))
+		s.Entries = live.Conntrack.Count
 	}
 	s.MemoryBytes = planner.TableBytes(s.Entries, s.Buckets, live.Host.PointerSize)
 	if s.Max > 0 {
@@ -278,18 +290,33 @@ func newLog(f *kernlog.Full) *view.LogStatus {
 	return l
 }
 
-func drops(stats *flows.Stats) *view.DropStatus {
-	total := stats.Total()
+// readDrops reads what was lost, and how much of it since it was read before.
+// The first time there is no status to tell.
+func (r *statusReader) readDrops(s *view.Status) {
+	now := time.Now()
+	stats, err := flows.ReadStats(r.root)
+	if s != nil {
+		if err != nil {
+			s.Notes = append(s.Notes, err.Error())
+		} else {
+			s.Drops = &view.DropStatus{DropCounts: dropCounts(stats.Total()), Source: stats.From}
+			if r.stats != nil {
+				recent := dropCounts(stats.Since(r.stats))
+				s.Drops.Recent, s.Drops.Seconds = &recent, now.Sub(r.statsRead).Seconds()
+			}
+		}
+	}
+	r.stats, r.statsRead = stats, now // nil after an error
+}
+
+func dropCounts(c flows.Counters) view.DropCounts {
 	known := func(name string) *uint64 {
-		if n, ok := total[name]; ok {
+		if n, ok := c[name]; ok {
 			return &n
 		}
 		return nil
 	}
-	return &view.DropStatus{
-		Drop: known("drop"), EarlyDrop: known("early_drop"), InsertFailed: known("insert_failed"), ChainTooLong: known("chaintoolong"),
-		Source: stats.From,
-	}
+	return view.DropCounts{Drop: known("drop"), EarlyDrop: known("early_drop"), InsertFailed: known("insert_failed"), ChainTooLong: known("chaintoolong")}
 }
 
 // readChains reads the counters of ctplan's chains.

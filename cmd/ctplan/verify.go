@@ -3,8 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"os"
-	"strconv"
 	"strings"
 	"time"
 
@@ -21,6 +19,7 @@ import (
 	"github.com/ctplan/ctplan/providers/flows"
 	"github.com/ctplan/ctplan/providers/iptables"
 	"github.com/ctplan/ctplan/providers/kernlog"
+	"github.com/ctplan/ctplan/providers/kmod"
 )
 
 func newVerify(e *env) *cobra.Command {
@@ -47,6 +46,7 @@ Exit status: 0 when no check fails, 1 on errors, 2 when one fails.`,
 	v.vars.register(cmd.Flags())
 	cmd.Flags().DurationVar(&v.wait, "wait", 0, "watch for this `TIME`: 60s, 5m")
 	cmd.Flags().BoolVar(&v.asJSON, "json", false, "print JSON")
+	cmd.Flags().StringVar(&v.metrics, "metrics-file", "", metricsUsage)
 	cmd.Flags().BoolVar(&v.full, "full", false, "show what passing checks found, too")
 	return cmd
 }
@@ -57,35 +57,26 @@ type verifier struct {
 	vars         varFlags
 	wait         time.Duration
 	asJSON, full bool
+	metrics      string
 }
 
 func (v *verifier) verify(ctx context.Context, args []string) error {
 	if v.wait < 0 || v.wait > longestWait {
 		return hint(fmt.Errorf("--wait %s: it should be between 0 and %s", v.wait, longestWait), "try --wait 60s")
 	}
-	if err := v.needRoot("verifying this host"); err != nil {
-		return err
+	in, err := v.look(ctx, args)
+	var report *verify.Report
+	if err == nil {
+		report = verify.NewReport(*in)
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	reader, err := snapshot.Start(ctx, v.root, nil)
+	if v.metrics != "" {
+		if werr := writeMetrics(v.metrics, verifyMetrics(in, report, time.Now())); werr != nil && err == nil {
+			err = werr
+		}
+	}
 	if err != nil {
 		return err
 	}
-	c, err := openConfig(v.env, args, v.vars)
-	if err != nil {
-		return err
-	}
-	v.warnPending()
-	p, err := c.planHost(reader)
-	if err != nil {
-		return err
-	}
-	in, err := v.read(ctx, c, p)
-	if err != nil {
-		return err
-	}
-	report := verify.NewReport(*in)
 	if v.asJSON {
 		err = view.EncodeJSON(v.stdout, report)
 	} else {
@@ -98,6 +89,29 @@ func (v *verifier) verify(ctx context.Context, args []string) error {
 		return status(exitChanges)
 	}
 	return nil
+}
+
+// look reads the host and the configuration.
+func (v *verifier) look(ctx context.Context, args []string) (*verify.Input, error) {
+	if err := v.needRoot("verifying this host"); err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	reader, err := snapshot.Start(ctx, v.root, nil)
+	if err != nil {
+		return nil, err
+	}
+	c, err := openConfig(v.env, args, v.vars)
+	if err != nil {
+		return nil, err
+	}
+	v.warnPending()
+	p, err := c.planHost(reader)
+	if err != nil {
+		return nil, err
+	}
+	return v.read(ctx, c, p)
 }
 
 // read reads what the checks are made from; with --wait, twice.
@@ -224,8 +238,7 @@ func (v *verifier) watch(ctx context.Context) (peak int64, err error) {
 	tick := time.NewTicker(sampling)
 	defer tick.Stop()
 	for {
-		text, _ := os.ReadFile(v.root + "/proc/sys/net/netfilter/nf_conntrack_count") // not there: 0
-		if n, err := strconv.ParseInt(strings.TrimSpace(string(text)), 10, 64); err == nil {
+		if n, err := kmod.ReadCount(v.root); err == nil { // else it is not loaded
 			peak = max(peak, n)
 		}
 		select {

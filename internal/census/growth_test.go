@@ -66,8 +66,11 @@ func TestMeasureChance(t *testing.T) {
 	r := rand.New(rand.NewPCG(7, 7))
 	chance, seen, close := 0, 0, 0
 	for range runs {
-		balanced, _ := Measure(window(10_000, 20, func() int64 { return poisson(r, 6) - poisson(r, 6) }))
-		growing, _ := Measure(window(10_000, 20, func() int64 { return poisson(r, 9) - poisson(r, 3) }))
+		change := func(come, leave float64) func() int64 {
+			return func() int64 { return poisson(r, come) - poisson(r, leave) }
+		}
+		balanced, _ := Measure(window(10_000, 20, change(6, 6)))
+		growing, _ := Measure(window(10_000, 20, change(9, 3)))
 		if balanced.Grows() {
 			chance++
 		}

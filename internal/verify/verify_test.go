@@ -3,6 +3,7 @@ package verify
 import (
 	"fmt"
 	"maps"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -262,5 +263,20 @@ func TestNames(t *testing.T) {
 		disabled.modules drop early_drop insert_failed notrack.dns.entries notrack.dns.packets notrack.dns.rules table_full tuned.boot.buckets tuned.boot.max
 		tuned.boot.tcp_established tuned.buckets tuned.max tuned.room tuned.tcp_established`); !slices.Equal(got, want) {
 		t.Errorf("%q\nwant\n%q", got, want)
+	}
+	page, err := os.ReadFile("../../docs/operation.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name := range all {
+		for _, general := range [][2]string{{"notrack.dns.", "notrack.NAME."}, {"tuned.tcp_established", "tuned.TIMEOUT"}} {
+			name = strings.Replace(name, general[0], general[1], 1)
+		}
+		if strings.HasPrefix(name, "tuned.boot.") {
+			name = "tuned.boot.…"
+		}
+		if !strings.Contains(string(page), "`"+name+"`") {
+			t.Errorf("docs/operation.md has no check %s", name)
+		}
 	}
 }

@@ -68,14 +68,34 @@ type GrowthStatus struct {
 	LevelsOff *int64 `json:"levels_off_at,omitempty"`
 }
 
-// DropStatus is what was lost, since the network namespace was made. What the
-// kernel does not count is nil.
+// DropStatus is what was lost, since the network namespace was made.
 type DropStatus struct {
+	DropCounts
+	Source  string      `json:"source"`
+	Recent  *DropCounts `json:"recent,omitempty"` // of these, while it was watched
+	Seconds float64     `json:"seconds"`          // for which it was
+}
+
+// DropCounts are packets and connections lost. What the kernel does not count is
+// nil.
+type DropCounts struct {
 	Drop         *uint64 `json:"drop,omitempty"`
 	EarlyDrop    *uint64 `json:"early_drop,omitempty"`
 	InsertFailed *uint64 `json:"insert_failed,omitempty"`
 	ChainTooLong *uint64 `json:"chaintoolong,omitempty"`
-	Source       string  `json:"source"`
+}
+
+// named are the counts by the kernel's names for them.
+func (c *DropCounts) named() []namedCount {
+	if c == nil {
+		return nil
+	}
+	return []namedCount{{"drop", c.Drop}, {"early_drop", c.EarlyDrop}, {"insert_failed", c.InsertFailed}, {"chaintoolong", c.ChainTooLong}}
+}
+
+type namedCount struct {
+	name string
+	n    *uint64
 }
 
 // LogStatus is what the kernel's log says of a full table.
@@ -304,24 +324,30 @@ func (t *textWriter) losses(s Status) {
 }
 
 func (t *textWriter) drops(d *DropStatus) {
-	if d == nil || d.Drop == nil && d.EarlyDrop == nil && d.InsertFailed == nil && d.ChainTooLong == nil {
+	var parts []string
+	sgr, known := "", false
+	if d != nil {
+		recent := d.Recent.named()
+		for i, c := range d.named() {
+			if c.n == nil {
+				parts = append(parts, c.name+" not known")
+				continue
+			}
+			known = true
+			part := c.name + " " + commas(int64(*c.n))
+			if *c.n > 0 && sgr == "" {
+				sgr = yellow
+			}
+			if len(recent) > 0 && recent[i].n != nil && *recent[i].n > 0 {
+				part += fmt.Sprintf(" (%s in the last %s)", commas(int64(*recent[i].n)), seconds(d.Seconds))
+				sgr = red
+			}
+			parts = append(parts, part)
+		}
+	}
+	if !known {
 		t.field("drops", "not known")
 		return
-	}
-	var parts []string
-	sgr := ""
-	for _, c := range []struct {
-		name string
-		n    *uint64
-	}{{"drop", d.Drop}, {"early_drop", d.EarlyDrop}, {"insert_failed", d.InsertFailed}, {"chaintoolong", d.ChainTooLong}} {
-		if c.n == nil {
-			parts = append(parts, c.name+" not known")
-			continue
-		}
-		if *c.n > 0 {
-			sgr = yellow
-		}
-		parts = append(parts, c.name+" "+commas(int64(*c.n)))
 	}
 	t.paintedField(sgr, "drops", strings.Join(parts, ", "))
 }

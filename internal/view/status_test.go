@@ -52,8 +52,11 @@ func busyStatus() Status {
 			Waits:   []census.Wait{{Seconds: 10, Entries: 40_000}, {Seconds: 60, Entries: 70_000}, {Seconds: 600, Entries: 14_003}, {Seconds: 3600}, {Seconds: 86_400}, {Entries: 90_000}},
 			Longest: 431_999,
 		},
-		Drops: &DropStatus{Drop: ptr(uint64(12)), EarlyDrop: ptr(uint64(3_000)), InsertFailed: ptr(uint64(0)), Source: "netlink"},
-		Log:   &LogStatus{Messages: 3, Last: ptr(now.Add(-90 * time.Second)), Since: ptr(now.Add(-24 * time.Hour)), Sources: []string{"/dev/kmsg", "journal"}},
+		Drops: &DropStatus{
+			DropCounts: DropCounts{Drop: ptr(uint64(12)), EarlyDrop: ptr(uint64(3_000)), InsertFailed: ptr(uint64(0))}, Source: "netlink",
+			Recent: &DropCounts{Drop: ptr(uint64(0)), EarlyDrop: ptr(uint64(7))}, Seconds: 0.6,
+		},
+		Log: &LogStatus{Messages: 3, Last: ptr(now.Add(-90 * time.Second)), Since: ptr(now.Add(-24 * time.Hour)), Sources: []string{"/dev/kmsg", "journal"}},
 		Chains: []ChainStatus{
 			{Family: "ipv4", Table: "raw", Chain: "CTPLAN-PREROUTING", Rules: 1, Packets: 1_234_567, Bytes: 99},
 			{Family: "ipv4", Table: "filter", Chain: "CTPLAN-INPUT", Rules: 12, Packets: 7},
@@ -99,6 +102,21 @@ func TestStatusText(t *testing.T) {
 			t.Fatal(err)
 		}
 		golden(t, name, b.Bytes())
+	}
+}
+
+// TestStatusInDocs holds the screen of docs/operation.md to what is printed.
+func TestStatusInDocs(t *testing.T) {
+	doc, err := os.ReadFile(filepath.Join("..", "..", "docs", "operation.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var b bytes.Buffer
+	if err := StatusText(&b, busyStatus(), Options{}); err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(string(doc), "```text\n"+b.String()+"```\n") {
+		t.Errorf("docs/operation.md does not show this screen:\n%s", b.String())
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/ctplan/ctplan/internal/cause"
 	"github.com/ctplan/ctplan/planner"
 )
 
@@ -35,6 +36,10 @@ type Options struct {
 	Width int  // text: columns of the terminal; 0 means 80
 	Full  bool // text, markdown: long runs of lines in full
 	ASCII bool // text: bars of characters that every terminal has
+
+	// Causes are why objects differ, by the addresses of their changes; nil
+	// where nobody has looked.
+	Causes map[string][]cause.Cause
 }
 
 // Summary is the one line that ends every rendering, without a newline. It is

@@ -20,6 +20,7 @@ var jobs = []job{
 	{"accepts", applyAccepts},
 	{"six", sixTasks},
 	{"impact", planImpact},
+	{"status", statusFull},
 	{"curve", curve},
 }
 

@@ -196,9 +196,10 @@ func (h *host) install(name string) {
 }
 
 // atTerminal stands for ctplan where a page shows what one types: whoever sits
-// there answers yes.
-const atTerminal = `#!/bin/sh
+// there answers yes. Nobody waits a minute for packets that do not come.
+const atTerminal = `#!/bin/bash
 case "$1 $*" in
+	verify*) set -- "${@/#60s/1s}" ;;
 	*--auto-approve*|*.ctplan*) ;;
 	apply*|rollback*) exec /run/test/ctplan "$@" --auto-approve ;;
 esac

@@ -73,6 +73,7 @@ func (r *reader) follow(b pages.Block) string {
 		// Five fields of time, the user, the command.
 		for line := range strings.Lines(b.Text) {
 			if words := strings.Fields(line); len(words) > 6 && words[0] != "#" {
+				words[6] = filepath.Base(words[6]) // wherever pages have it installed
 				r.recipe(b.Word, strings.Join(words[6:], " "))
 			}
 		}

@@ -242,8 +242,41 @@ func (v verified) check(name string) verify.Check {
 	return v.report.Checks[i]
 }
 
-// TestStory is a host's night: its table fills, the kernel says so, verify names
-// it, apply cures it either way, and verify shows that it did.
+// foretold fills the table evenly, and holds status to the moment at which it is
+// full: within a quarter of the time that it has still to go.
+func (h *host) foretold(max int) {
+	h.t.Helper()
+	stop := startChild(h.t, h.child("drip"))
+	defer stop()
+	time.Sleep(500 * time.Millisecond)
+	var s struct {
+		Time   time.Time
+		Growth struct {
+			FullIn *float64 `json:"full_in_seconds"`
+		}
+	}
+	if err := json.Unmarshal([]byte(h.ctplan(exitOK, "status", "--json", "--sample", "2s").stdout), &s); err != nil {
+		h.t.Fatal(err)
+	}
+	if s.Growth.FullIn == nil {
+		h.t.Fatal("status does not see that the table fills")
+	}
+	foretold := time.Duration(*s.Growth.FullIn * float64(time.Second))
+	for h.entries() < max-dripRate/20 {
+		if time.Since(s.Time) > 3*foretold+10*time.Second {
+			h.t.Fatalf("the table has %d entries after %s: foretold to be full in %s", h.entries(), time.Since(s.Time), foretold)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	took := time.Since(s.Time)
+	h.t.Logf("foretold to be full in %s, was full in %s", foretold.Round(time.Millisecond), took.Round(time.Millisecond))
+	if off := (took - foretold).Abs(); off > foretold/4 {
+		h.t.Errorf("foretold to be full in %s, was full in %s", foretold, took)
+	}
+}
+
+// TestStory is a host's night: its table fills, status has foretold when, the
+// kernel says so, verify names it, apply cures it either way, and verify shows that it did.
 func TestStory(t *testing.T) {
 	const small = 2000
 	for _, c := range []struct {
@@ -268,6 +301,7 @@ conntrack "datagrams" {
 					t.Fatal(err)
 				}
 				path := h.config(c.hcl)
+				h.foretold(small)
 				if before := h.flood(); before.Failed == 0 {
 					t.Fatalf("the table does not fill: %s", before)
 				}
