@@ -176,15 +176,13 @@ func (h *host) install(name string) {
 		h.t.Fatal(err)
 	}
 	folder := filepath.Join(cache, "ctplan", "owners", name)
-	if found, _ := filepath.Glob(filepath.Join(folder, name+"_*.deb")); found == nil {
-		if err := os.MkdirAll(filepath.Join(folder, "partial"), 0o755); err != nil {
-			h.t.Fatal(err)
-		}
-		fetch := exec.Command("sh", "-c", `get() { apt-get install -q -y --download-only --no-install-recommends -o DPkg::Lock::Timeout=60 -o Acquire::Retries=3 -o Dir::Cache::archives="$1" "$2"; }
-			get "$@" || { apt-get -q update && get "$@"; }`, "sh", folder, name)
-		if out, err := fetch.CombinedOutput(); err != nil {
-			testhost.Lacks(h.t, "getting Debian's "+name+": "+err.Error()+"\n"+strings.TrimSpace(string(out)))
-		}
+	if err := os.MkdirAll(filepath.Join(folder, "partial"), 0o755); err != nil {
+		h.t.Fatal(err)
+	}
+	fetch := exec.Command("sh", "-c", `get() { apt-get install -q -y --download-only --no-install-recommends -o DPkg::Lock::Timeout=60 -o Acquire::Retries=3 -o Dir::Cache::archives="$1" "$2"; }
+		get "$@" || { apt-get -q update && get "$@"; }`, "sh", folder, name)
+	if out, err := fetch.CombinedOutput(); err != nil {
+		testhost.Lacks(h.t, "getting Debian's "+name+": "+err.Error()+"\n"+strings.TrimSpace(string(out)))
 	}
 	h.sh(`
 		mkdir -p /run/owner/upper /run/owner/work /run/owner/tree
@@ -200,6 +198,8 @@ func (h *host) install(name string) {
 const atTerminal = `#!/bin/bash
 case "$1 $*" in
 	verify*) set -- "${@/#60s/1s}" ;;
+	status*--watch*) exec script -qec "timeout --preserve-status --signal INT 1 /run/test/ctplan $*" /dev/null ;;
+	status*) set -- "${@/#10s/1s}" ;;
 	*--auto-approve*|*.ctplan*) ;;
 	apply*|rollback*) exec /run/test/ctplan "$@" --auto-approve ;;
 esac
