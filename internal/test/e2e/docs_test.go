@@ -26,7 +26,11 @@ func TestDocs(t *testing.T) {
 	for _, page := range pages.All(t, repository) {
 		t.Run(strings.TrimSuffix(page, ".md"), func(t *testing.T) {
 			content := pages.Read(t, repository, page)
-			for _, b := range pages.Blocks(content) {
+			blocks := pages.Blocks(content)
+			if n := strings.Count("\n"+content, "\n```"); n != 2*len(blocks) {
+				t.Errorf("%d lines begin or end code blocks, of which %d say in the line what they are: text, if nothing else", n, len(blocks))
+			}
+			for _, b := range blocks {
 				if slices.Contains(machines, b.Word) {
 					nstest.Machine(t, timeoutEstablished)
 					break
