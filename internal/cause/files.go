@@ -93,7 +93,9 @@ func namesFile(c trace.Command, paths []string) bool {
 	return false
 }
 
-var saveOn = regexp.MustCompile(`^\s*IP6?TABLES_SAVE_ON_(STOP|RESTART)="?yes"?\s*$`)
+// saveOn is a line of iptables-config(8) that has the service save what is live.
+// It is compiled where it is needed: most runs find nothing to explain.
+const saveOn = `^\s*IP6?TABLES_SAVE_ON_(STOP|RESTART)="?yes"?\s*$`
 
 // saves is the packet filter's service where it is told to save the rules when
 // it stops: then the file holds what was live.
@@ -106,10 +108,10 @@ func (m *matcher) saves(paths []string, stamp trace.Stamp) []Cause {
 		if f.Path != paths[0]+"-config" {
 			continue
 		}
-		n := 0
+		n, on := 0, regexp.MustCompile(saveOn)
 		for line := range strings.Lines(f.Content) {
 			n++
-			if !saveOn.MatchString(line) {
+			if !on.MatchString(line) {
 				continue
 			}
 			where := fmt.Sprintf("%s:%d", f.Path, n)
@@ -127,17 +129,17 @@ func (m *matcher) saves(paths []string, stamp trace.Stamp) []Cause {
 	return nil
 }
 
-var manager = regexp.MustCompile(`(?i)\b(ansible|puppet|chef|salt|cfengine)\b.{0,20}\bmanaged\b|\bmanaged (?:by|with) (ansible|puppet|chef|salt|saltstack|cfengine|cloud-init)\b|\bmanaged by \S*(terraform)\b`)
+const manager = `(?i)\b(ansible|puppet|chef|salt|cfengine)\b.{0,20}\bmanaged\b|\bmanaged (?:by|with) (ansible|puppet|chef|salt|saltstack|cfengine|cloud-init)\b|\bmanaged by \S*(terraform)\b`
 
 // managed is a program that says in the file that it writes it.
 func managed(file, content string, stamp trace.Stamp) []Cause {
-	n := 0
+	n, says := 0, regexp.MustCompile(manager)
 	for line := range strings.Lines(content) {
 		n++
 		if n > 50 || !strings.HasPrefix(strings.TrimSpace(line), "#") {
 			continue
 		}
-		groups := manager.FindStringSubmatch(line)
+		groups := says.FindStringSubmatch(line)
 		if groups == nil {
 			continue
 		}

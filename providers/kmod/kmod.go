@@ -105,6 +105,16 @@ func readDrops(root string) (drops, early int64) {
 	return drops, early
 }
 
+// Unloaded reports whether a module is there to be loaded, and is not: to ask
+// the kernel for what it serves would load it. False where that is not known.
+func Unloaded(root, module string) bool {
+	if exists(root, "/sys/module/"+module) || !exists(root, procModules) {
+		return false
+	}
+	kind, err := kindOf(root, module)
+	return err == nil && kind == planner.ConntrackModule
+}
+
 // kindOf tells what a module is to this kernel, loaded or not.
 func kindOf(root, module string) (planner.ConntrackKind, error) {
 	if exists(root, "/sys/module/"+module) {

@@ -16,6 +16,7 @@ type job struct {
 
 var jobs = []job{
 	{"empty", planEmpty},
+	{"drift", driftQuiet},
 	{"foreign", planForeign},
 	{"accepts", applyAccepts},
 	{"six", sixTasks},
