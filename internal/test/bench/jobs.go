@@ -22,6 +22,7 @@ var jobs = []job{
 	{"six", sixTasks},
 	{"impact", planImpact},
 	{"status", statusFull},
+	{"verify", verifyFull},
 	{"curve", curve},
 }
 

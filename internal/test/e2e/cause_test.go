@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -22,6 +23,24 @@ conntrack "dns" {
   families = ["ipv4"]
 
   notrack "dns" {
+    protocol    = "udp"
+    remote_port = 53
+  }
+}
+`
+
+// The same with rules of the filter table, beside rules on state that stay.
+const acceptDNS = `
+conntrack "dns" {
+  mode       = "notrack"
+  families   = ["ipv4"]
+  allow_risk = ["stateful_rules"]
+
+  notrack "dns" {
+    protocol    = "udp"
+    remote_port = 53
+  }
+  accept "dns" {
     protocol    = "udp"
     remote_port = 53
   }
@@ -202,6 +221,16 @@ var deeds = []deed{
 		},
 		config:  noTracking,
 		address: filterV4, kind: "writer", certainty: "likely", text: "Docker made rules", where: filterV4,
+	},
+	{
+		name: "a reload of ufw", backend: planner.NFT, needs: []string{"apt-get", "/usr/bin/python3"},
+		furnish: func(h *host) {
+			h.ufw()
+			h.sh("sed -i s/^MANAGE_BUILTINS=no/MANAGE_BUILTINS=yes/ /etc/default/ufw; ufw allow 22/tcp >/dev/null; ufw --force enable >/dev/null")
+		},
+		do:      shell("sleep 0.01; ufw reload >/dev/null"),
+		config:  acceptDNS,
+		address: filterV4, kind: "firewall", certainty: "likely", text: "ufw was run or reloaded", where: "/etc/ufw/",
 	},
 	{
 		name: "kube-proxy", backend: planner.NFT,
@@ -397,6 +426,32 @@ esac
 `)
 	h.sh(`chmod 755 /etc/init.d/iptables; mkdir -p /etc/sysconfig /run/lock/subsys; iptables-save > /etc/sysconfig/iptables
 		rm -rf /etc/iptables`)
+}
+
+// ufw puts Debian's ufw on the host alone: over /usr lies a folder with the
+// package, which is fetched once.
+func (h *host) ufw() {
+	h.t.Helper()
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	dir := filepath.Join(cache, "ctplan", "packages")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		h.t.Fatal(err)
+	}
+	found, _ := filepath.Glob(filepath.Join(dir, "ufw_*.deb"))
+	if len(found) == 0 {
+		fetch := exec.Command("sh", "-c", "apt-get -q -o Acquire::Retries=3 download ufw || { apt-get -q update && apt-get -q -o Acquire::Retries=3 download ufw; }")
+		fetch.Dir = dir
+		if out, err := fetch.CombinedOutput(); err != nil {
+			testhost.Lacks(h.t, fmt.Sprintf("cannot fetch Debian's ufw: %v\n%s", err, out))
+		}
+		found, _ = filepath.Glob(filepath.Join(dir, "ufw_*.deb"))
+	}
+	h.sh(`mkdir /run/ufw; dpkg-deb -x ` + found[0] + ` /run/ufw; cd /run/ufw; [ ! -d lib ] || { cp -a lib/. usr/lib/; rm -r lib; }
+		mount -t overlay overlay -o lowerdir=/run/ufw/usr:/usr /usr
+		cp -a etc/. /etc/; cp /usr/share/ufw/iptables/*.rules /etc/ufw/; cp /usr/share/ufw/ufw.conf /etc/ufw/ 2>/dev/null || echo ENABLED=no > /etc/ufw/ufw.conf`)
 }
 
 // process runs a program of that name in the host's namespaces until the test ends.
