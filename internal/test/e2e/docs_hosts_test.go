@@ -24,6 +24,7 @@ var docHosts = map[string]func(t *testing.T, name string) *host{
 	"node-1":      kubernetesNode,
 	"ufw-1":       ufwHost,
 	"firewalld-1": firewalldHost,
+	"firewalld-2": firewalldHost,
 }
 
 // machines are the hosts of docHosts that set what the machine has once.
@@ -138,11 +139,15 @@ func ufwHost(t *testing.T, name string) *host {
 	return h
 }
 
-// firewalldHost runs Debian's firewalld, with its public zone open for DNS.
+// firewalldHost runs Debian's firewalld, with its public zone open for DNS;
+// firewalld-2 is one with the iptables backend.
 func firewalldHost(t *testing.T, name string) *host {
 	h := newHost(t, planner.NFT, name)
 	h.connectPeer()
 	h.install("firewalld")
+	if name == "firewalld-2" {
+		h.sh("sed -i 's/^FirewallBackend=.*/FirewallBackend=iptables/' /etc/firewalld/firewalld.conf")
+	}
 	h.sh(`
 		# Without it every caller would have to be known to polkit.
 		rm -f /usr/share/dbus-1/system-services/org.freedesktop.PolicyKit1.service
