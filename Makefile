@@ -25,7 +25,7 @@ demo: ## the main job, for real, in a throw-away network and mount namespace (ro
 	@scripts/demo bin/ctplan
 
 test: ## all tests; as root they change real rules, in namespaces; then vm-test
-	@scripts/setup cron:cron rpm:rpm rpmbuild:rpm sudo:sudo strace:strace xmllint:libxml2-utils logger:bsdutils
+	@scripts/setup cron:cron rpm:rpm rpmbuild:rpm sudo:sudo strace:strace logger:bsdutils
 	go test -timeout 20m $(ARGS) $$(go list ./... | grep -v /internal/test/vmtest$$)
 	@$(MAKE) --no-print-directory vm-test
 

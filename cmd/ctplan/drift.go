@@ -48,6 +48,9 @@ Exit status: 0 without drift, 1 on errors, 2 with drift. With --format nagios
 			if err := d.format.check(cmd.Flags()); err != nil {
 				return err
 			}
+			if d.quiet && d.silent {
+				return errors.New("--quiet and --exit-code-only say different things: give one of them")
+			}
 			if d.silent {
 				e.stdout, e.stderr = io.Discard, io.Discard
 			}
@@ -72,7 +75,6 @@ Exit status: 0 without drift, 1 on errors, 2 with drift. With --format nagios
 	flags.BoolVar(&d.silent, "exit-code-only", false, "print nothing at all, errors neither; the exit status tells")
 	flags.StringArrayVar(&d.ignore, "ignore", nil, "leave out changes with this `ADDRESS`, a glob (repeatable)")
 	flags.StringVar(&d.metrics, "metrics-file", "", metricsUsage)
-	cmd.MarkFlagsMutuallyExclusive("quiet", "exit-code-only")
 	return cmd
 }
 

@@ -132,8 +132,18 @@ func (m *matcher) of(c planner.Change) []Cause {
 	case *planner.ModuleChange:
 		found = m.module(c)
 	}
-	if _, ok := c.(*planner.FileChange); !ok {
-		found = append(found, m.reboot()...)
+	switch c := c.(type) {
+	case *planner.FileChange: // no boot writes one by itself
+	case *planner.RulesChange:
+		// A boot takes away what is not saved; what there is too much of, it
+		// can have brought, from a file that others wrote.
+		sure := Likely
+		if len(minus(c.After, c.Before)) == 0 {
+			sure = Possible
+		}
+		found = append(found, m.reboot(sure)...)
+	default:
+		found = append(found, m.reboot(Likely)...)
 	}
 	if !slices.ContainsFunc(found, func(c Cause) bool { return c.Sure == Likely }) {
 		found = append(found, m.shells(c)...)
@@ -147,10 +157,22 @@ func (m *matcher) of(c planner.Change) []Cause {
 		}
 		return b.at().Compare(a.at())
 	})
+	found = distinct(found)
 	if len(found) == 0 {
 		found = []Cause{m.unknown(c)}
 	}
 	return found[:min(len(found), most)]
+}
+
+// distinct names what happened again and again, as a cron job does, once: the
+// last time.
+func distinct(causes []Cause) (out []Cause) {
+	for _, c := range causes {
+		if !slices.ContainsFunc(out, func(o Cause) bool { return o.Kind == c.Kind && o.Text == c.Text }) {
+			out = append(out, c)
+		}
+	}
+	return out
 }
 
 // at is the latest time that the evidence speaks of.
@@ -176,7 +198,7 @@ func (m *matcher) unknown(c planner.Change) Cause {
 
 // reboot is that the kernel has started since: what is not saved is gone, and
 // boot sets what files say.
-func (m *matcher) reboot() []Cause {
+func (m *matcher) reboot(sure Certainty) []Cause {
 	last := newest(m.Past)
 	if last == nil || m.Trace.Booted.IsZero() {
 		return nil
@@ -186,7 +208,7 @@ func (m *matcher) reboot() []Cause {
 		return nil
 	}
 	return []Cause{{
-		Kind: Reboot, Sure: Likely, Text: "the host was restarted since the last apply, and boot did not bring it",
+		Kind: Reboot, Sure: sure, Text: "the host was restarted since the last apply: it is as boot leaves it",
 		Evidence: []trace.Record{{Where: "/proc/stat", Text: "btime: the kernel started then", Time: m.Trace.Booted}},
 	}}
 }

@@ -101,6 +101,43 @@ func TestCommands(t *testing.T) {
 	}
 }
 
+// TestAgainAndAgain: a cron job that runs every minute is named once, with its
+// last run.
+func TestAgainAndAgain(t *testing.T) {
+	var e trace.Evidence
+	for i := range 10 {
+		e.Commands = append(e.Commands, trace.Command{User: "root", Via: "cron", Line: "iptables-restore /etc/fw", Record: trace.Record{Where: "log", Time: later.Add(time.Duration(i) * time.Minute)}})
+	}
+	got := Find(facts(rawChange(), e))["iptables.ipv4.raw"]
+	if len(got) != 1 || !got[0].Evidence[0].Time.Equal(later.Add(9*time.Minute)) {
+		t.Errorf("%+v", got)
+	}
+}
+
+// TestReboot: a boot takes away rules, and is not what made others, for sure.
+func TestReboot(t *testing.T) {
+	extra := rawChange().(*planner.RulesChange)
+	extra.Before, extra.After = extra.After, extra.Before
+	for _, tt := range []struct {
+		change planner.Change
+		boot   string
+		want   Cause
+	}{
+		{rawChange(), "b", Cause{Kind: Reboot, Sure: Likely}},
+		{extra, "b", Cause{Kind: Reboot, Sure: Possible}},
+		{sysctlChange(keyMax, "5"), "b", Cause{Kind: Reboot, Sure: Likely}},
+		{rawChange(), "a", Cause{Kind: Unknown}},
+		{&planner.FileChange{M: planner.Meta{Address: "f"}}, "b", Cause{Kind: Unknown}},
+	} {
+		f := facts(tt.change, trace.Evidence{Booted: later})
+		f.Live.Host.BootID = tt.boot
+		got := Find(f)[tt.change.Meta().Address]
+		if len(got) != 1 || got[0].Kind != tt.want.Kind || got[0].Sure != tt.want.Sure {
+			t.Errorf("%s, boot %s: %+v, want %+v", tt.change.Meta().Address, tt.boot, got, tt.want)
+		}
+	}
+}
+
 // TestEditorsTime: a command after the last change of a file did not make it.
 func TestEditorsTime(t *testing.T) {
 	file := &planner.FileChange{M: planner.Meta{Address: "f"}, Before: planner.File{Path: "/etc/sysctl.conf", Exists: true}}

@@ -10,20 +10,27 @@ import (
 	"github.com/ctplan/ctplan/providers/trace"
 )
 
+// longest is how much of a command line a cause quotes, in bytes.
+const longest = 300
+
 // hand is somebody who ran a command.
 func hand(c trace.Command, sure Certainty) Cause {
 	var text string
+	line := c.Line
+	if len(line) > longest {
+		line = line[:longest] + "…"
+	}
 	switch c.Via {
 	case "cron":
-		text = "a cron job of root ran " + c.Line
+		text = "a cron job of root ran " + line
 	case "ansible":
-		text = "Ansible ran " + c.Line
+		text = "Ansible ran " + line
 	case "ssh":
 		text = "somebody logged in as root from " + c.User
 	case "su":
 		text = c.User + " became root with su"
 	default:
-		text = fmt.Sprintf("%s ran %s with %s", c.User, c.Line, c.Via)
+		text = fmt.Sprintf("%s ran %s with %s", c.User, line, c.Via)
 	}
 	return Cause{Kind: Hand, Sure: sure, Text: text, Evidence: []trace.Record{c.Record}}
 }

@@ -146,7 +146,7 @@ func (m *matcher) module(c *planner.ModuleChange) (found []Cause) {
 	if !c.Load {
 		for _, f := range m.Live.ModulesLoad {
 			for _, e := range f.Entries {
-				if e.Module == c.Module && len(m.reboot()) > 0 {
+				if e.Module == c.Module && len(m.reboot(Likely)) > 0 {
 					where := fmt.Sprintf("%s:%d", f.Path, e.Line)
 					found = append(found, Cause{Kind: Setting, Sure: Likely, Text: where + " has boot load it", Evidence: []trace.Record{{Where: where, Text: e.Module}}})
 				}

@@ -223,6 +223,14 @@ var deeds = []deed{
 		address: filterV4, kind: "writer", certainty: "likely", text: "Docker made rules", where: filterV4,
 	},
 	{
+		// As firewalld with its iptables backend has them; it does not run here.
+		name: "rules of firewalld", backend: planner.Legacy,
+		do: shell(`iptables -N INPUT_ZONES; iptables -A INPUT -j INPUT_ZONES
+			iptables -A INPUT_ZONES -m conntrack --ctstate NEW,UNTRACKED -j ACCEPT`),
+		config:  noTracking,
+		address: filterV4, kind: "firewall", certainty: "likely", text: "firewalld made rules", where: filterV4,
+	},
+	{
 		name: "a reload of ufw", backend: planner.NFT, needs: []string{"apt-get", "/usr/bin/python3"},
 		furnish: func(h *host) {
 			h.ufw()

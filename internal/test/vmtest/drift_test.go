@@ -44,3 +44,25 @@ func TestDriftReads(t *testing.T) {
 		})
 	}
 }
+
+// TestDriftSystemd holds the evidence of a service's start to what systemd and
+// its journal really leave behind.
+func TestDriftSystemd(t *testing.T) {
+	t.Parallel()
+	h := &host{open(t).Boot(t, vmlab.Kernel61, vmlab.Systemd()), t}
+	h.Write("/etc/iptables/rules.v4", "*raw\nCOMMIT\n")
+	h.Write("/root/host.hcl", "conntrack \"x\" {\n  mode     = \"notrack\"\n  families = [\"ipv4\"]\n  notrack \"dns\" {\n    protocol    = \"udp\"\n    remote_port = 53\n  }\n}\n")
+	h.Run("ctplan apply --auto-approve host.hcl; sleep 1; ctplan drift --quiet host.hcl")
+	h.Write("/etc/iptables/rules.v4", "*raw\nCOMMIT\n")
+	h.Run("systemctl restart netfilter-persistent")
+	drift := strings.Join(strings.Fields(h.Exits(2, "ctplan drift host.hcl")), " ") // lines joined
+	for _, want := range []string{
+		"likely cause: the service netfilter-persistent was started since the last apply",
+		"/run/systemd/units/invocation:netfilter-persistent.service, ",
+		"journal, ",
+	} {
+		if !strings.Contains(drift, want) {
+			h.Fail("drift says nothing of %q:\n%s", want, drift)
+		}
+	}
+}
