@@ -14,7 +14,7 @@ import (
 // files, in their own order, and the unit that recovers.
 func TestSystemd(t *testing.T) {
 	t.Parallel()
-	for name, test := range map[string]func(*host){"sizes": systemdSizes, "rules": systemdRules, "power cut": systemdPowerCut} {
+	for name, test := range map[string]func(*host){"sizes": systemdSizes, "rules": systemdRules, "power cut": systemdPowerCut, "verify": systemdVerify} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			h := &host{open(t).Boot(t, vmlab.Kernel61, vmlab.Systemd()), t}
