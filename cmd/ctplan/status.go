@@ -146,7 +146,7 @@ func (r *statusReader) read(ctx context.Context) (*view.Status, error) {
 		return nil, err
 	}
 	if ct.Loaded && r.sampler == nil {
-		r.sampler = startSampler(r.root, begun)
+		r.sampler = startSampler(r.root)
 	}
 	if ct.Loaded && r.stats == nil {
 		r.readDrops(nil)
@@ -171,7 +171,7 @@ func (r *statusReader) read(ctx context.Context) (*view.Status, error) {
 		return nil, err
 	}
 	if s.Loaded {
-		if err := r.readTable(ctx, begun, live, s); err != nil {
+		if err := r.readTable(ctx, live, s); err != nil {
 			return nil, err
 		}
 		s.Log = <-log
@@ -182,10 +182,13 @@ func (r *statusReader) read(ctx context.Context) (*view.Status, error) {
 
 // readTable reads what changes by the moment: first how fast the table grows,
 // then what is in it, since listing it takes out what has timed out.
-func (r *statusReader) readTable(ctx context.Context, begun time.Time, live planner.Live, s *view.Status) error {
+func (r *statusReader) readTable(ctx context.Context, live planner.Live, s *view.Status) error {
 	addresses, err := flows.Addresses()
 	if err != nil {
 		s.Notes = append(s.Notes, err.Error()+": who opened a connection is not told")
+	}
+	if r.sampler == nil { // loaded a moment ago, by a rule
+		r.sampler = startSampler(r.root)
 	}
 	sample := r.sample
 	if sample == 0 {
@@ -194,7 +197,7 @@ func (r *statusReader) readTable(ctx context.Context, begun time.Time, live plan
 	select {
 	case <-ctx.Done():
 		return fmt.Errorf("watching the growth: %w", ctx.Err())
-	case <-time.After(time.Until(begun.Add(sample))):
+	case <-time.After(time.Until(r.sampler.begun.Add(sample))):
 	}
 	r.windows = recent(append(r.windows, r.sampler.stop()))
 	r.sampler = nil
@@ -219,8 +222,9 @@ func (r *statusReader) readTable(ctx context.Context, begun time.Time, live plan
 	}
 	s.Time = time.Now()
 	counter := census.New(addresses)
+	var listErr error
 	if s.Entries > 0 { // a list walks every bucket of the machine, empty or not
-		err = flows.Each(ctx, func(e *flows.Entry) error {
+		listErr = flows.Each(ctx, func(e *flows.Entry) error {
 			counter.Add(&e.Flow, e.Timeout)
 			return nil
 		})
@@ -228,8 +232,8 @@ func (r *statusReader) readTable(ctx context.Context, begun time.Time, live plan
 	switch {
 	case ctx.Err() != nil:
 		return fmt.Errorf("reading the table of tracked connections: %w", ctx.Err())
-	case err != nil:
-		s.Notes = append(s.Notes, err.Error()+": what fills it is not told")
+	case listErr != nil:
+		s.Notes = append(s.Notes, listErr.Error()+": what fills it is not told")
 	default:
 		t := counter.Table(r.top, r.top)
 		t.TimedOut = max(0, s.Entries-t.Entries)

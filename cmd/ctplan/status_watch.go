@@ -51,7 +51,7 @@ func (e *env) watchStatus(ctx context.Context, r *statusReader, interval time.Du
 			return err
 		}
 		if s.Loaded {
-			r.sampler = startSampler(r.root, time.Now())
+			r.sampler = startSampler(r.root)
 		}
 		select {
 		case <-ctx.Done():
@@ -95,14 +95,15 @@ const (
 
 // sampler reads the number of entries again and again.
 type sampler struct {
-	quit chan struct{}
-	wg   sync.WaitGroup
-	list []planner.Reading
+	begun time.Time
+	quit  chan struct{}
+	wg    sync.WaitGroup
+	list  []planner.Reading
 }
 
-// startSampler begins a window of readings. Times count from begun.
-func startSampler(root string, begun time.Time) *sampler {
-	s := &sampler{quit: make(chan struct{})}
+// startSampler begins a window of readings.
+func startSampler(root string) *sampler {
+	s := &sampler{begun: time.Now(), quit: make(chan struct{})}
 	read := func() {
 		n, err := kmod.ReadCount(root)
 		if err != nil {
@@ -114,7 +115,7 @@ func startSampler(root string, begun time.Time) *sampler {
 			}
 			s.list = s.list[:mostSamples/2]
 		}
-		s.list = append(s.list, planner.Reading{After: time.Since(begun), Count: n})
+		s.list = append(s.list, planner.Reading{After: time.Since(s.begun), Count: n})
 	}
 	read()
 	s.wg.Go(func() {
