@@ -195,29 +195,34 @@ func (v *verifier) sight(ctx context.Context, d planner.Desired, live planner.Li
 	}
 	for _, rs := range live.Rulesets {
 		for _, t := range rs.Tables {
-			if !rs.Primary || t.Name != "raw" || ctx.Err() != nil {
-				continue
-			}
-			for _, chain := range t.Chains {
-				if !strings.HasPrefix(chain.Name, planner.OwnPrefix) {
-					continue
-				}
-				counters, err := (iptables.Tools{}).Counters(rs.Family, t.Name, chain.Name)
-				if err != nil { // it went meanwhile
-					v.warnf("%v", err)
-					continue
-				}
-				for _, n := range counters {
-					for _, block := range d.Notrack {
-						if verify.Named(iptables.Words(n.Rule), block.Name) {
-							s.packets[block.Name] += n.Packets
-						}
-					}
-				}
+			if rs.Primary && t.Name == "raw" && ctx.Err() == nil {
+				v.count(d, rs.Family, t, s.packets)
 			}
 		}
 	}
 	return s
+}
+
+// count adds what the NOTRACK rules of each block have taken in a table.
+func (v *verifier) count(d planner.Desired, f planner.Family, t planner.Table, packets map[string]uint64) {
+	for _, chain := range t.Chains {
+		if !strings.HasPrefix(chain.Name, planner.OwnPrefix) {
+			continue
+		}
+		counters, err := (iptables.Tools{}).Counters(f, t.Name, chain.Name)
+		if err != nil { // it went meanwhile
+			v.warnf("%v", err)
+			continue
+		}
+		for _, n := range counters {
+			words := iptables.Words(n.Rule)
+			for _, block := range d.Notrack {
+				if verify.Named(words, block.Name) {
+					packets[block.Name] += n.Packets
+				}
+			}
+		}
+	}
 }
 
 // entries reads the table, where there is one.

@@ -15,7 +15,7 @@ import (
 func TestSystemd(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]func(*host){
-		"sizes": systemdSizes, "rules": systemdRules, "power cut": systemdPowerCut, "schedule": systemdSchedule,
+		"sizes": systemdSizes, "rules": systemdRules, "power cut": systemdPowerCut, "schedule": systemdSchedule, "verify": systemdVerify,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

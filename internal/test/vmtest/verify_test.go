@@ -62,19 +62,8 @@ func TestVerify(t *testing.T) {
 			// Whatever comes of it, what was before the change is no failure of it.
 			h.verified(unknown)
 
-			// The table of this kernel fills.
-			h.Run(`sleep 1.1; sysctl -qw net.netfilter.nf_conntrack_max=20
-				for p in $(seq 2000 2200); do echo x > /dev/udp/127.0.0.1/$p; done 2>/dev/null
-				sysctl -qw net.netfilter.nf_conntrack_max=524288`)
-			var r verify.Report
-			if err := json.Unmarshal([]byte(h.Exits(2, "ctplan verify --json host.hcl")), &r); err != nil {
-				t.Fatal(err)
-			}
-			for _, c := range r.Checks {
-				if (c.Name == "table_full") != (c.Result == verify.Fail) {
-					h.Fail("after the table was full: %s: %s: %s %q", c.Name, c.Result, c.Text(), c.Evidence)
-				}
-			}
+			h.fills()
+			h.loggedIn("/dev/kmsg")
 
 			h.Run("iptables-save > /etc/iptables/rules.v4; ip6tables-save > /etc/iptables/rules.v6")
 			h.declare("disabled")
@@ -94,4 +83,63 @@ func TestVerify(t *testing.T) {
 			h.verified(unknown, "declared", "disabled.modules", "disabled.hooks", "disabled.autoload", "disabled.boot")
 		})
 	}
+}
+
+// fills has the table of this kernel fill, later than in the second of the
+// change before.
+func (h *host) fills() {
+	h.t.Helper()
+	h.Run(`sleep 1.1; sysctl -qw net.netfilter.nf_conntrack_max=20
+		for p in $(seq 2000 2200); do echo x > /dev/udp/127.0.0.1/$p; done 2>/dev/null
+		sysctl -qw net.netfilter.nf_conntrack_max=524288`)
+}
+
+// loggedIn expects verify to find the full table, and nothing else wrong, and
+// the messages in this place; returns what it found in all.
+func (h *host) loggedIn(place string) []string {
+	h.t.Helper()
+	var r verify.Report
+	if err := json.Unmarshal([]byte(h.Exits(2, "ctplan verify --json host.hcl")), &r); err != nil {
+		h.t.Fatal(err)
+	}
+	var evidence []string
+	for _, c := range r.Checks {
+		if (c.Name == "table_full") != (c.Result == verify.Fail) {
+			h.Fail("after the table was full: %s: %s: %s %q", c.Name, c.Result, c.Text(), c.Evidence)
+		}
+		if c.Name == "table_full" {
+			evidence = c.Evidence
+		}
+	}
+	if !slices.ContainsFunc(evidence, func(e string) bool {
+		return strings.HasPrefix(e, place+": ") && !strings.HasPrefix(e, place+": 0 ") && strings.Contains(e, " read from ")
+	}) {
+		h.Fail("nothing was found in %s: %q", place, evidence)
+	}
+	return evidence
+}
+
+// systemdVerify has the journal remember a full table over a reboot, which
+// /dev/kmsg does not.
+func systemdVerify(h *host) {
+	h.t.Helper()
+	h.Run("mkdir -p /var/log/journal; systemctl restart systemd-journald; journalctl --flush; sync")
+	h.boot()
+	h.mode("tuned")
+	h.apply()
+	h.verified("")
+	h.fills()
+	h.loggedIn("/dev/kmsg")
+	h.loggedIn("journal")
+	h.Run("journalctl --sync; sync")
+	h.boot()
+	if kmsg := h.loggedIn("journal")[0]; !strings.HasPrefix(kmsg, "/dev/kmsg: 0 messages") {
+		h.Fail("the message outlived the boot in the kernel: %s", kmsg)
+	}
+	// A change later, it is of the past, and the journal reaches back to then.
+	h.Run("sed -i s/524288/1000/ /etc/sysctl.conf")
+	h.change()
+	h.verified("")
+	h.boot()
+	h.verified("")
 }
