@@ -129,15 +129,15 @@ func FuzzEditors(f *testing.F) {
 			}
 		}
 	}
-	host := planner.Host{Name: "h", Kernel: "6.1.0", CPUs: 4, Memory: 8 << 30, PageSize: 4096, PointerSize: 8}
+	machine := planner.Host{Name: "h", Kernel: "6.1.0", CPUs: 4, Memory: 8 << 30, PageSize: 4096, PointerSize: 8}
 	conntrack := planner.Conntrack{Kind: planner.ConntrackModule, Loaded: true, Hashsize: 65536, InitialNetns: true, Max: 65536}
 	var desired []planner.Desired
 	for _, hcl := range modes {
-		conf, diags := schema.Load([]schema.Source{{Name: "main.hcl", Content: []byte(hcl)}}, schema.Vars{}, &schema.Facts{Host: host, Conntrack: conntrack})
+		conf, diags := schema.Load([]schema.Source{{Name: "main.hcl", Content: []byte(hcl)}}, schema.Vars{}, &schema.Facts{Host: machine, Conntrack: conntrack})
 		if diags.HasErrors() {
 			f.Fatal(diags)
 		}
-		d, diags := conf.For(host.Name)
+		d, diags := conf.For(machine.Name)
 		if diags.HasErrors() {
 			f.Fatal(diags)
 		}
@@ -153,7 +153,7 @@ func FuzzEditors(f *testing.F) {
 		}
 		edit := func(file planner.File) *planner.FileChange {
 			s := snapshot.Snapshot{
-				Host: host, Conntrack: conntrack, Modules: []planner.Module{},
+				Host: machine, Conntrack: conntrack, Modules: []planner.Module{},
 				Sysctls: map[string]planner.Sysctl{
 					"net.netfilter.nf_conntrack_max":         {Value: "65536", Writable: true},
 					"net.netfilter.nf_conntrack_udp_timeout": {Value: "30", Writable: true},

@@ -63,7 +63,7 @@ func applied(t *testing.T, s *snapshot.Snapshot, d planner.Desired) *snapshot.Sn
 			lines, ok := tables[string(r.Family)+name]
 			delete(tables, string(r.Family)+name)
 			if !ok {
-				model := live.Rulesets[i].Model(name)
+				model := planner.Model(live.Rulesets[i], name)
 				if lines = model.Lines(); !contains(names, name) {
 					continue
 				}
@@ -137,7 +137,7 @@ func checkImport(t *testing.T, s *snapshot.Snapshot, want planner.Desired) {
 	keys := func(d planner.Desired) (out []string) {
 		for _, c := range d.Chains {
 			for _, r := range c.Rules {
-				out = append(out, string(c.Family)+" "+c.Table+" "+c.Name+" "+r.Key())
+				out = append(out, string(c.Family)+" "+c.Table+" "+c.Name+" "+planner.Key(r.Words))
 			}
 		}
 		return out

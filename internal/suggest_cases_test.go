@@ -143,36 +143,36 @@ func TestSuggestedBlocks(t *testing.T) {
 // TestSuggestedMode: which mode fits, and what rules it out.
 func TestSuggestedMode(t *testing.T) {
 	const plain = "-A INPUT -m state --state ESTABLISHED -j ACCEPT\n"
-	suggest := func(s *snapshot.Snapshot, mode planner.Mode) (planner.Suggestion, error) {
+	propose := func(s *snapshot.Snapshot, mode planner.Mode) (planner.Suggestion, error) {
 		live, err := s.Live()
 		if err != nil {
 			t.Fatal(err)
 		}
 		return planner.Suggest(live, planner.SuggestOptions{Mode: mode, Render: iptables.Render})
 	}
-	if got, err := suggest(connected(t, plain), ""); err != nil || got.Desired.Mode != planner.Disabled {
+	if got, err := propose(connected(t, plain), ""); err != nil || got.Desired.Mode != planner.Disabled {
 		t.Errorf("nothing speaks against disabled: %q, %v", got.Desired.Mode, err)
 	}
 	held := connected(t, plain)
 	held.Conntrack.Kind = planner.ConntrackModule
 	held.Modules = []planner.Module{{Name: "nf_conntrack", Refs: 1, By: []string{"openvswitch"}}, {Name: "openvswitch", Refs: 1}}
-	if got, err := suggest(held, ""); err != nil || got.Desired.Mode != planner.Notrack || !strings.Contains(got.Notes[planner.NoteHead][0], "openvswitch") {
+	if got, err := propose(held, ""); err != nil || got.Desired.Mode != planner.Notrack || !strings.Contains(got.Notes[planner.NoteHead][0], "openvswitch") {
 		t.Errorf("a module that is held: %q, %v, %q", got.Desired.Mode, err, got.Notes[planner.NoteHead])
 	}
 	nat := connected(t, plain)
 	nat.Rules[1].Text = "*nat\n:POSTROUTING ACCEPT [0:0]\n-A POSTROUTING -o eth0 -j MASQUERADE\nCOMMIT\n"
-	if got, err := suggest(nat, ""); err != nil || got.Desired.Mode != planner.Tuned {
+	if got, err := propose(nat, ""); err != nil || got.Desired.Mode != planner.Tuned {
 		t.Errorf("nat: %q, %v", got.Desired.Mode, err)
 	}
 	var refused *planner.NATError
-	if _, err := suggest(nat, planner.Disabled); !errors.As(err, &refused) || refused.Total != 1 {
+	if _, err := propose(nat, planner.Disabled); !errors.As(err, &refused) || refused.Total != 1 {
 		t.Errorf("disabled with nat: %v", err)
 	}
 	nat.Connections = nil
-	if _, err := suggest(nat, planner.Tuned); err != nil {
+	if _, err := propose(nat, planner.Tuned); err != nil {
 		t.Errorf("tuned needs no connections: %v", err)
 	}
-	if _, err := suggest(nat, ""); !errors.Is(err, planner.ErrNoConnections) {
+	if _, err := propose(nat, ""); !errors.Is(err, planner.ErrNoConnections) {
 		t.Errorf("without connections: %v", err)
 	}
 }

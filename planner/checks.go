@@ -3,30 +3,59 @@ package planner
 import (
 	"fmt"
 	"slices"
-	"strings"
 )
 
-// maxNamed is how many rules of one table a blocked plan names one by one.
-const maxNamed = 10
+// RulesWork is what is to be done to the rules of a host.
+type RulesWork struct {
+	Kernel []Change // of live rulesets, in their order
+	Files  Edits    // of saved rules files
+	// Saved are the same edits as what they do to tables.
+	Saved map[*Ruleset]*RulesStep
+}
+
+// stageRules is one planning of the rules.
+type stageRules struct {
+	Report
+	d       Desired
+	l       Live
+	untrack []untracked // what the declared rules take out of tracking
+	out     RulesWork
+}
+
+// PlanRules plans every live ruleset and every saved rules file: ctplan's chains
+// where they belong, and the rules of others that cannot stay.
+func PlanRules(d Desired, l Live) (RulesWork, Findings) {
+	p := &stageRules{Report: NewReport(d), d: d, l: l, out: RulesWork{Saved: map[*Ruleset]*RulesStep{}}}
+	for _, c := range d.Chains {
+		if c.Table == "raw" {
+			for _, r := range c.Rules {
+				p.untrack = append(p.untrack, untracked{c.Family, c.Hook, packetsOf(parseSpec(r.Words))})
+			}
+		}
+	}
+	p.kernelRules()
+	p.savedRules()
+	return p.out, p.Findings
+}
 
 // kernelRules plans every live ruleset: ctplan's chains in the one that it
 // writes through, and in each the foreign rules that cannot stay.
-func (p *planning) kernelRules() {
+func (p *stageRules) kernelRules() {
 	for i := range p.l.Rulesets {
 		r := &p.l.Rulesets[i]
 		p.incompatible(r)
 		for _, w := range p.rulesetWork(r) {
-			p.rules = append(p.rules, p.rulesChange(w, r))
+			p.out.Kernel = append(p.out.Kernel, p.rulesChange(w, r))
 		}
 	}
 	for _, f := range Families {
-		if len(p.wanted(f)) > 0 && !slices.ContainsFunc(p.l.Rulesets, func(r Ruleset) bool { return r.Family == f && r.Primary }) {
-			p.warn("iptables."+string(f), fmt.Sprintf("%s is not filtered on this host (no %s): the rules declared for it are left out", f, toolName(f, "", true)), p.d.Source)
+		if len(p.d.ChainsOf(f)) > 0 && !slices.ContainsFunc(p.l.Rulesets, func(r Ruleset) bool { return r.Family == f && r.Primary }) {
+			p.Warn("iptables."+string(f), fmt.Sprintf("%s is not filtered on this host (no %s): the rules declared for it are left out", f, toolName(f, "", true)), p.d.Source)
 		}
 	}
 }
 
-func (p *planning) rulesChange(w *tableWork, r *Ruleset) *RulesChange {
+func (p *stageRules) rulesChange(w *tableWork, r *Ruleset) *RulesChange {
 	c := w.change(r)
 	if len(c.M.Sources) == 0 {
 		c.M.Sources = []Pos{p.d.ModeSource}
@@ -35,16 +64,16 @@ func (p *planning) rulesChange(w *tableWork, r *Ruleset) *RulesChange {
 }
 
 // savedRules plans the rules files: the same work, as edits.
-func (p *planning) savedRules() {
+func (p *stageRules) savedRules() {
 	saved := map[Family]bool{}
 	for i := range p.l.SavedRules {
 		r := &p.l.SavedRules[i]
 		saved[r.Family] = true
-		if !slices.Contains(p.d.Families, r.Family) && len(p.wanted(r.Family)) == 0 && !r.File.Exists {
+		if !slices.Contains(p.d.Families, r.Family) && len(p.d.ChainsOf(r.Family)) == 0 && !r.File.Exists {
 			continue
 		}
 		if r.Refusal != "" {
-			p.block(Block{
+			p.Block(Block{
 				Risk:     RiskSavedRules,
 				Address:  "file." + r.File.Path,
 				Where:    fmt.Sprintf("%s:%d", r.File.Path, r.RefusalLine),
@@ -59,13 +88,13 @@ func (p *planning) savedRules() {
 		if len(works) == 0 {
 			continue
 		}
-		p.saved[r] = works
-		f := p.files.edit(*r.File, "file.")
+		p.out.Saved[r] = stepOf(works, r)
+		f := p.out.Files.File(*r.File, "file.")
 		sources := []Pos{}
 		for _, w := range works {
 			w.splices(f)
 			for _, reason := range w.reasons() {
-				f.because(reason, Pos{})
+				f.Because(reason, Pos{})
 			}
 			sources = append(sources, w.sources()...)
 		}
@@ -73,15 +102,24 @@ func (p *planning) savedRules() {
 			sources = []Pos{p.d.ModeSource}
 		}
 		for _, s := range sources {
-			f.because("boot restores this file", s)
+			f.Because("boot restores this file", s)
 		}
 	}
 	for _, f := range p.d.Families {
-		if !saved[f] && len(p.wanted(f)) > 0 {
+		if !saved[f] && len(p.d.ChainsOf(f)) > 0 {
 			text, save := unsaved(f)
-			p.warn("iptables."+string(f), text, p.d.Source, save)
+			p.Warn("iptables."+string(f), text, p.d.Source, save)
 		}
 	}
+}
+
+// stepOf is the work on a saved file as a step on tables.
+func stepOf(works []*tableWork, r *Ruleset) *RulesStep {
+	var changes []*RulesChange
+	for _, w := range works {
+		changes = append(changes, w.change(r))
+	}
+	return RulesStepOf(changes)
 }
 
 // unsaved says how to make rules survive a reboot where nothing saves them.
@@ -94,31 +132,20 @@ func unsaved(f Family) (text, command string) {
 		"and save the rules once after apply (Red Hat: service iptables save); from then on ctplan keeps the file", f), tool + " > " + file
 }
 
-// wanted are the chains declared for a family.
-func (p *planning) wanted(f Family) []Chain {
-	var out []Chain
-	for _, c := range p.d.Chains {
-		if c.Family == f {
-			out = append(out, c)
-		}
-	}
-	return out
-}
-
 // rulesetWork plans each table of a ruleset and leaves out those with nothing
 // to do.
-func (p *planning) rulesetWork(r *Ruleset) []*tableWork {
+func (p *stageRules) rulesetWork(r *Ruleset) []*tableWork {
 	var works []*tableWork
-	for _, table := range r.tableNames() {
+	for _, table := range r.TableNames() {
 		var want []Chain
 		if r.Primary || r.File != nil {
-			for _, c := range p.wanted(r.Family) {
+			for _, c := range p.d.ChainsOf(r.Family) {
 				if c.Table == table {
 					want = append(want, c)
 				}
 			}
 		}
-		sections := r.sections(table)
+		sections := r.Sections(table)
 		w := planTable(table, sections, want, p.foreign(r, table, sections))
 		w.gone = r.File != nil && p.d.Mode == Disabled && table == "nat" && len(sections) > 0 && countRules(sections) == w.removed
 		if !w.empty() {
@@ -130,7 +157,7 @@ func (p *planning) rulesetWork(r *Ruleset) []*tableWork {
 
 // foreign checks the rules that are not ctplan's for what the mode does to
 // them, and returns those that go.
-func (p *planning) foreign(r *Ruleset, table string, sections []*Table) []*Rule {
+func (p *stageRules) foreign(r *Ruleset, table string, sections []*Table) []*Rule {
 	if p.d.Mode == Tuned {
 		return nil
 	}
@@ -143,7 +170,7 @@ func (p *planning) foreign(r *Ruleset, table string, sections []*Table) []*Rule 
 				continue
 			}
 			var goes bool
-			switch n := rule.needs(table); {
+			switch n := needsOf(table, rule.Words); {
 			case n == needNothing:
 			case p.d.Mode == Disabled:
 				goes = p.disabledRule(r, table, rule, n, named)
@@ -158,22 +185,22 @@ func (p *planning) foreign(r *Ruleset, table string, sections []*Table) []*Rule 
 		}
 	}
 	for _, risk := range Risks {
-		if n := named[risk]; n > maxNamed {
-			p.blockRule(r, table, nil, risk, fmt.Sprintf("and %s like these", plural(n-maxNamed, "more rule", "more rules")), "", "", true)
+		if n := named[risk]; n > MaxNamed {
+			p.blockRule(r, table, nil, risk, fmt.Sprintf("and %s like these", plural(n-MaxNamed, "more rule", "more rules")), "", "", true)
 		}
 	}
 	return remove
 }
 
 // disabledRule: without the module, a rule that needs it does not even load.
-func (p *planning) disabledRule(r *Ruleset, table string, rule *Rule, n need, named map[Risk]int) bool {
+func (p *stageRules) disabledRule(r *Ruleset, table string, rule *Rule, n need, named map[Risk]int) bool {
 	switch {
 	case n == needNAT && p.d.Allows(RiskNAT):
 		return true
 	case n == needNAT:
 		named[RiskNAT]++
-		if named[RiskNAT] <= maxNamed {
-			p.blockRule(r, table, rule, RiskNAT, p.where(r, rule),
+		if named[RiskNAT] <= MaxNamed {
+			p.blockRule(r, table, rule, RiskNAT, Where(r, rule),
 				"address translation needs connection tracking"+madeBy(rule)+", and with it disabled this rule cannot stand",
 				`use mode = "tuned" on this host, or allow_risk = ["nat"] to have its nat rules removed`, true)
 		}
@@ -182,8 +209,8 @@ func (p *planning) disabledRule(r *Ruleset, table string, rule *Rule, n need, na
 		return true
 	}
 	named[RiskStatefulRules]++
-	if named[RiskStatefulRules] <= maxNamed {
-		p.blockRule(r, table, rule, RiskStatefulRules, p.where(r, rule),
+	if named[RiskStatefulRules] <= MaxNamed {
+		p.blockRule(r, table, rule, RiskStatefulRules, Where(r, rule),
 			"this rule needs connection tracking, and one such rule makes the whole ruleset fail to load once the module is blocked",
 			`write accept blocks for the traffic that it lets through, then set stateful_rules = "remove"`, false)
 	}
@@ -191,7 +218,7 @@ func (p *planning) disabledRule(r *Ruleset, table string, rule *Rule, n need, na
 }
 
 // statefulRule: it stops matching for the packets that are no longer tracked.
-func (p *planning) statefulRule(r *Ruleset, table string, rule *Rule, named map[Risk]int) bool {
+func (p *stageRules) statefulRule(r *Ruleset, table string, rule *Rule, named map[Risk]int) bool {
 	s := parseSpec(rule.Words)
 	if s.matchesUntracked() {
 		return false
@@ -203,12 +230,12 @@ func (p *planning) statefulRule(r *Ruleset, table string, rule *Rule, named map[
 	case p.d.StatefulRules == RemoveStateful && covered:
 		return true
 	case p.d.StatefulRules == RemoveStateful:
-		p.warn(p.address(r, table), fmt.Sprintf("%s stays for what is still tracked, and no longer matches what is not: accept blocks must cover that", p.where(r, rule)), p.d.Source)
+		p.Warn(TableAddress(r, table), fmt.Sprintf("%s stays for what is still tracked, and no longer matches what is not: accept blocks must cover that", Where(r, rule)), p.d.Source)
 		return false
 	}
 	named[RiskStatefulRules]++
-	if named[RiskStatefulRules] <= maxNamed {
-		p.blockRule(r, table, rule, RiskStatefulRules, p.where(r, rule),
+	if named[RiskStatefulRules] <= MaxNamed {
+		p.blockRule(r, table, rule, RiskStatefulRules, Where(r, rule),
 			"this rule matches on connection state and stops matching the traffic that is no longer tracked",
 			`write accept blocks for that traffic, then set stateful_rules = "remove"`, true)
 	}
@@ -216,7 +243,7 @@ func (p *planning) statefulRule(r *Ruleset, table string, rule *Rule, named map[
 }
 
 // natRule: packets that are not tracked are not translated.
-func (p *planning) natRule(r *Ruleset, table string, rule *Rule, named map[Risk]int) {
+func (p *stageRules) natRule(r *Ruleset, table string, rule *Rule, named map[Risk]int) {
 	s := parseSpec(rule.Words)
 	if !isNATTarget(s.target) {
 		return // a jump into a chain of such rules translates nothing itself
@@ -225,42 +252,16 @@ func (p *planning) natRule(r *Ruleset, table string, rule *Rule, named map[Risk]
 		return
 	}
 	named[RiskNAT]++
-	if named[RiskNAT] <= maxNamed {
-		p.blockRule(r, table, rule, RiskNAT, p.where(r, rule),
+	if named[RiskNAT] <= MaxNamed {
+		p.blockRule(r, table, rule, RiskNAT, Where(r, rule),
 			"packets that are not tracked are not translated: this rule"+madeBy(rule)+" would no longer apply to them",
 			`narrow the notrack blocks until they leave its traffic alone, or use mode = "tuned"`, true)
 	}
 }
 
-// makers are the programs that are known by the names of their chains.
-var makers = []struct{ prefix, who string }{
-	{"DOCKER", "docker"}, {"KUBE-", "kube-proxy"}, {"CNI-", "a CNI plugin"}, {"cali-", "calico"}, {"LIBVIRT_", "libvirt"}, {"NETAVARK", "podman"},
-	{"FLANNEL-", "flannel"}, {"CILIUM_", "cilium"}, {"ufw-", "ufw"}, {"ufw6-", "ufw"}, {"f2b-", "fail2ban"},
-}
-
-// madeBy names who writes rules of this shape, so that the operator knows
-// that they come back.
-func madeBy(rule *Rule) string {
-	if who := makerOf(append([]string{rule.Chain}, rule.Words...)...); who != "" {
-		return " (made by " + who + ")"
-	}
-	return ""
-}
-
-// makerOf is the program that gives such names to chains; "" where none is
-// known by them.
-func makerOf(names ...string) string {
-	for _, m := range makers {
-		if slices.ContainsFunc(names, func(n string) bool { return strings.HasPrefix(n, m.prefix) }) {
-			return m.who
-		}
-	}
-	return ""
-}
-
 // untracks reports whether the declared notrack traffic touches q, and whether
 // it takes all of it, on every hook that leads to the chain.
-func (p *planning) untracks(f Family, chain string, q packets) (touched, covered bool) {
+func (p *stageRules) untracks(f Family, chain string, q packets) (touched, covered bool) {
 	covered = true
 	for _, hook := range hooksBefore(chain) {
 		all := false
@@ -288,26 +289,13 @@ func hooksBefore(chain string) []string {
 	return []string{"PREROUTING", "OUTPUT"}
 }
 
-func (p *planning) address(r *Ruleset, table string) string {
-	switch {
-	case r.File != nil:
-		return "file." + r.File.Path
-	case !r.Primary:
-		return fmt.Sprintf("iptables.%s.%s.%s", r.Family, r.Backend, table)
-	}
-	return fmt.Sprintf("iptables.%s.%s", r.Family, table)
+func (p *stageRules) blockRule(r *Ruleset, table string, rule *Rule, risk Risk, where, why, remedy string, override bool) {
+	p.Block(Block{Risk: risk, Address: TableAddress(r, table), Where: where, Why: why, Remedy: remedy, Override: override, Source: p.d.Source})
 }
 
-// where names a rule so that it can be found: by file and line, or as
-// iptables-save prints it.
-func (p *planning) where(r *Ruleset, rule *Rule) string {
-	text := "-A " + rule.Chain + " " + rule.Text
-	if r.File != nil {
-		return fmt.Sprintf("%s:%d: %s", r.File.Path, rule.Line, text)
-	}
-	return text
-}
-
-func (p *planning) blockRule(r *Ruleset, table string, rule *Rule, risk Risk, where, why, remedy string, override bool) {
-	p.block(Block{Risk: risk, Address: p.address(r, table), Where: where, Why: why, Remedy: remedy, Override: override, Source: p.d.Source})
+// untracked is a set of packets that a rule in a raw table takes out of tracking.
+type untracked struct {
+	family Family
+	hook   string
+	packets
 }

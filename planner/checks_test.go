@@ -111,7 +111,7 @@ func TestNAT(t *testing.T) {
 func TestManyRulesAreCounted(t *testing.T) {
 	live := testHost(parseLines(t, IPv4, filterHead+strings.Repeat("-A INPUT -p tcp -m state --state NEW -j ACCEPT\n", 25)+"COMMIT\n"))
 	p := Diff(notrackTCP(RefuseStateful), live)
-	if len(p.Blocks) != maxNamed+1 || p.Blocks[maxNamed].Where != "and 15 more rules like these" {
+	if len(p.Blocks) != MaxNamed+1 || p.Blocks[MaxNamed].Where != "and 15 more rules like these" {
 		t.Errorf("got %d reasons, the last %+v", len(p.Blocks), p.Blocks[len(p.Blocks)-1])
 	}
 }
@@ -215,13 +215,13 @@ func TestJump(t *testing.T) {
 						}
 					}
 					after := parseLines(t, IPv4, content)
-					rules = newKernel(after).table("filter").rules["INPUT"]
+					rules = newKernel(after).table("filter").Rules("INPUT")
 				} else {
 					k := newKernel(r)
 					for _, s := range rulesSections(Diff(notrackTCP(RemoveStateful), testHost(r))) {
 						k.run(t, s)
 					}
-					rules = k.table("filter").rules["INPUT"]
+					rules = k.table("filter").Rules("INPUT")
 				}
 				if got := strings.Join(rules, "|"); got != tt.after {
 					t.Errorf("saved %v: got  %s\nwant %s", saved, got, tt.after)

@@ -1,147 +1,62 @@
 package planner
 
 import (
+	"bytes"
 	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
 )
 
-// IANA protocol numbers.
-const (
-	protoICMP    = 1
-	protoTCP     = 6
-	protoUDP     = 17
-	protoGRE     = 47
-	protoDCCP    = 33
-	protoICMPv6  = 58
-	protoSCTP    = 132
-	protoUDPLite = 136
-)
-
-// ProtocolNumber is the IANA number of a protocol by name or number, as
-// Traffic and rules spell it.
-func ProtocolNumber(name string) (uint8, bool) {
-	n, err := strconv.ParseUint(canonicalProtocol(name), 10, 8)
-	return uint8(n), err == nil
-}
-
-// compiledRule is a rule made to be compared with many packets.
-type compiledRule struct {
-	proto              uint8
-	hasProto, notProto bool
-	in, out            ifaceMatch
-	matches            []matcher // the certain ones first
-	target             targetKind
-	fromConn           bool // the mark comes from the connection
-	rated              bool // of what cannot be known of it, there is a rate alone
-	value, mask        uint32
-	chain              *compiledChain
-	to                 string // the target's name
-	ref                *RuleRef
-}
-
-// ifaceMatch is -i or -o.
-type ifaceMatch struct {
-	name   string
-	prefix bool // of any name that begins so
-	not    bool
-	any    bool
-}
-
-func (m ifaceMatch) exact() bool { return !m.any && !m.prefix && !m.not }
-
-func (m *ifaceMatch) hit(name string) truth {
-	if m.any {
-		return yes
-	}
-	if name == SomeInterface {
-		if m.name == "lo" && !m.prefix {
-			return truthOf(m.not)
-		}
-		if m.prefix && m.name == "" {
-			return truthOf(!m.not)
-		}
-		return maybe
-	}
-	hit := name == m.name
-	if m.prefix {
-		hit = strings.HasPrefix(name, m.name)
-	}
-	return truthOf(hit != m.not)
-}
-
-func (r *compiledRule) match(s *walk) truth {
-	if r.hasProto && (s.p.Protocol == r.proto) == r.notProto {
-		return no
-	}
-	t := yes
-	if !r.in.any {
-		t = min(t, r.in.hit(s.in))
-	}
-	if !r.out.any {
-		t = min(t, r.out.hit(s.out))
-	}
-	for i := range r.matches {
-		if t == no {
-			return no
-		}
-		t = min(t, r.matches[i].eval(s))
-	}
-	return t
-}
-
-// rateAlone reports whether a rule that may match is unsure of a rate alone.
-func (r *compiledRule) rateAlone(s *walk) bool {
-	if !r.rated || r.in.hit(s.in) != yes || r.out.hit(s.out) != yes {
-		return false
-	}
-	for i := range r.matches {
-		if m := &r.matches[i]; m.kind != matchUnknown && m.eval(s) != yes {
-			return false
-		}
-	}
-	return true
-}
-
 // plainModules are the matches that say nothing beyond their options.
-var plainModules = set("tcp", "udp", "udplite", "sctp", "dccp", "icmp", "icmp6", "icmpv6", "comment", "multiport", "state", "conntrack", "iprange", "addrtype",
+var plainModules = wordSet("tcp", "udp", "udplite", "sctp", "dccp", "icmp", "icmp6", "icmpv6", "comment", "multiport", "state", "conntrack", "iprange", "addrtype",
 	"limit", "hashlimit", "mark", "connmark", "set", "owner", "mac", "pkttype", "length", "physdev", "recent", "statistic", "string", "ttl", "hl", "tos", "dscp", "ecn",
 	"time", "rt", "frag", "hbh", "dst", "u32", "bpf", "quota", "connbytes", "connlimit", "connlabel", "helper", "tcpmss", "esp", "ah", "realm", "policy", "cpu", "cgroup", "devgroup", "nfacct", "osf")
 
-// rule compiles a rule of the table. It cannot fail: what it does not know
-// becomes a condition that is unknown.
-func (c *compiler) rule(backend Backend, table string, s spec) compiledRule {
-	r := compiledRule{in: ifaceMatch{any: true}, out: ifaceMatch{any: true}}
-	b := ruleBuilder{c: c, r: &r, s: s, cts: map[int]*ctMatch{}}
+// XTables is the language of iptables' rules. It reads rules of one family.
+type XTables Family
+
+// Read is Language's.
+func (f XTables) Read(r *CompiledRule, table TableID, words []string) {
+	s := parseSpec(words)
+	b := ruleBuilder{family: Family(f), r: r, s: s, cts: map[int]*CT{}}
 	for _, o := range s.opts {
 		b.option(o)
 	}
 	b.modules()
-	if backend == NFT {
-		b.joinNegatedPorts()
-	}
-	if r.rated = b.rated && !b.vague; b.rated || b.vague {
-		b.sure = append(b.sure, matcher{kind: matchUnknown})
-	}
-	r.matches = b.sure
-	c.target(table, &r, s)
-	return r
+	b.finish(table.Backend)
+	r.Do(targetOf(table.Table, s))
 }
 
 // ruleBuilder collects the conditions of one rule.
 type ruleBuilder struct {
-	c            *compiler
-	r            *compiledRule
-	s            spec
-	sure         []matcher
-	rated, vague bool // what is unknown: a rate, something else
-	cts          map[int]*ctMatch
+	family Family
+	r      *CompiledRule
+	s      spec
+	sure   []Condition
+	cts    map[int]*CT
+	// negated are where single ports that are not meant stand in sure, by side.
+	negated [2]negatedPort
 }
 
-func (b *ruleBuilder) add(m matcher) { b.sure = append(b.sure, m) }
+type negatedPort struct {
+	at   int // from 1; 0: there is none
+	port uint16
+}
 
-func (b *ruleBuilder) unknown() { b.vague = true }
+func (b *ruleBuilder) add(not bool, m Condition) {
+	if not {
+		m = m.Negated()
+	}
+	b.sure = append(b.sure, m)
+}
+
+func side(dst bool) Side {
+	if dst {
+		return DestinationEnd
+	}
+	return SourceEnd
+}
 
 // option adds what one option asks for.
 func (b *ruleBuilder) option(o option) {
@@ -152,8 +67,8 @@ func (b *ruleBuilder) option(o option) {
 	ok := true
 	switch o.name {
 	case "-4", "--ipv4", "-6", "--ipv6":
-		if strings.HasSuffix(o.name, "4") != (b.c.e.family == IPv4) {
-			b.add(matcher{kind: matchNever}) // for the other family: iptables-restore passes over it
+		if strings.HasSuffix(o.name, "4") != (b.family == IPv4) {
+			b.add(false, Never()) // for the other family: iptables-restore passes over it
 		}
 	case "--comment", "--limit-burst", "--rsource", "--rdest", "--mask", "--rttl", "--name":
 		// --name and the like tell which list, not whether
@@ -162,17 +77,17 @@ func (b *ruleBuilder) option(o option) {
 	case "-s", "-d":
 		ok = b.address(o.name == "-d", o.not, arg)
 	case "-i":
-		b.r.in = iface(o.not, arg)
+		b.r.In(arg, o.not)
 	case "-o":
-		b.r.out = iface(o.not, arg)
+		b.r.Out(arg, o.not)
 	case "-f":
 		if !o.not {
-			b.add(matcher{kind: matchNever}) // tracking joins fragments, and no packet here is one
+			b.add(false, Never()) // tracking joins fragments, and no packet here is one
 		}
 	case "--sport", "--sports", "--dport", "--dports", "--ports":
 		ok = b.ports(o, arg)
 	case "--syn":
-		b.add(matcher{kind: matchFlags, not: o.not, a: TCPFin | TCPSyn | TCPRst | TCPAck, b: TCPSyn})
+		b.add(o.not, Flags(TCPFin|TCPSyn|TCPRst|TCPAck, TCPSyn))
 	case "--tcp-flags":
 		ok = b.flags(o)
 	case "--icmp-type", "--icmpv6-type":
@@ -180,21 +95,21 @@ func (b *ruleBuilder) option(o option) {
 	case "--mark":
 		ok = b.mark(o, arg)
 	case "--state", "--ctstate":
-		ok = b.ct(o).stateOption(o.not, arg)
+		ok = stateOption(b.ct(o), o.not, arg)
 	case "--ctdir":
 		ct := b.ct(o)
-		ct.dir, ct.reply = true, (arg == "REPLY") != o.not
+		ct.ByDirection, ct.Reply = true, (arg == "REPLY") != o.not
 	case "--ctstatus":
-		ok = b.ct(o).statusOption(o.not, arg)
+		ok = statusOption(b.ct(o), o.not, arg)
 	case "--ctproto":
 		ct := b.ct(o)
-		ct.proto, ok = ProtocolNumber(arg)
-		ct.hasProto, ct.notProto, ct.unknown = ok, o.not, ct.unknown || !ok
+		ct.Protocol, ok = ProtocolNumber(arg)
+		ct.ByProtocol, ct.NotProtocol, ct.Vague = ok, o.not, ct.Vague || !ok
 		ok = true
 	case "--ctorigsrc", "--ctorigdst", "--ctreplsrc", "--ctrepldst", "--ctorigsrcport", "--ctorigdstport", "--ctreplsrcport", "--ctrepldstport":
-		b.ct(o).tuple(o, arg)
+		tupleOption(b.ct(o), o, arg)
 	case "--ctexpire":
-		b.ct(o).unknown = true
+		b.ct(o).Vague = true
 	case "--src-range", "--dst-range":
 		ok = b.addressRange(o, arg)
 	case "--src-type", "--dst-type":
@@ -204,46 +119,43 @@ func (b *ruleBuilder) option(o option) {
 	case "--length":
 		lo, hi, valid := numberRange(arg, 65535)
 		ok = valid
-		b.add(matcher{kind: matchLength, not: o.not, a: lo, b: hi})
+		b.add(o.not, Length(lo, hi))
 	case "--mac-source":
 		ok = b.mac(o.not, arg)
 	case "--pkt-type":
 		typ, known := map[string]uint8{"unicast": PktHost, "host": PktHost, "broadcast": PktBroadcast, "bcast": PktBroadcast, "multicast": PktMulticast, "mcast": PktMulticast}[arg]
 		ok = known
-		b.add(matcher{kind: matchPkt, not: o.not, a: uint32(typ)})
+		b.add(o.not, LinkType(typ))
 	case "--physdev-in", "--physdev-out", "--physdev-is-in", "--physdev-is-out", "--physdev-is-bridged":
 		// Where no bridge is, it matches exactly when negated.
-		result := uint32(0)
-		if o.not {
-			result = 1
-		}
-		b.add(matcher{kind: matchPhys, a: result})
+		b.add(false, BridgePort(o.not))
 	case "--match-set":
 		ok = b.set(o)
 	case "--set":
 		// xt_recent: noting the address always matches.
 		ok = slices.Contains(b.s.modules, "recent") && b.recentOnlySets()
 		if ok && o.not {
-			b.add(matcher{kind: matchNever})
+			b.add(false, Never())
 		}
 	case "--helper":
-		b.add(matcher{kind: matchTrackedOnly, not: o.not})
+		b.add(o.not, TrackedOnly())
 	case "--connbytes":
-		b.add(matcher{kind: matchTrackedOnly})
+		b.add(false, TrackedOnly())
 	case "--connbytes-dir", "--connbytes-mode":
 	case "--rt-type", "--rt-segsleft", "--rt-len", "--rt-0-res", "--rt-0-addrs", "--rt-0-not-strict", "--fragid", "--fraglen", "--fragres", "--fragfirst", "--fraglast", "--fragmore",
 		"--hbh-len", "--hbh-opts", "--dst-len", "--dst-opts":
 		// About extension headers (net/ipv6/netfilter/ip6t_rt.c and others): no
 		// packet here has one, and they do not match then, negated or not.
-		b.add(matcher{kind: matchNever})
+		b.add(false, Never())
 	case "--limit", "--hashlimit", "--hashlimit-upto", "--hashlimit-burst", "--hashlimit-mode", "--hashlimit-name", "--hashlimit-srcmask", "--hashlimit-dstmask",
 		"--hashlimit-htable-size", "--hashlimit-htable-max", "--hashlimit-htable-expire", "--hashlimit-htable-gcinterval":
-		b.rated, ok = true, !o.not
+		b.r.Rate()
+		ok = !o.not
 	default:
 		ok = false
 	}
 	if !ok {
-		b.unknown()
+		b.r.Vague()
 	}
 }
 
@@ -251,43 +163,35 @@ func (b *ruleBuilder) option(o option) {
 func (b *ruleBuilder) modules() {
 	for i, m := range b.s.modules {
 		if !plainModules[m] {
-			b.unknown()
+			b.r.Vague()
 		}
 		switch {
 		case b.hasOptions(i + 1):
 		case m == "esp" || m == "ah":
-			b.unknown()
+			b.r.Vague()
 		case m == "rt" || m == "frag" || m == "hbh" || m == "dst":
-			b.add(matcher{kind: matchNever})
+			b.add(false, Never())
 		case m == "limit" || m == "hashlimit":
-			b.rated = true
+			b.r.Rate()
 		}
 	}
 }
 
-// joinNegatedPorts is for what iptables-nft (measured: 1.8.9) makes of
-// "! --sport A ! --dport B": one comparison, "not both", where the rule says,
-// prints and elsewhere means "neither". Which of the two stands in the kernel
-// depends on the version that loaded the rule.
-func (b *ruleBuilder) joinNegatedPorts() {
-	var sport, dport *matcher
-	for i := range b.sure {
-		m := &b.sure[i]
-		if m.kind != matchPorts || !m.not || m.either || len(m.ports) != 1 || m.ports[0].From != m.ports[0].To || m.multi {
-			continue
-		}
-		if m.dst {
-			dport = m
-		} else {
-			sport = m
-		}
+// finish gives the rule its conditions.
+//
+// Of "! --sport A ! --dport B" iptables-nft (measured: 1.8.9) makes one
+// comparison, "not both", where the rule says, prints and elsewhere means
+// "neither". Which of the two stands in the kernel depends on the version that
+// loaded the rule.
+func (b *ruleBuilder) finish(backend Backend) {
+	sport, dport := b.negated[SourceEnd], b.negated[DestinationEnd]
+	if backend == NFT && sport.at > 0 && dport.at > 0 {
+		joined := NeitherPort(sport.port, dport.port)
+		b.sure[sport.at-1], b.sure[dport.at-1] = joined, joined
 	}
-	if sport == nil || dport == nil {
-		return
+	for _, m := range b.sure {
+		b.r.Match(m)
 	}
-	joined := matcher{kind: matchNeitherPort, a: uint32(sport.ports[0].From), b: uint32(dport.ports[0].From)}
-	*sport = joined
-	*dport = joined
 }
 
 func (b *ruleBuilder) hasOptions(mod int) bool {
@@ -303,44 +207,42 @@ func (b *ruleBuilder) protocol(not bool, arg string) bool {
 	name := canonicalProtocol(arg)
 	if name == "all" {
 		if not {
-			b.add(matcher{kind: matchNever})
+			b.add(false, Never())
 		}
 		return true
 	}
 	n, ok := ProtocolNumber(name)
-	if !ok || b.r.hasProto {
-		return false
-	}
-	b.r.proto, b.r.hasProto, b.r.notProto = n, true, not
-	return true
+	return ok && b.r.Protocol(n, not)
 }
 
 func (b *ruleBuilder) address(dst, not bool, arg string) bool {
 	addr, bits, hasBits := strings.Cut(arg, "/")
 	a, err := netip.ParseAddr(addr)
-	if err != nil || a.Is4() != (b.c.e.family == IPv4) || a.Zone() != "" {
+	if err != nil || a.Is4() != (b.family == IPv4) || a.Zone() != "" {
 		return false
 	}
-	mask := mask128(a.BitLen(), a.BitLen())
+	mask := maskOf(a.BitLen(), a.BitLen())
 	if hasBits {
 		if m, err := netip.ParseAddr(bits); err == nil {
-			mask = words128(m) // may have holes
+			mask = m // may have holes
 		} else if n, err := strconv.Atoi(bits); err == nil && n >= 0 && n <= a.BitLen() {
-			mask = mask128(n, a.BitLen())
+			mask = maskOf(n, a.BitLen())
 		} else {
 			return false
 		}
 	}
-	if mask == (addr128{}) && !not {
+	if mask.IsUnspecified() && !not {
 		return true
 	}
-	b.add(matcher{kind: matchAddr, not: not, dst: dst, addr: words128(a).and(mask), mask: mask})
+	b.add(not, Masked(side(dst), a, mask))
 	return true
 }
 
-func iface(not bool, arg string) ifaceMatch {
-	stem, prefix := strings.CutSuffix(arg, "+")
-	return ifaceMatch{name: stem, prefix: prefix, not: not, any: prefix && stem == "" && !not}
+// maskOf is the mask of a network, bits of width.
+func maskOf(bits, width int) netip.Addr {
+	ones, _ := netip.AddrFromSlice(bytes.Repeat([]byte{0xff}, width/8))
+	p, _ := ones.Prefix(bits)
+	return p.Addr()
 }
 
 func (b *ruleBuilder) ports(o option, arg string) bool {
@@ -348,7 +250,14 @@ func (b *ruleBuilder) ports(o option, arg string) bool {
 	if !p.set(o.not, arg) {
 		return false
 	}
-	b.add(matcher{kind: matchPorts, not: o.not, dst: strings.HasPrefix(o.name, "--d"), either: o.name == "--ports", multi: strings.HasSuffix(o.name, "ports"), ports: p.ranges})
+	at := side(strings.HasPrefix(o.name, "--d"))
+	if o.name == "--ports" {
+		at = EitherEnd
+	}
+	b.add(o.not, InPorts(at, p.ranges))
+	if o.not && (o.name == "--sport" || o.name == "--dport") && len(p.ranges) == 1 && p.ranges[0].From == p.ranges[0].To {
+		b.negated[at] = negatedPort{len(b.sure), p.ranges[0].From}
+	}
 	return true
 }
 
@@ -368,7 +277,7 @@ func (b *ruleBuilder) flags(o option) bool {
 			v[i] |= bit
 		}
 	}
-	b.add(matcher{kind: matchFlags, not: o.not, a: v[0], b: v[1]})
+	b.add(o.not, Flags(v[0], v[1]))
 	return true
 }
 
@@ -390,26 +299,25 @@ func (b *ruleBuilder) icmp(not bool, arg string, six bool) bool {
 	if n, ok := names[arg]; ok {
 		arg = n
 	}
-	m := matcher{kind: matchICMP, not: not, a: 0xffff, b: 0xff}
+	kind, from, to := uint16(AnyICMP), uint8(0), uint8(0xff)
 	if arg != "any" {
 		typ, code, hasCode := strings.Cut(arg, "/")
 		t, err := strconv.ParseUint(typ, 10, 8)
 		if err != nil {
 			return false
 		}
-		m.a = uint32(t)
-		if t == 255 && !six {
-			m.a = 0xffff
+		if kind = uint16(t); t == 255 && !six {
+			kind = AnyICMP
 		}
 		if hasCode {
 			n, err := strconv.ParseUint(code, 10, 8)
 			if err != nil {
 				return false
 			}
-			m.b = uint32(n)<<8 | uint32(n)
+			from, to = uint8(n), uint8(n)
 		}
 	}
-	b.add(m)
+	b.add(not, ICMP(kind, from, to))
 	return true
 }
 
@@ -418,16 +326,16 @@ func (b *ruleBuilder) mark(o option, arg string) bool {
 	if !ok {
 		return false
 	}
-	kind := matchMark
-	for _, m := range b.s.modules[:min(o.mod, len(b.s.modules))] {
-		switch m {
+	m := PacketMark(value, mask)
+	for _, module := range b.s.modules[:min(o.mod, len(b.s.modules))] {
+		switch module {
 		case "mark":
-			kind = matchMark
+			m = PacketMark(value, mask)
 		case "connmark":
-			kind = matchCMark
+			m = ConnMark(value, mask)
 		}
 	}
-	b.add(matcher{kind: kind, not: o.not, a: value, b: mask})
+	b.add(o.not, m)
 	return true
 }
 
@@ -468,10 +376,10 @@ func numberRange(arg string, most uint32) (lo, hi uint32, ok bool) {
 
 func (b *ruleBuilder) addressRange(o option, arg string) bool {
 	a, z, ok := addressRange(arg)
-	if !ok || a.Is4() != (b.c.e.family == IPv4) {
+	if !ok || a.Is4() != (b.family == IPv4) {
 		return false
 	}
-	b.add(matcher{kind: matchRange, not: o.not, dst: o.name == "--dst-range", addr: words128(a), mask: words128(z)})
+	b.add(o.not, Between(side(o.name == "--dst-range"), a, z))
 	return true
 }
 
@@ -481,23 +389,27 @@ func (b *ruleBuilder) addressType(o option, arg string) bool {
 			return false
 		}
 	}
-	bits := map[string]uint32{"UNSPEC": typeUnspec, "UNICAST": typeUnicast, "LOCAL": typeLocal, "BROADCAST": typeBroadcast, "MULTICAST": typeMulticast}
+	bits := map[string]uint32{"UNSPEC": TypeUnspec, "UNICAST": TypeUnicast, "LOCAL": TypeLocal, "BROADCAST": TypeBroadcast, "MULTICAST": TypeMulticast}
 	var mask uint32
 	for t := range strings.SplitSeq(arg, ",") {
 		bit, ok := bits[t]
 		if !ok {
-			bit = typeOther
+			bit = TypeOther
 		}
 		mask |= bit
 	}
-	b.add(matcher{kind: matchType, not: o.not, dst: o.name == "--dst-type", a: mask})
-	return mask&typeOther == 0 || b.c.e.family == IPv6
+	b.add(o.not, AddressType(side(o.name == "--dst-type"), mask))
+	return mask&TypeOther == 0 || b.family == IPv6
 }
 
 func (b *ruleBuilder) owner(o option, arg string) bool {
 	lo, hi, ok := numberRange(strings.Replace(arg, "-", ":", 1), ^uint32(0))
-	if ok {
-		b.add(matcher{kind: matchOwner, not: o.not, either: o.name == "--gid-owner", a: lo, b: hi})
+	switch {
+	case !ok:
+	case o.name == "--gid-owner":
+		b.add(o.not, Group(lo, hi))
+	default:
+		b.add(o.not, User(lo, hi))
 	}
 	return ok
 }
@@ -515,7 +427,7 @@ func (b *ruleBuilder) mac(not bool, arg string) bool {
 	if len(parts) != 6 {
 		return false
 	}
-	b.add(matcher{kind: matchMAC, not: not, addr: addr128{0, mac}})
+	b.add(not, MAC(mac))
 	return true
 }
 
@@ -523,21 +435,15 @@ func (b *ruleBuilder) set(o option) bool {
 	if len(o.args) != 2 {
 		return false
 	}
-	set := compileSet(b.c.facts.Sets[o.args[0]], b.c.e.family)
-	dirs := strings.Split(o.args[1], ",")
-	want := 0
-	if set != nil && set.addr {
-		want++
+	var sides []Side
+	for d := range strings.SplitSeq(o.args[1], ",") {
+		sides = append(sides, side(d == "dst"))
 	}
-	if set != nil && set.port {
-		want++
+	m, ok := InSet(b.r.Set(o.args[0]), b.family, sides)
+	if ok {
+		b.add(o.not, m)
 	}
-	if set == nil || len(dirs) < want {
-		return false
-	}
-	m := matcher{kind: matchSet, not: o.not, set: set, dst: dirs[0] == "dst", dst2: dirs[want-1] == "dst"}
-	b.add(m)
-	return true
+	return ok
 }
 
 // recentOnlySets is whether the rule's -m recent does nothing but note the address.
@@ -552,73 +458,72 @@ func (b *ruleBuilder) recentOnlySets() bool {
 }
 
 // ct is the match that the option belongs to: those of one -m are one match.
-func (b *ruleBuilder) ct(o option) *ctMatch {
+func (b *ruleBuilder) ct(o option) *CT {
 	m := b.cts[o.mod]
 	if m == nil {
-		m = &ctMatch{}
+		m = &CT{}
 		b.cts[o.mod] = m
-		b.add(matcher{kind: matchCT, ct: m})
+		b.add(false, Connection(m))
 	}
 	return m
 }
 
-func (c *ctMatch) stateOption(not bool, arg string) bool {
+func stateOption(c *CT, not bool, arg string) bool {
 	for name := range strings.SplitSeq(arg, ",") {
 		switch strings.ToUpper(name) {
 		case "NEW":
-			c.states |= StateNew
+			c.States |= StateNew
 		case "ESTABLISHED":
-			c.states |= StateEstablished
+			c.States |= StateEstablished
 		case "RELATED":
-			c.states |= StateRelated
+			c.States |= StateRelated
 		case "INVALID":
-			c.states |= StateInvalid
+			c.States |= StateInvalid
 		case "UNTRACKED":
-			c.states |= StateUntracked
+			c.States |= StateUntracked
 		case "SNAT":
-			c.snat = true
+			c.SNAT = true
 		case "DNAT":
-			c.dnat = true
+			c.DNAT = true
 		default:
 			return false
 		}
 	}
-	c.notStates = not
+	c.NotStates = not
 	return true
 }
 
-func (c *ctMatch) statusOption(not bool, arg string) bool {
+func statusOption(c *CT, not bool, arg string) bool {
 	bits := map[string]uint32{"NONE": 0, "EXPECTED": StatusExpected, "SEEN_REPLY": StatusSeenReply, "ASSURED": StatusAssured, "CONFIRMED": StatusConfirmed}
 	for name := range strings.SplitSeq(arg, ",") {
 		bit, ok := bits[name]
 		if !ok {
-			c.unknown = true
+			c.Vague = true
 			return true
 		}
-		c.status |= bit
+		c.Status |= bit
 	}
-	c.hasStatus, c.notStatus = true, not
+	c.ByStatus, c.NotStatus = true, not
 	return true
 }
 
-func (c *ctMatch) tuple(o option, arg string) {
+func tupleOption(c *CT, o option, arg string) {
 	name := strings.TrimPrefix(o.name, "--ct")
-	m := tupleMatch{reply: strings.HasPrefix(name, "repl"), dst: strings.Contains(name, "dst"), port: strings.HasSuffix(name, "port"), not: o.not}
-	if m.port {
+	m := TupleMatch{Reply: strings.HasPrefix(name, "repl"), Destination: strings.Contains(name, "dst"), Not: o.not}
+	if strings.HasSuffix(name, "port") {
 		lo, hi, ok := numberRange(arg, 65535)
 		if !ok || lo > 65535 || hi > 65535 {
-			c.unknown = true
+			c.Vague = true
 			return
 		}
-		m.ports = PortRange{uint16(lo), uint16(hi)}
+		m.Ports = PortRange{uint16(lo), uint16(hi)}
 	} else {
 		var p prefixSet
 		if !p.set(false, arg) {
-			c.unknown = true
+			c.Vague = true
 			return
 		}
-		m.mask = mask128(p.prefix.Bits(), p.prefix.Addr().BitLen())
-		m.addr = words128(p.prefix.Addr()).and(m.mask)
+		m.Network = p.prefix
 	}
-	c.tuples = append(c.tuples, m)
+	c.Tuples = append(c.Tuples, m)
 }

@@ -5,100 +5,70 @@ import (
 	"strconv"
 )
 
-// targetKind is what a rule does with a packet that it matches.
-type targetKind uint8
-
-const (
-	targetNone targetKind = iota // counts, logs, changes what no rule looks at
-	targetAccept
-	targetDrop
-	targetReturn
-	targetJump
-	targetGoto
-	targetQueue // a program decides
-	targetUnknown
-	targetNotrack
-	targetCT // a template: NOTRACK comes too late behind it
-	targetNAT
-	targetMark
-	targetConnMark
-	targetUnknownMark
-	targetUnknownCMark
-)
-
 // plainTargets go on to the next rule, and change nothing that rules look at.
-var plainTargets = set("", "LOG", "NFLOG", "ULOG", "TCPMSS", "TCPOPTSTRIP", "DSCP", "TOS", "TTL", "HL", "ECN", "CLASSIFY", "TRACE", "CHECKSUM", "AUDIT",
+var plainTargets = wordSet("", "LOG", "NFLOG", "ULOG", "TCPMSS", "TCPOPTSTRIP", "DSCP", "TOS", "TTL", "HL", "ECN", "CLASSIFY", "TRACE", "CHECKSUM", "AUDIT",
 	"SECMARK", "CONNSECMARK", "LED", "IDLETIMER", "RATEEST", "TEE")
 
-// target compiles what a rule does.
-func (c *compiler) target(table string, r *compiledRule, s spec) {
-	r.to = s.target
+// targetOf is what a rule does.
+func targetOf(table string, s spec) Target { return target(s).Named(s.target) }
+
+func target(s spec) Target {
 	switch {
 	case s.isGoto:
-		r.target = targetGoto
+		return Goto(s.target)
 	case s.notracks():
-		r.target = targetNotrack
+		return Untrack
 	case s.target == "CT":
-		r.target = targetCT
-		r.value, r.mask = zoneOf(s)
+		return templateOf(s)
 	case s.target == "ACCEPT":
-		r.target = targetAccept
+		return Accept
 	case s.target == "DROP", s.target == "REJECT", s.target == "TARPIT", s.target == "STEAL":
-		r.target = targetDrop
+		return Drop
 	case s.target == "RETURN":
-		r.target = targetReturn
+		return Return
 	case s.target == "QUEUE", s.target == "NFQUEUE":
-		r.target = targetQueue
+		return Queue
 	case s.target == "DNAT", s.target == "REDIRECT", s.target == "NETMAP", s.target == "SAME":
-		r.target = targetNAT
+		return Translate
 	case s.target == "SNAT", s.target == "MASQUERADE":
-		r.target = targetAccept
+		return Accept
 	case s.target == "MARK":
-		c.markTarget(r, s, false)
+		return markTarget(s, SetMark, SomeMark)
 	case s.target == "CONNMARK":
-		c.markTarget(r, s, true)
+		return markTarget(s, SetConnMark, SaveMark)
 	case s.target == "SET":
 		if slices.ContainsFunc(s.topts, func(o option) bool { return o.name == "--map-set" }) {
-			r.target, r.mask = targetUnknownMark, ^uint32(0)
+			return SomeMark
 		}
+		return Target{}
 	case plainTargets[s.target]:
-		r.target = targetNone
+		return Target{}
 	case s.target == "SYNPROXY", s.target == "TPROXY", s.target == "DNPT", s.target == "SNPT", s.target == "CLUSTERIP":
-		r.target = targetUnknown
+		return Anything
 	case s.target == "HMARK":
-		r.target, r.mask = targetUnknownMark, ^uint32(0)
-	default:
-		r.target = targetJump
+		return SomeMark
 	}
+	return Jump(s.target)
 }
 
-// What compiledRule.mask says of a CT target's zone.
-const (
-	zoneKnown   = 1
-	zoneUnknown = 2
-)
-
-// zoneOf is the zone that a CT target puts both ways of a connection in.
-func zoneOf(s spec) (id, known uint32) {
+// templateOf is what a CT target attaches, with the zone that it puts both ways
+// of a connection in.
+func templateOf(s spec) Target {
 	for _, o := range s.topts {
 		if o.name != "--zone" || len(o.args) != 1 {
 			continue
 		}
-		if n, err := strconv.ParseUint(o.args[0], 0, 16); err == nil {
-			return uint32(n), zoneKnown
-		}
-		return 0, zoneUnknown // taken from the mark
+		n, err := strconv.ParseUint(o.args[0], 0, 16)
+		return TemplateZone(uint16(n), err == nil) // else taken from the mark
 	}
-	return 0, 0
+	return Template()
 }
 
 // markTarget reads what MARK and CONNMARK do (net/netfilter/xt_mark.c,
-// xt_connmark.c): both compute (mark &^ mask) ^ value.
-func (c *compiler) markTarget(r *compiledRule, s spec, conn bool) {
-	r.target, r.value, r.mask = targetMark, 0, 0
-	if conn {
-		r.target = targetConnMark
-	}
+// xt_connmark.c): both compute (mark &^ mask) ^ value. unknown is for what
+// cannot be read.
+func markTarget(s spec, set func(value, mask uint32) Target, unknown Target) Target {
+	out := set(0, 0)
 	for _, o := range s.topts {
 		arg := ""
 		if len(o.args) > 0 {
@@ -107,29 +77,25 @@ func (c *compiler) markTarget(r *compiledRule, s spec, conn bool) {
 		v, m, ok := maskedNumber(arg)
 		switch o.name {
 		case "--set-xmark":
-			r.value, r.mask = v, m
+			out = set(v, m)
 		case "--set-mark":
-			r.value, r.mask = v, m|v
+			out = set(v, m|v)
 		case "--and-mark":
-			r.value, r.mask = 0, ^v
+			out = set(0, ^v)
 		case "--or-mark":
-			r.value, r.mask = v, v
+			out = set(v, v)
 		case "--xor-mark":
-			r.value, r.mask = v, 0
+			out = set(v, 0)
 		case "--save-mark":
-			r.target, r.mask, ok = targetUnknownCMark, ^uint32(0), true
+			out, ok = SaveMark, true
 		case "--restore-mark":
-			r.target, r.mask, r.fromConn, ok = targetUnknownMark, ^uint32(0), true, true
+			out, ok = RestoreMark, true
 		default:
 			ok = true
 		}
 		if !ok {
-			r.mask = ^uint32(0)
-			r.target = targetUnknownMark
-			if conn {
-				r.target = targetUnknownCMark
-			}
-			return
+			return unknown
 		}
 	}
+	return out
 }

@@ -60,3 +60,37 @@ type Route struct {
 	Prefix    netip.Prefix `json:"prefix"`
 	Interface string       `json:"interface"` // "" where there are several
 }
+
+// Tuple is one direction of a connection. ICMP has its type and code, or its
+// id, in no field here.
+type Tuple struct {
+	Src     netip.Addr `json:"src"`
+	Dst     netip.Addr `json:"dst"`
+	SrcPort uint16     `json:"sport,omitempty"`
+	DstPort uint16     `json:"dport,omitempty"`
+}
+
+// Bits of a connection's status (enum ip_conntrack_status).
+const (
+	StatusExpected  = 1 << 0
+	StatusSeenReply = 1 << 1
+	StatusAssured   = 1 << 2
+	StatusConfirmed = 1 << 3
+	StatusSNAT      = 1 << 4
+	StatusDNAT      = 1 << 5
+)
+
+// IPSet is the content of a set that ctplan can search: entries that surely
+// are in it. Types of sets it cannot search are left out of Facts.
+type IPSet struct {
+	Type     string       `json:"type"` // "hash:ip", "hash:net", "hash:ip,port", "hash:net,port", "bitmap:ip", "bitmap:port"
+	Prefixes []IPSetEntry `json:"entries"`
+}
+
+// IPSetEntry is one member of a set.
+type IPSetEntry struct {
+	Prefix   netip.Prefix `json:"prefix"`
+	Protocol uint8        `json:"protocol,omitempty"`
+	Port     uint16       `json:"port,omitempty"`
+	Nomatch  bool         `json:"nomatch,omitempty"` // its addresses are not in the set, though a wider member holds them
+}

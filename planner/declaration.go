@@ -1,5 +1,7 @@
 package planner
 
+import "strings"
+
 // Declaration is a configuration to be written for one host, with comments.
 type Declaration struct {
 	Host    string // the name of the only host that it is for; "" for any
@@ -45,4 +47,11 @@ func labelOf(text, otherwise string) string {
 		return otherwise
 	}
 	return string(out)
+}
+
+// plainInterface reports whether the language can name the interface, and
+// means that one alone.
+func plainInterface(name string) bool {
+	return name != "" && len(name) <= 15 && name[0] != '-' && name != "." && name != ".." &&
+		strings.IndexFunc(name, func(r rune) bool { return r <= ' ' || r > '~' || strings.ContainsRune("/:\"'`\\!+", r) }) < 0
 }

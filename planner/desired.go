@@ -6,18 +6,6 @@ import (
 	"slices"
 )
 
-// Family is an address family, as iptables has one tool for each.
-type Family string
-
-// The two families.
-const (
-	IPv4 Family = "ipv4"
-	IPv6 Family = "ipv6"
-)
-
-// Families lists both, in the order in which ctplan works through them.
-var Families = []Family{IPv4, IPv6}
-
 // Mode is what a host does with connection tracking.
 type Mode string
 
@@ -100,12 +88,6 @@ const (
 	RemoteSide Initiator = "remote"
 )
 
-// PortRange is an inclusive range of ports; a single port has From == To.
-type PortRange struct {
-	From uint16 `json:"from"`
-	To   uint16 `json:"to"`
-}
-
 // Traffic is one notrack or accept block, written from the host's point of
 // view. Empty lists mean any. Ports are declared only with a protocol that
 // has them (tcp, udp, udplite, sctp, dccp).
@@ -132,15 +114,6 @@ type Files struct {
 	RulesV4     string `json:"rules_v4,omitempty"`
 	RulesV6     string `json:"rules_v6,omitempty"`
 }
-
-// Default paths, where the HCL sets no others.
-const (
-	DefaultSysctlFile      = "/etc/sysctl.conf"
-	DropInSysctlFile       = "/etc/sysctl.d/99-netfilter.conf" // where boot does not read the former
-	SysctlFolder           = "/etc/sysctl.d"
-	DefaultModprobeFile    = "/etc/modprobe.d/netfilter.conf"
-	DefaultModulesLoadFile = "/etc/modules-load.d/netfilter.conf"
-)
 
 // Risk names one reason to block a plan, as allow_risk spells it.
 type Risk string
@@ -246,4 +219,15 @@ var TimeoutKeys = map[string]string{
 	"tcp_unacknowledged": "net.netfilter.nf_conntrack_tcp_timeout_unacknowledged",
 	"udp":                "net.netfilter.nf_conntrack_udp_timeout",
 	"udp_stream":         "net.netfilter.nf_conntrack_udp_timeout_stream",
+}
+
+// ChainsOf are the chains declared for a family.
+func (d Desired) ChainsOf(f Family) []Chain {
+	var out []Chain
+	for _, c := range d.Chains {
+		if c.Family == f {
+			out = append(out, c)
+		}
+	}
+	return out
 }

@@ -3,219 +3,186 @@ package planner
 import (
 	"fmt"
 	"slices"
-	"strings"
 )
-
-// planning is one run of Diff.
-type planning struct {
-	d       Desired
-	l       Live
-	plan    Plan
-	files   fileSet // edits that wait until rules and sysctls are as they shall be
-	first   fileSet // edits that must come before anything else
-	last    fileSet // edits that must come after everything but unloading
-	rules   []Change
-	untrack []untracked
-	judges  map[Family]*judge
-	steps   []Step                    // of a way back, which has an order of its own; nil: those of the plan
-	split   func(string) []string     // reads the rules that a way back brings, which stand nowhere today
-	named   map[string]bool           // findings that are in the plan already
-	saved   map[*Ruleset][]*tableWork // of saved rules files
-}
-
-// untracked is a set of packets that a rule in a raw table takes out of tracking.
-type untracked struct {
-	family Family
-	hook   string
-	packets
-}
 
 // Diff compares what is declared with what is, and returns what to do: the
 // changes in the order in which they are safe, or why there must be none.
-//
-// The order: lift a block on loading the module, load it, size the table,
-// rules (accepts, then NOTRACK, then what goes), rules files and other files,
-// block the load, unload. Where sizes come by a restart of the service, that
-// and sizing follow the files. Nothing that lets traffic through goes before what
-// replaces it has come.
 func Diff(d Desired, l Live) Plan {
-	p := newPlanning(d, l)
-	if p.draft() {
-		p.impact()
-		p.symmetry()
-		p.nativeChains()
+	w := newDraft(d, l)
+	if w.done {
+		return w.plan()
 	}
-	return p.plan
+	judges := KernelJudges(d, l, StepsOf(w.changes()), nil)
+	if l.Connections != nil && touchesRules(w.changes()) {
+		lost, found := JudgeImpact(d, l, judges)
+		w.impact = lost
+		w.Add(found)
+	}
+	w.Add(CheckSides(SidesInput{Desired: d, Live: l, Judges: judges, Rules: w.rules.Kernel, Saved: w.rules.Saved, Impact: w.impact}))
+	w.native()
+	return w.plan()
 }
 
 // Draft is Diff without what every rule must be judged for: the impact on
 // connections, and what the rules do to one side only. The changes are the
 // same. It is for who wants to know whether there are any.
 func Draft(d Desired, l Live) Plan {
-	p := newPlanning(d, l)
-	if p.draft() {
-		p.nativeChains()
-	}
-	return p.plan
+	w := newDraft(d, l)
+	w.native()
+	return w.plan()
 }
 
-func newPlanning(d Desired, l Live) *planning {
-	return &planning{d: d, l: l, saved: map[*Ruleset][]*tableWork{}, plan: Plan{Host: l.Host, Mode: d.Mode, Block: d.Block, Source: d.Source}}
-}
-
-// draft plans the changes. It reports whether there is something to judge.
-func (p *planning) draft() bool {
-	d, l := p.d, p.l
+// newDraft plans the changes, stage by stage.
+func newDraft(d Desired, l Live) *draft {
+	w := &draft{desired: d, live: l}
 	for _, n := range l.Notes {
-		p.warn("", n, Pos{})
+		w.warn(n)
 	}
-	if d.Mode == Unmanaged {
-		p.unmanaged()
-		return false
+	switch {
+	case d.Mode == Unmanaged:
+		w.warn(fmt.Sprintf("no conntrack block matches host %s: nothing is planned for it", l.Host.Name))
+		w.Add(Leftovers(l))
+		w.done = true
+		return w
+	case l.Conntrack.Kind == ConntrackAbsent && d.Mode != Disabled:
+		w.Add(noTracking(d, l))
+		w.done = true
+		return w
 	}
-	if !p.possible() {
-		return false
-	}
-	for _, c := range d.Chains {
-		if c.Table == "raw" {
-			for _, r := range c.Rules {
-				p.untrack = append(p.untrack, untracked{c.Family, c.Hook, packetsOf(parseSpec(r.Words))})
-			}
-		}
-	}
-
-	var load, size, restart, unload []Change
 	switch d.Mode {
 	case Tuned:
-		p.liftBlock()
-		load = p.loadModule()
-		size = p.sizeTable(len(load) > 0)
-		if len(load) == 0 && len(size) > 0 && p.d.Reload == ReloadRestart {
-			restart = append(p.restart(), append(size, p.setAgain(size)...)...)
-			size = nil
-		}
-		p.persistSizes()
-		p.initScripts(true)
+		w.tune()
 	case Notrack:
-		p.liftBlock()
-		p.nativeState()
+		w.edits(&w.first)(LiftBlock(d, l))
+		w.Add(NativeState(d, l))
 	case Disabled:
-		p.forgetSizes()
-		p.initScripts(false)
-		p.loaders()
-		p.blockLoad()
-		unload = p.unloadModules()
+		w.edits(&w.files)(ForgetSizes(d, l))
+		w.edits(&w.files)(InitScripts(d, l, false))
+		w.edits(&w.last)(BlockLoad(d, l))
+		w.takes(&w.unload)(UnloadModules(d, l))
 	}
-	p.kernelRules()
-	p.savedRules()
-
-	p.add(p.first.changes()...)
-	p.add(load...)
-	p.add(size...)
-	p.add(p.rules...)
-	p.add(p.files.changes()...)
-	p.add(restart...)
-	p.add(p.last.changes()...)
-	p.add(unload...)
-	return true
+	work, found := PlanRules(d, l)
+	w.rules = work
+	w.edits(&w.files)(work.Files, found)
+	return w
 }
 
-func (p *planning) add(changes ...Change) { p.plan.Changes = append(p.plan.Changes, changes...) }
-
-func (s *fileSet) changes() []Change {
-	var out []Change
-	for _, w := range s.works {
-		if c := w.change(); c != nil {
-			out = append(out, c)
-		}
+// tune sizes the table, live and at boot: by what can be set while it runs, or
+// by a restart of the service, which loads the module anew.
+func (w *draft) tune() {
+	d, l := w.desired, w.live
+	w.edits(&w.first)(LiftBlock(d, l))
+	w.load = LoadModule(d, l)
+	w.takes(&w.size)(SizeTable(d, l, len(w.load) > 0))
+	if len(w.load) == 0 && len(w.size) > 0 && d.Reload == ReloadRestart {
+		w.takes(&w.restart)(Restart(d, l))
+		w.restart = append(w.restart, append(w.size, SetAgain(d, l, w.size)...)...)
+		w.size = nil
 	}
-	return out
+	first, files, found := PersistSizes(d, l)
+	w.edits(&w.first)(first, found)
+	w.edits(&w.files)(files, Findings{})
+	w.edits(&w.files)(InitScripts(d, l, true))
 }
 
-func (p *planning) warn(address, text string, source Pos, commands ...string) {
-	w := Warning{Address: address, Text: text, Source: source, Commands: commands}
-	if !slices.ContainsFunc(p.plan.Warnings, func(o Warning) bool { return o.Address == address && o.Text == text && o.Source == source }) {
-		p.plan.Warnings = append(p.plan.Warnings, w)
+// draft is a plan in the making: what each stage gave, by when it is done.
+type draft struct {
+	Findings
+	desired Desired
+	live    Live
+	done    bool // there is nothing to plan, nor to judge
+
+	first   Edits    // of files, before anything else
+	load    []Change // of the module
+	size    []Change
+	rules   RulesWork
+	files   Edits    // once rules and sizes are as they shall be
+	restart []Change // of the service, and sizes that it resets
+	last    Edits    // of files, before the module is unloaded
+	unload  []Change
+
+	impact *Impact
+}
+
+// changes are those of the stages, in the order in which they are safe: lift a
+// block on loading the module, load it, size the table, rules (accepts, then
+// NOTRACK, then what goes), rules files and other files, block the load, unload.
+// Nothing that lets traffic through goes before what replaces it has come.
+func (w *draft) changes() []Change {
+	return slices.Concat(w.first.Changes(), w.load, w.size, w.rules.Kernel, w.files.Changes(), w.restart, w.last.Changes(), w.unload)
+}
+
+func (w *draft) plan() Plan {
+	return Plan{
+		Host: w.live.Host, Mode: w.desired.Mode, Block: w.desired.Block, Source: w.desired.Source,
+		Changes: w.changes(), Blocks: w.Blocks, Warnings: w.Warnings, Impact: w.impact,
 	}
 }
 
-// block records a reason not to go on, unless the HCL accepts the risk. It
-// reports whether the risk is accepted.
-func (p *planning) block(b Block) bool {
-	if b.Override && p.d.Allows(b.Risk) {
-		p.warn(b.Address, fmt.Sprintf("%s: %s (allow_risk accepts %s)", b.Where, b.Why, b.Risk), b.Source)
-		return true
+// edits returns what takes in a stage that edits files.
+func (w *draft) edits(to *Edits) func(Edits, Findings) {
+	return func(more Edits, found Findings) {
+		to.Add(more)
+		w.Add(found)
 	}
-	if b.Source == (Pos{}) {
-		b.Source = p.d.ModeSource
-	}
-	p.plan.Blocks = append(p.plan.Blocks, b)
-	return false
 }
 
-// possible checks that the kernel can do what the mode asks for at all.
-func (p *planning) possible() bool {
-	if p.l.Conntrack.Kind != ConntrackAbsent || p.d.Mode == Disabled {
-		return true
+// takes is the same of a stage that makes changes.
+func (w *draft) takes(to *[]Change) func([]Change, Findings) {
+	return func(more []Change, found Findings) {
+		*to = more
+		w.Add(found)
 	}
-	p.block(Block{
+}
+
+func (w *draft) warn(text string) { w.Add(Findings{Warnings: []Warning{{Text: text}}}) }
+
+// native says that native nftables was not judged, where rules change.
+func (w *draft) native() {
+	if !w.done && touchesRules(w.changes()) {
+		w.Add(NativeChains(w.live))
+	}
+}
+
+// noTracking blocks what a kernel without connection tracking cannot do.
+func noTracking(d Desired, l Live) Findings {
+	r := NewReport(d)
+	r.Block(Block{
 		Risk:    RiskNoConntrack,
 		Address: "module.nf_conntrack",
-		Where:   "kernel " + p.l.Host.Kernel,
-		Why:     fmt.Sprintf("this kernel has no connection tracking: there is no nf_conntrack module and none is built in, so mode %q has nothing to work on", p.d.Mode),
+		Where:   "kernel " + l.Host.Kernel,
+		Why:     fmt.Sprintf("this kernel has no connection tracking: there is no nf_conntrack module and none is built in, so mode %q has nothing to work on", d.Mode),
 		Remedy:  `declare mode = "disabled", which such a host already satisfies, or boot a kernel with nf_conntrack`,
 	})
-	return false
+	return r.Findings
 }
 
-// unmanaged says what is left on a host that no block matches.
-func (p *planning) unmanaged() {
-	p.warn("", fmt.Sprintf("no conntrack block matches host %s: nothing is planned for it", p.l.Host.Name), Pos{})
-	for i := range p.l.Rulesets {
-		r := &p.l.Rulesets[i]
-		if commands := removalCommands(r); commands != nil {
-			p.warn("iptables."+string(r.Family), "ctplan's chains still stand here; to take them away:", Pos{}, commands...)
-		}
-	}
-	for i := range p.l.SavedRules {
-		r := &p.l.SavedRules[i]
-		if removalCommands(r) != nil {
-			p.warn("file."+r.File.Path, "ctplan's chains stand in this file too; to take them away:", Pos{}, "sed -i '/"+OwnPrefix+"/d' '"+strings.ReplaceAll(r.File.Path, "'", `'\''`)+"'")
-		}
-	}
+// NeedsConnections reports whether the plan can cut somebody off, so that
+// Diff is to be given Live.Connections.
+func NeedsConnections(p Plan) bool { return touchesRules(p.Changes) }
+
+func touchesRules(changes []Change) bool {
+	return slices.ContainsFunc(changes, func(c Change) bool { _, ok := c.(*RulesChange); return ok })
 }
 
-// removalCommands are the shell commands that take our chains out of a
-// ruleset, jumps first; nil when it has none. Chain names are checked to be ours, so that
-// no live string becomes part of a command.
-func removalCommands(r *Ruleset) []string {
-	var jumps, chains []string
-	for i := range r.Tables {
-		t := &r.Tables[i]
-		run := toolName(r.Family, r.Backend, r.Primary) + " -t " + t.Name
-		for _, d := range t.Chains {
-			hook, ok := strings.CutPrefix(d.Name, OwnPrefix)
-			if !ok || !slices.Contains(builtins[t.Name], hook) {
-				continue
-			}
-			for j := range t.Rules {
-				if t.Rules[j].Chain == hook && t.Rules[j].ownTarget() == d.Name {
-					jumps = append(jumps, fmt.Sprintf("%s -D %s -j %s", run, hook, d.Name))
-				}
-			}
-			chains = append(chains, run+" -F "+d.Name, run+" -X "+d.Name)
-		}
-	}
-	return append(jumps, chains...)
-}
+// Steps returns what apply does for the plan, in order.
+func Steps(p Plan) []Step { return StepsOf(p.Changes) }
 
-func toolName(f Family, b Backend, primary bool) string {
-	name := "iptables"
-	if f == IPv6 {
-		name = "ip6tables"
+// Judged returns the plan of a way back with what its steps do to the
+// connections that are open. What they lose is a warning, and no block: who
+// goes back may have to, and has no HCL to accept a risk in. split takes the
+// words of a rule apart, as iptables-restore does.
+func (p Plan) Judged(l Live, steps []Step, split func(rule string) []string) Plan {
+	if l.Connections == nil || !NeedsConnections(p) {
+		return p
 	}
-	if !primary && b != "" {
-		name += "-" + string(b)
+	d := Desired{Mode: p.Mode}
+	lost, found := JudgeImpact(d, l, KernelJudges(d, l, steps, split))
+	for _, b := range found.Blocks {
+		found.Warnings = append(found.Warnings, Warning{Address: b.Address, Text: fmt.Sprintf("%s (%s)", b.Why, b.Where)})
 	}
-	return name
+	all := Findings{Blocks: p.Blocks, Warnings: slices.Clone(p.Warnings)}
+	all.Add(Findings{Warnings: found.Warnings})
+	p.Impact, p.Warnings = lost, all.Warnings
+	return p
 }

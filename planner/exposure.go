@@ -9,9 +9,9 @@ import (
 
 // exposures tries what the accepts declared for this host let in, or through,
 // as somebody who opens a connection, against what is let in today.
-func (j *judge) exposures(total *Impact) {
+func exposures(j *judge, total *Impact) {
 	named := map[string]bool{}
-	for _, ch := range j.p.wanted(j.family) {
+	for _, ch := range j.d.ChainsOf(j.family) {
 		if ch.Table != "filter" || ch.Hook == "OUTPUT" {
 			continue
 		}
@@ -21,7 +21,7 @@ func (j *judge) exposures(total *Impact) {
 				continue
 			}
 			named[key] = true
-			if x, ok := j.exposed(ch.Hook, packetsOf(parseSpec(r.Words))); ok {
+			if x, ok := exposed(j, ch.Hook, packetsOf(parseSpec(r.Words))); ok {
 				x.Rule, x.Source = "-A "+ch.Name+" "+r.Text, r.Source
 				total.Exposed = append(total.Exposed, x)
 			}
@@ -36,7 +36,7 @@ type passage struct {
 }
 
 // passages are those that packets of q may take at a hook.
-func (j *judge) passages(hook string, q packets) (out []passage) {
+func passages(j *judge, hook string, q packets) (out []passage) {
 	if hook == "FORWARD" {
 		ends := j.ends()
 		for _, a := range ends {
@@ -62,7 +62,7 @@ func (j *judge) passages(hook string, q packets) (out []passage) {
 
 // exposed is what an accept for these packets newly lets in at a hook. Each
 // range of ports is tried at both its ends.
-func (j *judge) exposed(hook string, q packets) (Exposure, bool) {
+func exposed(j *judge, hook string, q packets) (Exposure, bool) {
 	proto, ok := uint8(protoTCP), true
 	if q.proto != "" {
 		proto, ok = ProtocolNumber(q.proto)
@@ -72,19 +72,19 @@ func (j *judge) exposed(hook string, q packets) (Exposure, bool) {
 	}
 	var before *RuleRef
 	news := packets{proto: q.proto, src: q.src}
-	for _, p := range j.passages(hook, q) {
+	for _, p := range passages(j, hook, q) {
 		for _, sports := range portsToTry(q.sports, proto, 40000) {
 			for _, dports := range portsToTry(q.dports, proto, 9) {
 				for _, t := range []Tuple{{p.from, p.to, sports.From, dports.From}, {p.from, p.to, sports.To, dports.To}} {
-					today, end, ok := j.firstPacket(proto, t, p.in)
+					today, end, ok := firstPacket(j, proto, t, p.in)
 					if !ok || today.Verdict != Dropped || end.Verdict != Accepted {
 						continue
 					}
 					if before == nil {
 						before = today.Rule
 					}
-					news.sports.note(sports, q.sports)
-					news.dports.note(dports, q.dports)
+					notePorts(&news.sports, sports, q.sports)
+					notePorts(&news.dports, dports, q.dports)
 				}
 			}
 		}
@@ -106,8 +106,8 @@ func portsToTry(s portSet, proto uint8, any uint16) []PortRange {
 	return s.ranges
 }
 
-// note adds a range to a set, unless it stands for any.
-func (s *portSet) note(r PortRange, from portSet) {
+// notePorts adds a range to a set, unless it stands for any.
+func notePorts(s *portSet, r PortRange, from portSet) {
 	if slices.Contains(from.ranges, r) && !from.not && !slices.Contains(s.ranges, r) {
 		s.ranges = append(s.ranges, r)
 	}
@@ -116,7 +116,7 @@ func (s *portSet) note(r PortRange, from portSet) {
 // firstPacket is what becomes of one today and at the end, coming to this host
 // through an interface, or through this host where the routes lead: getting in
 // is enough.
-func (j *judge) firstPacket(proto uint8, t Tuple, in string) (today, end Decision, ok bool) {
+func firstPacket(j *judge, proto uint8, t Tuple, in string) (today, end Decision, ok bool) {
 	var c connection
 	if in == "" {
 		c, ok = j.routed(proto, t)
@@ -133,28 +133,21 @@ func (j *judge) firstPacket(proto uint8, t Tuple, in string) (today, end Decisio
 // looseStates tries strangers against foreign rules that mean untracked
 // packets without saying so: one for everything that is ! --ctstate NEW lets
 // in whatever leaves tracking.
-func (j *judge) looseStates(total *Impact) {
+func looseStates(j *judge, total *Impact) {
 	for _, proto := range []uint8{protoTCP, protoUDP} {
 		for _, to := range j.doors() {
-			today, end, ok := j.firstPacket(proto, Tuple{j.stranger(), to.Prefix.Addr(), 40000, 9}, to.Interface)
+			today, end, ok := firstPacket(j, proto, Tuple{j.stranger(), to.Prefix.Addr(), 40000, 9}, to.Interface)
 			if !ok || today.Verdict != Dropped || end.Verdict != Accepted || !end.Untracked || end.Rule == nil || end.Rule.Text == "" || isOwn(end.Rule.Chain) {
 				continue
 			}
 			name, _, _ := strings.Cut(service(proto, highPorts, wayIn), "/")
 			total.Exposed = append(total.Exposed, Exposure{
-				Family: j.family, Rule: end.Rule.String(), Before: today.Rule.String(), Source: j.p.d.Source,
+				Family: j.family, Rule: end.Rule.String(), Before: today.Rule.String(), Source: j.d.Source,
 				What: fmt.Sprintf("anybody may now open %s connections to every port of this host: packets that are not tracked are in state UNTRACKED, which the rule does not leave out", name),
 			})
 			break
 		}
 	}
-}
-
-func anyAddress(f Family) netip.Addr {
-	if f == IPv6 {
-		return netip.IPv6Unspecified()
-	}
-	return netip.IPv4Unspecified()
 }
 
 // exposes says in words what an accept lets in.
@@ -171,9 +164,9 @@ func exposes(hook string, proto uint8, q packets) string {
 	const keeps = `; initiator = "local" in the accept block keeps them out`
 	switch {
 	case len(q.dports.ranges) > 0:
-		text := fmt.Sprintf("%s may now open %s connections%s to %s", who, name, where, q.dports.words())
+		text := fmt.Sprintf("%s may now open %s connections%s to %s", who, name, where, portWords(q.dports))
 		if len(q.sports.ranges) > 0 {
-			text += " from source " + q.sports.words()
+			text += " from source " + portWords(q.sports)
 		}
 		return text
 	case q.proto == "":
@@ -181,7 +174,7 @@ func exposes(hook string, proto uint8, q packets) string {
 	case carriesPorts(proto):
 		text := fmt.Sprintf("%s may now open %s connections to every port of %s", who, name, to)
 		if len(q.sports.ranges) > 0 {
-			text += ", as long as they come from source " + q.sports.words()
+			text += ", as long as they come from source " + portWords(q.sports)
 		}
 		if proto == protoTCP && hook == "INPUT" {
 			text += keeps
@@ -191,8 +184,8 @@ func exposes(hook string, proto uint8, q packets) string {
 	return fmt.Sprintf("%s may now send %s to %s that no connection of its own asked for", who, name, to)
 }
 
-// words are the ports as people write them: "port 22", "ports 22 and 8000-8010".
-func (s portSet) words() string {
+// portWords are the ports as people write them: "port 22", "ports 22 and 8000-8010".
+func portWords(s portSet) string {
 	var list []string
 	for _, r := range s.ranges {
 		list = append(list, rangeText(r))
@@ -201,11 +194,4 @@ func (s portSet) words() string {
 		return "port " + list[0]
 	}
 	return "ports " + strings.Join(list[:len(list)-1], ", ") + " and " + list[len(list)-1]
-}
-
-func rangeText(r PortRange) string {
-	if r.From == r.To {
-		return fmt.Sprint(r.From)
-	}
-	return fmt.Sprintf("%d-%d", r.From, r.To)
 }

@@ -6,26 +6,6 @@ import (
 	"strings"
 )
 
-// Boot is what a host does at boot, beside reading files that Live has.
-type Boot struct {
-	// Init is what starts the host: "systemd", "sysv", or "" where ctplan does
-	// not know it.
-	Init string `json:"init"`
-	// Services are the enabled ones that make rules at boot, by their names
-	// without a suffix, in the order of those: "netfilter-persistent", "docker".
-	Services []string `json:"services"`
-	// Running are those of them, enabled or not, that run now.
-	Running []string `json:"running,omitempty"`
-	// Cmdline are the words of the kernel's command line that are about modules.
-	Cmdline []string `json:"cmdline,omitempty"`
-}
-
-// The values of Boot.Init.
-const (
-	InitSystemd = "systemd"
-	InitSysv    = "sysv"
-)
-
 // ModuleState is what becomes of nf_conntrack at boot.
 type ModuleState string
 
@@ -168,7 +148,7 @@ func (f *foresight) loadEarly() {
 			continue
 		}
 		for _, e := range file.Entries {
-			if e.names(f.l.Boot) {
+			if namesModule(e, f.l.Boot) {
 				try(e.Module, e.Params, place(file.Path, e.Line))
 			}
 		}
@@ -241,50 +221,8 @@ func (f *foresight) loadLate() {
 
 func (f *foresight) enabled(service string) bool { return slices.Contains(f.boot.Services, service) }
 
-// configService is the service that reads a configuration of init scripts.
-func configService(path string) string {
-	if strings.HasSuffix(path, "/ip6tables-config") {
-		return "ip6tables"
-	}
-	return "iptables"
-}
-
-// dropInFolders are those of sysctl.d(5), modprobe.d(5) and modules-load.d(5),
-// without the last part of their names.
-var dropInFolders = []string{"/etc/", "/run/", "/usr/local/lib/", "/usr/lib/", "/lib/"}
-
-// isDropIn reports whether a file is one of a drop-in folder, such as
-// "sysctl.d".
-func isDropIn(name, folder string) bool {
-	if !strings.HasSuffix(name, ".conf") && !(folder == "modprobe.d" && strings.HasSuffix(name, ".alias")) {
-		return false
-	}
-	return slices.ContainsFunc(dropInFolders, func(above string) bool {
-		base, ok := strings.CutPrefix(name, above+folder+"/")
-		return ok && !strings.Contains(base, "/")
-	})
-}
-
 // reads reports whether boot reads a file as one of a drop-in folder: by its
 // path, or as the link in such a folder that leads to it.
 func (f *foresight) reads(file File, as, folder string) bool {
 	return bootReads(f.l.Boot, file, as, folder)
 }
-
-// bootReads is also asked by what makes the plan: a line in a file that boot
-// does not read is worth nothing.
-func bootReads(b *Boot, file File, as, folder string) bool {
-	switch {
-	case isDropIn(file.Path, folder), as != "":
-		return true
-	case file.Path == DefaultSysctlFile, file.Path == etcModules:
-		// systemd reads the folders alone; what Debian and Red Hat do without it
-		// reads these two as well.
-		return b == nil || b.Init != InitSystemd
-	}
-	return false
-}
-
-const etcModules = "/etc/modules"
-
-func place(path string, line int) string { return fmt.Sprintf("%s:%d", path, line) }

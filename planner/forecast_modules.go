@@ -156,15 +156,3 @@ func (f *foresight) needsTracking(module string) bool {
 	}
 	return below[module]
 }
-
-// names reports whether the line names its module to what reads it at boot:
-// systemd takes parameters for a part of the name.
-func (e ModulesLoadEntry) names(b *Boot) bool {
-	return e.Params == "" || b != nil && b.Init != InitSystemd
-}
-
-// option is the value of a module's option, quotes taken off, if it is of
-// this name.
-func (a ModprobeArg) option(name string) (value string, ok bool) {
-	return strings.CutPrefix(strings.ReplaceAll(a.Text, `"`, ""), name+"=")
-}

@@ -77,24 +77,6 @@ func (f *foresight) restoreFile(r *Ruleset) BootRules {
 	return out
 }
 
-// firstNeedy is the first rule of a table that cannot be loaded without
-// nf_conntrack. The nat table needs it even without a rule.
-func firstNeedy(t *Table) *Rule {
-	for i := range t.Rules {
-		if t.Rules[i].needs(t.Name) != needNothing {
-			return &t.Rules[i]
-		}
-	}
-	if t.Name == "nat" {
-		line := 1
-		if len(t.Chains) > 0 {
-			line = t.Chains[0].Line
-		}
-		return &Rule{Line: line}
-	}
-	return nil
-}
-
 // failed reports whether a service gave up on its rules file; then it loads no
 // further modules and sets no sysctls.
 func (f *foresight) failed(service string) bool {

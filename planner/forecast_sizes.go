@@ -11,8 +11,6 @@ import (
 	"strings"
 )
 
-const keyBuckets = "net.netfilter.nf_conntrack_buckets"
-
 // values are the numbers of connection tracking as far as the boot has come, by
 // their sysctls' names.
 type values map[string]BootValue
@@ -81,12 +79,7 @@ func (f *foresight) proven() (buckets, max int64, ok bool) {
 	if !c.Loaded || len(f.applied()) > 0 {
 		return 0, 0, false
 	}
-	for i := range eras {
-		if b, m := eras[i].sizes(h.Memory, h.PageSize, h.PointerSize); b == c.Hashsize && m == c.Max {
-			return b, m, true
-		}
-	}
-	return 0, 0, false
+	return c.Hashsize, c.Max, SomeDefault(c.Hashsize, c.Max, h.Memory, h.PageSize, h.PointerSize)
 }
 
 // hashsize is the option as a number; not ok is one that the kernel may
@@ -113,7 +106,7 @@ func (f *foresight) hashsizeOption() (value, at string) {
 					continue
 				}
 				for _, a := range e.Args {
-					if v, ok := a.option("hashsize"); ok {
+					if v, ok := optionOf(a, "hashsize"); ok {
 						value, at = v, place(file.Path, e.Line)
 					}
 				}
@@ -124,7 +117,7 @@ func (f *foresight) hashsizeOption() (value, at string) {
 		value, at = v, "the kernel's command line"
 	}
 	for _, w := range strings.Fields(f.params) {
-		if v, ok := (ModprobeArg{Text: w}).option("hashsize"); ok {
+		if v, ok := optionOf(ModprobeArg{Text: w}, "hashsize"); ok {
 			value, at = v, f.paramsAt
 		}
 	}
@@ -306,27 +299,9 @@ func (f *foresight) scriptLines(service string) []assignment {
 			continue
 		}
 		for _, from := range s.SysctlFrom {
-			out = append(out, f.assignments(func(file *SysctlFile) bool { return file.standsIn(from) })...)
+			out = append(out, f.assignments(func(file *SysctlFile) bool { return standsIn(file, from) })...)
 		}
 		break
 	}
 	return out
-}
-
-// standsIn reports whether a place that an init script looks for sysctls in,
-// /etc/sysctl.conf or the folder /etc/sysctl.d, leads to the file.
-func (s *SysctlFile) standsIn(place string) bool {
-	return s.Path == place || strings.HasPrefix(s.Path, place+"/") || strings.HasPrefix(s.As, place+"/")
-}
-
-func isGlob(s string) bool { return strings.ContainsAny(s, "*?[") }
-
-// globs reports whether a name matches a pattern of fnmatch(3). Its "[!" is
-// "[^" to package path.
-func globs(pattern, name string) bool {
-	if pattern == name {
-		return true
-	}
-	ok, err := path.Match(strings.ReplaceAll(pattern, "[!", "[^"), name)
-	return isGlob(pattern) && err == nil && ok
 }

@@ -12,15 +12,13 @@ type BootForecast struct {
 	After Forecast `json:"after"`
 }
 
-// Foreseen returns the plan with what the host boots into as it is and with
-// the plan's files in place, and with a warning for each point in which the
-// latter is not what is declared.
-func (p Plan) Foreseen(d Desired, now, after Live) Plan {
-	p.Forecast = &BootForecast{Foresee(now), Foresee(after)}
-	if d.Mode == Unmanaged || p.Blocked() {
-		return p
+// BootWarnings are a warning for each point in which the boot of a host is not
+// what is declared for it.
+func BootWarnings(d Desired, l Live, f Forecast) []Warning {
+	if d.Mode == Unmanaged {
+		return nil
 	}
-	w := &bootWarner{d: d, l: after, boot: p.Forecast.After}
+	w := &bootWarner{d: d, l: l, boot: f}
 	switch d.Mode {
 	case Tuned:
 		w.sizes()
@@ -28,8 +26,7 @@ func (p Plan) Foreseen(d Desired, now, after Live) Plan {
 		w.unloaded()
 	}
 	w.rules()
-	p.Warnings = slices.Concat(p.Warnings, w.out)
-	return p
+	return w.out
 }
 
 // bootWarner compares a boot with what is declared.

@@ -47,7 +47,7 @@ type use struct {
 
 // helpersInUse names the connections that a helper lets in today, and that
 // nothing lets in once it no longer sees the connection that it reads.
-func (p *planning) helpersInUse(judges []*judge) {
+func (p *stageSides) helpersInUse(judges []*judge) {
 	for _, h := range helpers {
 		for _, w := range []way{wayIn, wayOut, wayForward} {
 			var missing []dataKind
@@ -58,11 +58,11 @@ func (p *planning) helpersInUse(judges []*judge) {
 				if len(j.stages) < 2 || j.file != nil || len(missing) > 0 {
 					continue
 				}
-				u, ok := j.usesHelper(h)
+				u, ok := usesHelper(j, h)
 				if !ok || !slices.Contains(u.ways, w) {
 					continue
 				}
-				if missing, by = j.dataLost(h, w); len(missing) > 0 {
+				if missing, by = dataLost(j, h, w); len(missing) > 0 {
 					found, family = u, j.family
 				}
 			}
@@ -73,7 +73,7 @@ func (p *planning) helpersInUse(judges []*judge) {
 	}
 }
 
-func (p *planning) reportHelper(h helper, w way, f Family, u use, missing []dataKind, by *RuleRef) {
+func (p *stageSides) reportHelper(h helper, w way, f Family, u use, missing []dataKind, by *RuleRef) {
 	var names, blocks []string
 	for _, d := range missing {
 		names = append(names, d.name)
@@ -84,12 +84,12 @@ func (p *planning) reportHelper(h helper, w way, f Family, u use, missing []data
 		h.name, role, strings.Join(names, ", "), service(h.protos[0], h.port, w), by)
 	remedy := "add " + strings.Join(blocks, ", and ")
 	if !u.sure {
-		p.warn("iptables."+string(f)+".filter", fmt.Sprintf("%s: %s. Where it is used, %s", u.where, why, remedy), p.d.Source)
+		p.Warn("iptables."+string(f)+".filter", fmt.Sprintf("%s: %s. Where it is used, %s", u.where, why, remedy), p.in.Desired.Source)
 		return
 	}
-	p.block(Block{
+	p.Block(Block{
 		Risk: RiskRelated, Address: "iptables." + string(f) + ".filter", Where: u.where, Why: why,
-		Remedy: remedy, Override: true, Source: p.d.Source,
+		Remedy: remedy, Override: true, Source: p.in.Desired.Source,
 	})
 }
 
@@ -136,7 +136,7 @@ func (d dataKind) accept(w way) string {
 
 // usesHelper looks for a helper's traces: a rule that assigns it, its module
 // where tracking assigns it by itself, and connections to its port.
-func (j *judge) usesHelper(h helper) (use, bool) {
+func usesHelper(j *judge, h helper) (use, bool) {
 	var u use
 	way := func(w way) {
 		if !slices.Contains(u.ways, w) {
@@ -160,7 +160,7 @@ func (j *judge) usesHelper(h helper) (use, bool) {
 		}
 	}
 	seen := len(u.ways) > 0
-	if rule, chain := j.assigns(h); rule != "" {
+	if rule, chain := assigns(j, h); rule != "" {
 		u.where, u.sure = rule, true
 		if chain != "OUTPUT" {
 			if !j.routes() {
@@ -174,10 +174,10 @@ func (j *judge) usesHelper(h helper) (use, bool) {
 		}
 		return u, true
 	}
-	module, where := j.p.helperModule(h)
-	automatic := j.p.automaticHelpers()
+	module, where := helperModule(j.l, h)
+	automatic := automaticHelpers(j.l)
 	switch {
-	case automatic && seen && (module || j.p.l.Conntrack.Kind == ConntrackBuiltin), expected && seen:
+	case automatic && seen && (module || j.l.Conntrack.Kind == ConntrackBuiltin), expected && seen:
 		u.sure = true
 		return u, true
 	case automatic && module:
@@ -190,20 +190,20 @@ func (j *judge) usesHelper(h helper) (use, bool) {
 }
 
 // assigns is the first live rule that assigns the helper, and its chain.
-func (j *judge) assigns(h helper) (rule, chain string) {
-	for i := range j.p.l.Rulesets {
-		r := &j.p.l.Rulesets[i]
+func assigns(j *judge, h helper) (rule, chain string) {
+	for i := range j.l.Rulesets {
+		r := &j.l.Rulesets[i]
 		if r.Family != j.family {
 			continue
 		}
-		for _, t := range r.sections("raw") {
+		for _, t := range r.Sections("raw") {
 			for k := range t.Rules {
-				if !t.Rules[k].mayNeed("raw") {
+				if !mayNeed("raw", t.Rules[k].Words) {
 					continue
 				}
 				for _, o := range parseSpec(t.Rules[k].Words).topts {
 					if o.name == "--helper" && len(o.args) == 1 && h.is(o.args[0]) {
-						return j.p.where(r, &t.Rules[k]), t.Rules[k].Chain
+						return Where(r, &t.Rules[k]), t.Rules[k].Chain
 					}
 				}
 			}
@@ -215,13 +215,13 @@ func (j *judge) assigns(h helper) (rule, chain string) {
 func (h helper) is(name string) bool { return name == h.name || slices.Contains(h.aliases, name) }
 
 // helperModule is whether the helper's module is loaded, or will be at boot.
-func (p *planning) helperModule(h helper) (bool, string) {
-	for _, m := range p.l.Modules {
+func helperModule(l Live, h helper) (bool, string) {
+	for _, m := range l.Modules {
 		if m.Name == "nf_conntrack_"+h.name || m.Name == "ip_conntrack_"+h.name {
 			return true, "the module " + m.Name
 		}
 	}
-	for _, c := range p.l.InitConfigs {
+	for _, c := range l.InitConfigs {
 		if c.Modules == nil {
 			continue
 		}
@@ -236,28 +236,28 @@ func (p *planning) helperModule(h helper) (bool, string) {
 
 // automaticHelpers is whether tracking assigns helpers by port: while the sysctl
 // says so, where it is there (until 6.0), and else by default before 4.7.
-func (p *planning) automaticHelpers() bool {
-	if v, ok := p.l.Sysctls["net.netfilter.nf_conntrack_helper"]; ok {
+func automaticHelpers(l Live) bool {
+	if v, ok := l.Sysctls["net.netfilter.nf_conntrack_helper"]; ok {
 		return v.Value == "1"
 	}
 	var major, minor int
-	n, _ := fmt.Sscanf(p.l.Host.Kernel, "%d.%d", &major, &minor)
+	n, _ := fmt.Sscanf(l.Host.Kernel, "%d.%d", &major, &minor)
 	return n == 2 && (major < 4 || major == 4 && minor < 7)
 }
 
 // dataLost are the data connections that pass today and will not, and the rule
 // that drops the first of them.
-func (j *judge) dataLost(h helper, w way) (missing []dataKind, by *RuleRef) {
+func dataLost(j *judge, h helper, w way) (missing []dataKind, by *RuleRef) {
 	control := j.example(packets{proto: strconv.Itoa(int(h.protos[0])), dports: ports(h.port)}, w)
-	if control == nil || !j.stages[0].v.verdict(j.e, &control.packets[0]).tracked || j.opens(j.stages[0], &control.connection).Verdict == Dropped {
+	if control == nil || !j.stages[0].Verdict(&control.packets[0]).Tracked || j.opens(j.stages[0], &control.connection).Verdict == Dropped {
 		return nil, nil
 	}
-	sees := j.p.d.Mode != Disabled && j.end().v.verdict(j.e, &control.packets[0]).tracked && j.end().v.verdict(j.e, &control.packets[1]).tracked
+	sees := j.d.Mode != Disabled && j.end().Verdict(&control.packets[0]).Tracked && j.end().Verdict(&control.packets[1]).Tracked
 	for _, d := range h.data {
 		var drop *RuleRef
 		passes := false
-		for _, port := range j.dataPorts(d) {
-			c := j.dataConnection(d, w, port)
+		for _, port := range dataPorts(j, d) {
+			c := dataConnection(j, d, w, port)
 			if c == nil {
 				continue
 			}
@@ -298,7 +298,7 @@ func ports(list ...uint16) portSet {
 
 // dataConnection is one of the kind, of which the server is at the far side
 // unless connections to this host are meant.
-func (j *judge) dataConnection(d dataKind, w way, port uint16) *connection {
+func dataConnection(j *judge, d dataKind, w way, port uint16) *connection {
 	q := packets{proto: strconv.Itoa(int(d.proto)), dports: ports(port), sports: ports(40001)}
 	data := w
 	if d.fromServer {
@@ -315,7 +315,7 @@ func (j *judge) dataConnection(d dataKind, w way, port uint16) *connection {
 // dataPorts are ports to try for the server's: its fixed one, or one that is
 // chosen freely, and one of each range that the accepts name, which may be
 // what the server is told to use.
-func (j *judge) dataPorts(d dataKind) []uint16 {
+func dataPorts(j *judge, d dataKind) []uint16 {
 	if d.server != 0 {
 		return []uint16{d.server}
 	}
@@ -323,7 +323,7 @@ func (j *judge) dataPorts(d dataKind) []uint16 {
 	if !carriesPorts(d.proto) {
 		return out
 	}
-	for _, ch := range j.p.wanted(j.family) {
+	for _, ch := range j.d.ChainsOf(j.family) {
 		if ch.Table != "filter" {
 			continue
 		}

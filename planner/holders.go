@@ -3,7 +3,6 @@ package planner
 import (
 	"fmt"
 	"slices"
-	"strconv"
 	"strings"
 )
 
@@ -22,7 +21,7 @@ type holder struct {
 //
 // Without modules to unload only this namespace matters: connection tracking
 // is at work in each by itself.
-func (p *planning) holders() map[string]bool {
+func (p *stageModules) holders() map[string]bool {
 	stay := map[string]bool{}
 	for _, t := range p.l.NFT {
 		p.blockHolders("nftables."+t.Family+"."+t.Name, "", tableHolders(t, ""), stay)
@@ -31,12 +30,12 @@ func (p *planning) holders() map[string]bool {
 		return stay
 	}
 	for _, n := range p.l.Namespaces {
-		name, enter := n.describe()
+		name, enter := describeNamespace(n)
 		for _, t := range n.NFT {
-			p.blockHolders("netns."+n.label(), "in "+name+": ", tableHolders(t, enter), stay)
+			p.blockHolders("netns."+labelOfNamespace(n), "in "+name+": ", tableHolders(t, enter), stay)
 		}
 		for i := range n.Rulesets {
-			p.blockHolders("netns."+n.label(), "in "+name+": ", legacyHolders(&n.Rulesets[i], enter), stay)
+			p.blockHolders("netns."+labelOfNamespace(n), "in "+name+": ", legacyHolders(&n.Rulesets[i], enter), stay)
 		}
 	}
 	p.untraced(stay)
@@ -45,12 +44,12 @@ func (p *planning) holders() map[string]bool {
 
 // untraced blocks the plan where a module has references that are of rules,
 // and nothing that was read explains any of them: unloading it would fail.
-func (p *planning) untraced(stay map[string]bool) {
+func (p *stageModules) untraced(stay map[string]bool) {
 	known := map[string]bool{}
 	byNFT := false
 	for _, t := range p.l.NFT {
 		for _, i := range t.Items {
-			for _, m := range i.modules() {
+			for _, m := range itemModules(i) {
 				known[m] = true
 			}
 		}
@@ -59,7 +58,7 @@ func (p *planning) untraced(stay map[string]bool) {
 		r := &p.l.Rulesets[i]
 		for j := range r.Tables {
 			for k := range r.Tables[j].Rules {
-				for _, m := range r.Tables[j].Rules[k].modules(r.Tables[j].Name) {
+				for _, m := range ruleModulesOf(r.Tables[j].Name, r.Tables[j].Rules[k].Words) {
 					known[m] = true
 					byNFT = byNFT || r.Backend == NFT
 				}
@@ -75,7 +74,7 @@ func (p *planning) untraced(stay map[string]bool) {
 		if byNFT && strings.HasPrefix(name, "nft_") {
 			continue // newer iptables-nft writes some of its rules with these
 		}
-		if p.block(Block{
+		if p.Block(Block{
 			Risk: RiskModuleHeld, Address: "module." + m.Name, Where: fmt.Sprintf("%s has %s", m.Name, plural(int(m.Refs)-len(m.By), "reference that is no module", "references that are no modules")),
 			Why:    "rules need it that ctplan cannot find, so unloading it would fail: they are in a network namespace that nothing lists, because only an open file or a mount in another mount namespace keeps it",
 			Remedy: `end the program or the container that keeps that namespace, or allow_risk = ["module_held"] to leave the module loaded`, Override: true, Source: p.d.ModeSource,
@@ -85,16 +84,7 @@ func (p *planning) untraced(stay map[string]bool) {
 	}
 }
 
-// ruleModules are those whose only users besides modules are rules.
-var ruleModules = func() map[string]bool {
-	list := map[string]bool{}
-	for _, m := range nftModules {
-		list[m] = m != "nft_chain_nat" && m != "nf_flow_table"
-	}
-	return list
-}()
-
-func (p *planning) blockHolders(address, where string, list []holder, stay map[string]bool) {
+func (p *stageModules) blockHolders(address, where string, list []holder, stay map[string]bool) {
 	accepted := p.d.Allows(RiskModuleHeld)
 	for _, h := range list {
 		for _, m := range h.modules {
@@ -102,7 +92,7 @@ func (p *planning) blockHolders(address, where string, list []holder, stay map[s
 		}
 	}
 	for i, h := range list {
-		if i == maxNamed && len(list) > maxNamed+1 {
+		if i == MaxNamed && len(list) > MaxNamed+1 {
 			rest := list[i:]
 			var names, commands []string
 			for _, h := range rest {
@@ -117,7 +107,7 @@ func (p *planning) blockHolders(address, where string, list []holder, stay map[s
 	}
 }
 
-func (p *planning) blockHolder(address, where string, h holder) {
+func (p *stageModules) blockHolder(address, where string, h holder) {
 	why, remedy := "it needs connection tracking", "delete it, here and in what makes it"
 	if p.l.Conntrack.Kind == ConntrackModule {
 		why += ", keeps " + strings.Join(h.modules, " and ") + " loaded, and could not be made again once loading is blocked"
@@ -128,7 +118,7 @@ func (p *planning) blockHolder(address, where string, h holder) {
 	if len(h.commands) == 0 {
 		remedy = "end what makes it: nft's language cannot write its name, so no command deletes it alone"
 	}
-	p.block(Block{
+	p.Block(Block{
 		Risk: RiskModuleHeld, Address: address, Where: where + h.what, Why: why,
 		Remedy:   remedy + `; or allow_risk = ["module_held"] to leave it as it is`,
 		Override: true, Source: p.d.ModeSource, Commands: h.commands,
@@ -142,94 +132,15 @@ func tableHolders(t NFTTable, enter string) []holder {
 	slices.SortStableFunc(items, func(a, b NFTItem) int { return rank(a) - rank(b) })
 	var out []holder
 	for _, i := range items {
-		modules := i.modules()
-		if len(modules) == 0 || i.Kind == "chain" && enter == "" && t.isXtables() {
+		modules := itemModules(i)
+		if len(modules) == 0 || i.Kind == "chain" && enter == "" && isXtables(t) {
 			continue // the last: apply removes iptables' own chains when they are empty
 		}
 		out = append(out, holder{
-			what: i.describe(t), modules: modules, maker: madeNFT(t, i), commands: i.deletion(t, enter),
+			what: describeItem(t, i), modules: modules, maker: madeNFT(t, i), commands: deletionOf(t, i, enter),
 		})
 	}
 	return out
-}
-
-func rank(i NFTItem) int {
-	switch i.Kind {
-	case "rule":
-		return 0
-	case "chain":
-		return 2
-	}
-	return 1
-}
-
-// isXtables reports whether the table is the nat table of iptables-nft.
-func (t NFTTable) isXtables() bool { return t.Name == "nat" && (t.Family == "ip" || t.Family == "ip6") }
-
-// describe names the thing as nft does, and what it says.
-func (i NFTItem) describe(t NFTTable) string {
-	switch i.Kind {
-	case "rule":
-		return fmt.Sprintf("rule %s %s %s handle %d: %s", t.Family, nftName(t.Name), nftName(i.Chain), i.Handle, i.Text)
-	case "chain":
-		return fmt.Sprintf("chain %s %s %s, of type nat", t.Family, nftName(t.Name), nftName(i.Name))
-	}
-	return fmt.Sprintf("%s %s %s %s", i.Kind, t.Family, nftName(t.Name), nftName(i.Name))
-}
-
-// nftName sets a name that nft's language cannot write apart from the words
-// around it.
-func nftName(s string) string {
-	if isNFTName(s) {
-		return s
-	}
-	return strconv.Quote(s)
-}
-
-// deletion are the commands that take the thing away. Names that nft's
-// language has no way to write give none, so that nothing of a name is ever
-// more than a name.
-func (i NFTItem) deletion(t NFTTable, enter string) []string {
-	for _, name := range []string{t.Name, i.Chain + i.Name} {
-		if !isNFTName(name) {
-			return nil
-		}
-	}
-	switch i.Kind {
-	case "rule":
-		return []string{fmt.Sprintf("%snft delete rule %s %s %s handle %d", enter, t.Family, t.Name, i.Chain, i.Handle)}
-	case "chain":
-		return []string{
-			fmt.Sprintf("%snft flush chain %s %s %s", enter, t.Family, t.Name, i.Name),
-			fmt.Sprintf("%snft delete chain %s %s %s", enter, t.Family, t.Name, i.Name),
-		}
-	}
-	return []string{fmt.Sprintf("%snft delete %s %s %s %s", enter, i.Kind, t.Family, t.Name, i.Name)}
-}
-
-// isNFTName holds for what nft(8) reads as an identifier, which is also what
-// no shell reads as anything else.
-func isNFTName(s string) bool {
-	const letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_"
-	return s != "" && strings.IndexByte(letters, s[0]) >= 0 && strings.Trim(s, letters+"0123456789-./") == ""
-}
-
-// madeNFT names who makes such a table or rule.
-func madeNFT(t NFTTable, i NFTItem) string {
-	if who := makerOf(i.Chain, i.Name); who != "" {
-		return who
-	}
-	switch t.Name {
-	case "firewalld", "kube-proxy", "incus", "lxd", "lxc", "fail2ban", "crowdsec", "calico":
-		return t.Name
-	case "docker-bridges":
-		return "docker"
-	case "netavark":
-		return "podman"
-	case "libvirt_network":
-		return "libvirt"
-	}
-	return ""
 }
 
 // legacyHolders are the rules of iptables-legacy in another namespace.
@@ -240,7 +151,7 @@ func legacyHolders(r *Ruleset, enter string) []holder {
 		t := &r.Tables[i]
 		for j := range t.Rules {
 			rule := &t.Rules[j]
-			modules := rule.modules(t.Name)
+			modules := ruleModulesOf(t.Name, rule.Words)
 			if len(modules) == 0 {
 				continue
 			}
@@ -256,11 +167,11 @@ func legacyHolders(r *Ruleset, enter string) []holder {
 }
 
 // modules are those that a rule keeps loaded, and connection tracking with them.
-func (r *Rule) modules(table string) []string {
-	if r.needs(table) == needNothing {
+func ruleModulesOf(table string, words []string) []string {
+	if needsOf(table, words) == needNothing {
 		return nil
 	}
-	s := parseSpec(r.Words)
+	s := parseSpec(words)
 	var out []string
 	for _, m := range s.modules {
 		if m := NFTModule("match " + m); m != "" {
@@ -294,40 +205,4 @@ func anyBackend(module string) string {
 		return "nft_chain_nat"
 	}
 	return module
-}
-
-// label names a namespace in addresses.
-func (n Namespace) label() string {
-	if name, ok := strings.CutPrefix(n.Path, "/run/netns/"); ok {
-		return name
-	}
-	return fmt.Sprint(n.Inode)
-}
-
-// describe names a namespace, and gives the beginning of the commands that run
-// in it.
-func (n Namespace) describe() (name, enter string) {
-	name = fmt.Sprintf("network namespace %s", n.label())
-	if n.PID != 0 {
-		name += fmt.Sprintf(" (process %d, %s)", n.PID, n.Command)
-	}
-	if short, ok := strings.CutPrefix(n.Path, "/run/netns/"); ok {
-		return name, "ip netns exec " + shellWords(short) + " "
-	}
-	if n.Path != "" {
-		return name, "nsenter --net=" + shellWords(n.Path) + " "
-	}
-	return name, fmt.Sprintf("nsenter --net=/proc/%d/ns/net ", n.PID)
-}
-
-// shellWords writes words so that a POSIX shell reads them back.
-func shellWords(words ...string) string {
-	out := make([]string, len(words))
-	for i, w := range words {
-		out[i] = w
-		if w == "" || strings.Trim(w, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-./,:=+@%") != "" {
-			out[i] = "'" + strings.ReplaceAll(w, "'", `'\''`) + "'"
-		}
-	}
-	return strings.Join(out, " ")
 }

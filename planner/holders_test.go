@@ -33,7 +33,7 @@ func unloads(p Plan) []string {
 	return out
 }
 
-func rules(n int) NFTTable {
+func nftRules(n int) NFTTable {
 	t := NFTTable{Family: "inet", Name: "fw"}
 	for i := range n {
 		t.Items = append(t.Items, NFTItem{Kind: "rule", Chain: "in", Handle: uint64(i + 10), Text: "ct state new", Uses: []string{"ct"}})
@@ -44,9 +44,9 @@ func rules(n int) NFTTable {
 // TestHolders: everything that holds a module is named with its command; once
 // accepted, its module stays with those below, and no other does.
 func TestHolders(t *testing.T) {
-	for _, n := range []int{1, maxNamed, maxNamed + 1, maxNamed + 2, 300} {
+	for _, n := range []int{1, MaxNamed, MaxNamed + 1, MaxNamed + 2, 300} {
 		l := moduleHost("nft_ct", "xt_conntrack")
-		l.NFT = []NFTTable{rules(n)}
+		l.NFT = []NFTTable{nftRules(n)}
 		plan := Diff(disabling(), l)
 		var text strings.Builder
 		for _, b := range plan.Blocks {
@@ -59,7 +59,7 @@ func TestHolders(t *testing.T) {
 				}
 			}
 		}
-		if len(plan.Blocks) > maxNamed+1 {
+		if len(plan.Blocks) > MaxNamed+1 {
 			t.Errorf("%d rules: %d blocks", n, len(plan.Blocks))
 		}
 		plan = Diff(disabling(RiskModuleHeld), l)
@@ -75,7 +75,7 @@ func TestHoldersElsewhere(t *testing.T) {
 	inside := parseLines(t, IPv4, "*nat\n:POSTROUTING ACCEPT\n-A POSTROUTING -j MASQUERADE\nCOMMIT\n*filter\n:INPUT ACCEPT\n-A INPUT -j DROP\n-A INPUT -m state --state NEW -j DROP\nCOMMIT\n")
 	l := moduleHost("nft_ct", "xt_conntrack", "ipt_MASQUERADE", "iptable_nat")
 	l.Namespaces = []Namespace{
-		{Inode: 5, Path: "/run/netns/it's", NFT: []NFTTable{rules(1)}},
+		{Inode: 5, Path: "/run/netns/it's", NFT: []NFTTable{nftRules(1)}},
 		{Inode: 6, PID: 77, Command: "dockerd", Rulesets: []Ruleset{inside}},
 	}
 	plan := Diff(disabling(), l)
@@ -97,7 +97,7 @@ func TestHoldersElsewhere(t *testing.T) {
 	if plan := Diff(disabling(), l); plan.Blocked() {
 		t.Errorf("built in, rules elsewhere do not concern this namespace: %+v", plan.Blocks)
 	}
-	l.NFT = []NFTTable{rules(1)}
+	l.NFT = []NFTTable{nftRules(1)}
 	if plan := Diff(disabling(), l); !plan.Blocked() {
 		t.Error("built in, a rule here has tracking at work")
 	}
@@ -134,11 +134,11 @@ func TestIncompatible(t *testing.T) {
 func TestNFTCommands(t *testing.T) {
 	for _, name := range []string{"", "-f", "a b", "a;b", "$(id)", "a\nb", "`a`", "a'b", "a\"b", "{", "é", "\uFFFD", "#", "3"} {
 		item := NFTItem{Kind: "rule", Chain: name, Handle: 3, Uses: []string{"ct"}}
-		if c := item.deletion(NFTTable{Family: "ip", Name: "t"}, ""); c != nil {
+		if c := deletionOf(NFTTable{Family: "ip", Name: "t"}, item, ""); c != nil {
 			t.Errorf("chain %q: %q", name, c)
 		}
 		item.Chain = "c"
-		if c := item.deletion(NFTTable{Family: "ip", Name: name}, ""); c != nil {
+		if c := deletionOf(NFTTable{Family: "ip", Name: name}, item, ""); c != nil {
 			t.Errorf("table %q: %q", name, c)
 		}
 	}
@@ -154,7 +154,7 @@ func TestUntraced(t *testing.T) {
 		"unknown":                  {func(l *Live) {}, []string{"nft_ct", "xt_conntrack"}},
 		"a rule here":              {func(l *Live) { l.Rulesets = []Ruleset{state} }, nil}, // it explains nft_ct too, for newer iptables
 		"a rule elsewhere":         {func(l *Live) { l.Namespaces = []Namespace{{Inode: 3, PID: 4, Rulesets: []Ruleset{state}}} }, []string{"nft_ct"}},
-		"a native rule":            {func(l *Live) { l.NFT = []NFTTable{rules(1)} }, []string{"xt_conntrack"}},
+		"a native rule":            {func(l *Live) { l.NFT = []NFTTable{nftRules(1)} }, []string{"xt_conntrack"}},
 		"modules alone":            {func(l *Live) { l.Modules[1].By, l.Modules[2].Refs = []string{"other"}, 0 }, nil},
 		"a module that is no leaf": {func(l *Live) { l.Modules = []Module{{Name: "nf_conntrack", Refs: 5}} }, nil},
 	} {

@@ -2,11 +2,9 @@ package planner
 
 import (
 	"cmp"
-	"fmt"
 	"runtime"
 	"slices"
 	"strings"
-	"sync"
 )
 
 // FlowResult is what a plan does to a connection.
@@ -64,53 +62,23 @@ type Exposure struct {
 
 const maxExamples = 5
 
-// NeedsConnections reports whether the plan can cut somebody off, so that
-// Diff is to be given Live.Connections.
-func NeedsConnections(p Plan) bool {
-	return slices.ContainsFunc(p.Changes, func(c Change) bool { _, ok := c.(*RulesChange); return ok })
-}
-
-// impact judges every connection against every state of the rules on the way.
-func (p *planning) impact() {
-	if p.l.Connections == nil || !NeedsConnections(p.plan) {
-		return
-	}
-	p.makeJudges(Families...)
+// JudgeImpact judges every connection against every state of the rules on the
+// way, and turns what is lost into blocks.
+func JudgeImpact(d Desired, l Live, judges Judges) (*Impact, Findings) {
+	report := NewReport(d)
 	total := &Impact{Groups: []FlowGroup{}, Services: []FlowGroup{}, Exposed: []Exposure{}}
-	for _, f := range Families {
-		if j := p.judge(f); j != nil && len(j.stages) > 1 {
-			j.flows(total)
-			j.services(total)
-			j.exposures(total)
-			j.looseStates(total)
+	for _, j := range judges.All() {
+		if len(j.stages) > 1 {
+			flows(j, total)
+			listening(j, total, &report)
+			exposures(j, total)
+			looseStates(j, total)
 		}
 	}
 	sortGroups(total.Groups)
 	sortGroups(total.Services)
-	p.plan.Impact = total
-	p.blockImpact(total)
-}
-
-// Judged returns the plan of a way back with what its steps do to the
-// connections that are open. What they lose is a warning, and no block: who
-// goes back may have to, and has no HCL to accept a risk in. split takes the
-// words of a rule apart, as iptables-restore does.
-func (p Plan) Judged(l Live, steps []Step, split func(rule string) []string) Plan {
-	w := &planning{d: Desired{Mode: p.Mode}, l: l, plan: p, steps: steps, split: split}
-	w.impact()
-	for _, b := range w.plan.Blocks[len(p.Blocks):] {
-		w.warn(b.Address, fmt.Sprintf("%s (%s)", b.Why, b.Where), Pos{})
-	}
-	w.plan.Blocks = p.Blocks
-	return w.plan
-}
-
-// ordered are the plan's steps as they are carried out.
-func (p *planning) ordered() []Step {
-	if p.steps != nil {
-		return p.steps
-	}
-	return Steps(p.plan)
+	blockImpact(d, l, total, &report)
+	return total, report.Findings
 }
 
 func sortGroups(g []FlowGroup) {
@@ -139,7 +107,7 @@ type fate struct {
 }
 
 // decide judges one connection. ok is false for one that is cut off already.
-func (j *judge) decide(c *connection) (f fate, ok bool) {
+func decide(j *judge, c *connection) (f fate, ok bool) {
 	f = fate{operator: c.operator, way: c.way, proto: c.packets[0].Protocol, port: c.port}
 	today := j.at(j.stages[0], c, false)
 	if today.Untracked && c.strict {
@@ -175,7 +143,7 @@ func (j *judge) decide(c *connection) (f fate, ok bool) {
 			f.after, f.stage = d.Rule, i
 		}
 	}
-	f.leaves = today.tracked && end.Untracked && c.strict
+	f.leaves = today.Tracked && end.Untracked && c.strict
 	if f.result = FlowKept; open {
 		f.result = FlowUnknown
 		return f, true
@@ -216,11 +184,11 @@ func (t *tally) add(f fate, c *connection) {
 }
 
 // flows judges the connections of the family, in parallel.
-func (j *judge) flows(total *Impact) {
+func flows(j *judge, total *Impact) {
 	workers := max(1, min(runtime.GOMAXPROCS(0), len(j.conns.Flows)/1024))
 	parts, leaving := make([]tally, workers+1), make([][]Tuple, workers+1)
 	j.each(workers, func(worker int, c *connection) {
-		fate, ok := j.decide(c)
+		fate, ok := decide(j, c)
 		if ok {
 			parts[worker].add(fate, c)
 		}
@@ -228,63 +196,13 @@ func (j *judge) flows(total *Impact) {
 			leaving[worker] = append(leaving[worker], c.packets[0].Orig)
 		}
 	})
-	j.collect(parts, total)
+	collect(j, parts, total)
 	for _, l := range leaving {
 		total.Leaving = append(total.Leaving, l...)
 	}
 }
 
-// each calls visit with every connection of the family: what is tracked, from
-// that many goroutines at once and with their numbers, then, numbered last,
-// what only a socket knows of. A connection is gone when visit returns.
-func (j *judge) each(workers int, visit func(worker int, c *connection)) {
-	conns := j.conns
-	known := make(map[socketKey]bool, len(conns.Sockets))
-	listens := map[portKey]bool{}
-	for _, s := range conns.Sockets {
-		if s.Listening {
-			listens[portKey{s.Protocol, s.Local.Port()}] = true
-		} else {
-			known[socketKey{s.Protocol, s.Local, s.Remote}] = false
-		}
-	}
-	tracked := make([][]socketKey, workers)
-	var wg sync.WaitGroup
-	for w := range workers {
-		wg.Go(func() {
-			var c connection
-			for i := len(conns.Flows) * w / workers; i < len(conns.Flows)*(w+1)/workers; i++ {
-				f := &conns.Flows[i]
-				if f.Orig.Src.Is4() != (j.family == IPv4) || !j.ofFlow(&c, f) {
-					continue
-				}
-				for _, key := range c.sockets(f) {
-					if _, ok := known[key]; ok {
-						tracked[w] = append(tracked[w], key)
-					}
-				}
-				visit(w, &c)
-			}
-		})
-	}
-	wg.Wait()
-	for _, keys := range tracked {
-		for _, k := range keys {
-			known[k] = true
-		}
-	}
-	var c connection
-	for i := range conns.Sockets {
-		s := &conns.Sockets[i]
-		if s.Listening || s.Local.Addr().Is4() != (j.family == IPv4) || known[socketKey{s.Protocol, s.Local, s.Remote}] {
-			continue
-		}
-		j.ofSocket(&c, s, listens[portKey{s.Protocol, s.Local.Port()}])
-		visit(workers, &c)
-	}
-}
-
-func (j *judge) collect(parts []tally, total *Impact) {
+func collect(j *judge, parts []tally, total *Impact) {
 	at := map[groupKey]int{}
 	for _, t := range parts {
 		for _, f := range t.order {
@@ -331,33 +249,4 @@ type groupKey struct {
 	result                        FlowResult
 	operator                      bool
 	service, before, after, stage string
-}
-
-// service names what a connection is for.
-func service(proto uint8, port uint16, w way) string {
-	name := fmt.Sprint(proto)
-	switch proto {
-	case protoTCP:
-		name = "tcp"
-	case protoUDP:
-		name = "udp"
-	case protoICMP:
-		name = "icmp"
-	case protoICMPv6:
-		name = "icmpv6"
-	case protoSCTP:
-		name = "sctp"
-	case protoDCCP:
-		name = "dccp"
-	case protoUDPLite:
-		name = "udplite"
-	}
-	switch {
-	case !carriesPorts(proto):
-	case port == highPorts:
-		name += "/high ports"
-	default:
-		name += fmt.Sprintf("/%d", port)
-	}
-	return name + " " + [...]string{"in", "out", "forward", "lo"}[w]
 }

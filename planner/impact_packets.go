@@ -269,14 +269,6 @@ func (m *placeMap) way(src, dst netip.Addr) way {
 // limitedBroadcast means everybody on the link (RFC 919, section 7).
 var limitedBroadcast = netip.AddrFrom4([4]byte{255, 255, 255, 255})
 
-// broadcastOf is the broadcast address of a network (RFC 919, section 7).
-func broadcastOf(p netip.Prefix) (a netip.Addr, ok bool) {
-	if !p.Addr().Is4() || p.Bits() >= 31 {
-		return a, false
-	}
-	return lastOf(p), true
-}
-
 // toward is the interface through which the address is reached, as the main
 // routing table says; what comes from there is taken to come through it too.
 func (m *placeMap) toward(a netip.Addr) string {

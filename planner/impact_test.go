@@ -125,15 +125,15 @@ func TestImpact(t *testing.T) {
 // TestImpactStages: each commit on the way is judged, not the end alone.
 func TestImpactStages(t *testing.T) {
 	// A plan whose second commit undoes what its first one breaks.
-	p := &planning{d: untrackTCP(nil), l: testHost(parseLines(t, IPv4, "*filter\n:INPUT ACCEPT\nCOMMIT\n"))}
-	p.l.Connections = &Connections{Flows: []Flow{tracked(t, "tcp 10.0.0.9:5000 10.0.0.1:22")}, Addresses: []Address{{"eth0", netip.MustParsePrefix("10.0.0.1/24")}}}
-	p.plan.Changes = []Change{
-		&RulesChange{Family: IPv4, Backend: NFT, Table: "filter", Open: []RuleOp{{Kind: InsertRule, Chain: "INPUT", Pos: 1, Rule: "-j DROP"}}},
+	l := testHost(parseLines(t, IPv4, "*filter\n:INPUT ACCEPT\nCOMMIT\n"))
+	l.Connections = &Connections{Flows: []Flow{tracked(t, "tcp 10.0.0.9:5000 10.0.0.1:22")}, Addresses: []Address{{"eth0", netip.MustParsePrefix("10.0.0.1/24")}}}
+	changes := []Change{
+		&RulesChange{Family: IPv4, Backend: NFT, Table: "filter", Open: []RuleOp{{Kind: InsertRule, Chain: "INPUT", Pos: 1, Rule: "-j DROP"}}, Close: []RuleOp{{Kind: DeleteRule, Chain: "INPUT", Pos: 1, Rule: "-j DROP"}}},
 		&RulesChange{Family: IPv4, Backend: NFT, Table: "raw", Open: []RuleOp{{Kind: SetChain, Chain: "CTPLAN-PREROUTING"}}},
 	}
-	p.plan.Changes[0].(*RulesChange).Close = []RuleOp{{Kind: DeleteRule, Chain: "INPUT", Pos: 1, Rule: "-j DROP"}}
-	p.impact()
-	if g := p.plan.Impact.Groups; len(g) != 1 || g[0].Result != FlowLost || g[0].Stage != "iptables.ipv4.filter" || g[0].After != "-A INPUT -j DROP" {
+	d := untrackTCP(nil)
+	total, _ := JudgeImpact(d, l, KernelJudges(d, l, StepsOf(changes), nil))
+	if g := total.Groups; len(g) != 1 || g[0].Result != FlowLost || g[0].Stage != "iptables.ipv4.filter" || g[0].After != "-A INPUT -j DROP" {
 		t.Errorf("%+v", g)
 	}
 }

@@ -176,7 +176,7 @@ func firstLines(a, b string) []string {
 		if l = strings.TrimSpace(l); l == "" || has[l] {
 			continue
 		}
-		if len(out) == maxNamed {
+		if len(out) == MaxNamed {
 			return append(out, "…")
 		}
 		out = append(out, l)
@@ -214,7 +214,7 @@ func importSizes(base Desired, l Live) []Desired {
 				continue
 			}
 			for _, a := range e.Args {
-				text, _ := a.option("hashsize")
+				text, _ := optionOf(a, "hashsize")
 				if n, err := strconv.ParseInt(text, 10, 64); err == nil && (buckets == 0 || RoundBuckets(n, l.Host.PageSize, l.Host.PointerSize) == l.Conntrack.Hashsize) {
 					buckets = n
 				}

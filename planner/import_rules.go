@@ -39,7 +39,7 @@ func ownTraffic(l Live) (accepts, notracks []Traffic) {
 			}
 			for _, hook := range []string{"INPUT", "OUTPUT", "FORWARD", "PREROUTING"} {
 				var names []string
-				for _, t := range r.sections(table) {
+				for _, t := range r.Sections(table) {
 					for k := range t.Rules {
 						rule := &t.Rules[k]
 						if rule.Chain != OwnPrefix+hook {
@@ -78,7 +78,7 @@ func foreignNotracks(l Live) []Traffic {
 	var out []Traffic
 	for i := range l.Rulesets {
 		r := &l.Rulesets[i]
-		for _, t := range r.sections("raw") {
+		for _, t := range r.Sections("raw") {
 			for k := range t.Rules {
 				s := parseSpec(t.Rules[k].Words)
 				hook := t.Rules[k].Chain

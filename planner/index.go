@@ -29,12 +29,7 @@ type maskLists struct {
 	lists map[addr128][]int32
 }
 
-type portKey struct {
-	proto uint8
-	port  uint16
-}
-
-func newIndex(rules []compiledRule) *chainIndex {
+func newIndex(rules []CompiledRule) *chainIndex {
 	if len(rules) <= scanLimit {
 		return nil
 	}
@@ -45,9 +40,9 @@ func newIndex(rules []compiledRule) *chainIndex {
 	return x
 }
 
-func (x *chainIndex) add(r *compiledRule, at int32) {
+func (x *chainIndex) add(r *CompiledRule, at int32) {
 	var dport, sport []PortRange
-	var src, dst *matcher
+	var src, dst *Condition
 	for i := range r.matches {
 		m := &r.matches[i]
 		switch {
@@ -64,7 +59,7 @@ func (x *chainIndex) add(r *compiledRule, at int32) {
 			}
 		}
 	}
-	single := func(m *matcher) bool { return m != nil && m.mask.lo&0xff == 0xff } // a host, or nearly
+	single := func(m *Condition) bool { return m != nil && m.mask.lo&0xff == 0xff } // a host, or nearly
 	switch {
 	case single(src) && addMask(&x.sources, src, at):
 	case single(dst) && addMask(&x.dests, dst, at):
@@ -104,7 +99,7 @@ func addPorts(m map[portKey][]int32, proto uint8, ranges []PortRange, at int32) 
 	}
 }
 
-func addMask(list *[]maskLists, m *matcher, at int32) bool {
+func addMask(list *[]maskLists, m *Condition, at int32) bool {
 	i := slices.IndexFunc(*list, func(l maskLists) bool { return l.mask == m.mask })
 	if i < 0 {
 		if len(*list) == maxMasks {

@@ -14,14 +14,11 @@ var arrayWords = []string{"nf_nat", "nf_conntrack"}
 // which resets them when it reloads the module.
 const sysctlLoadWord = ".nf_conntrack"
 
-// initScripts plans the arrays of the init scripts and their configuration:
-// whole for a host that tracks, without connection tracking for one that does
-// not.
-func (p *planning) initScripts(whole bool) {
+func (p *stageService) initScripts(whole bool) {
 	for _, s := range p.l.InitScripts {
 		switch {
 		case s.Refusal != "":
-			p.block(Block{
+			p.Block(Block{
 				Risk:     RiskInitScript,
 				Address:  "initscript." + s.Path,
 				Where:    fmt.Sprintf("%s:%d", s.Path, s.RefusalLine),
@@ -32,18 +29,18 @@ func (p *planning) initScripts(whole bool) {
 			})
 		case s.Array == nil:
 		case whole:
-			w := p.files.edit(s.File, "initscript.")
+			w := p.files.File(s.File, "initscript.")
 			addWords(w, s.Array, arrayWords)
-			w.because("a restart must unload nf_conntrack, or it keeps its old hash size", p.d.ModeSource)
+			w.Because("a restart must unload nf_conntrack, or it keeps its old hash size", p.d.ModeSource)
 		default:
-			w := p.files.edit(s.File, "initscript.")
+			w := p.files.File(s.File, "initscript.")
 			dropWords(w, s.Array, IsConntrackModule)
-			w.because("the script shall not deal with connection tracking", p.d.ModeSource)
+			w.Because("the script shall not deal with connection tracking", p.d.ModeSource)
 		}
 	}
 	for _, c := range p.l.InitConfigs {
 		if c.Refusal != "" {
-			p.block(Block{
+			p.Block(Block{
 				Risk:     RiskInitScript,
 				Address:  "file." + c.Path,
 				Where:    fmt.Sprintf("%s:%d", c.Path, c.RefusalLine),
@@ -57,88 +54,48 @@ func (p *planning) initScripts(whole bool) {
 		if !c.Exists {
 			continue
 		}
-		w := p.files.edit(c.File, "file.")
+		w := p.files.File(c.File, "file.")
 		p.keepLoaded(w, &c, whole)
 		switch {
 		case !whole && c.Modules != nil:
 			dropWords(w, c.Modules, IsConntrackModule)
-			w.because("a start of the firewall would load these helpers", p.d.ModeSource)
+			w.Because("a start of the firewall would load these helpers", p.d.ModeSource)
 		case whole && p.resetsForGood():
 			// No script reads the list: checkReload warns.
 		case whole && c.SysctlLoad == nil:
-			w.appendLine(c.SysctlLoadName + `="` + sysctlLoadWord + `"`)
-			w.because("a restart resets nf_conntrack_max unless the script sets it again", p.d.ModeSource)
+			w.AppendLine(c.SysctlLoadName + `="` + sysctlLoadWord + `"`)
+			w.Because("a restart resets nf_conntrack_max unless the script sets it again", p.d.ModeSource)
 		case whole && !slices.ContainsFunc(c.SysctlLoad.Words, func(w Word) bool { return strings.Contains(w.Text, "nf_conntrack") }):
 			addWords(w, c.SysctlLoad, []string{sysctlLoadWord})
-			w.because("a restart resets nf_conntrack_max unless the script sets it again", p.d.ModeSource)
+			w.Because("a restart resets nf_conntrack_max unless the script sets it again", p.d.ModeSource)
 		}
 	}
 }
-
-// checkReload says where a restart of a service would not bring what a sysctl
-// file sets: an init script that unloads the module sets again only what it
-// finds itself, in an order of its own.
-func (p *planning) checkReload(target *SysctlFile, keys []string, want string, source Pos) {
-	for i := range p.l.InitScripts {
-		s := &p.l.InitScripts[i]
-		switch {
-		case s.resetsForGood():
-			p.warn("file."+target.Path, fmt.Sprintf("a restart by %s that unloads nf_conntrack resets it: the script has no IPTABLES_SYSCTL_LOAD_LIST, so nothing sets %s again; run sysctl -p %s after it", s.Path, keys[0], target.Path), source)
-			continue
-		case s.SysctlFrom == nil:
-			continue
-		case !slices.ContainsFunc(s.SysctlFrom, target.standsIn):
-			p.warn("file."+target.Path, fmt.Sprintf("a restart by %s sets %s again from %s alone, and not from this file: name a file there in files.sysctl", s.Path, keys[0], strings.Join(s.SysctlFrom, " and ")), source)
-			continue
-		}
-		var after []SysctlFile // what it reads behind the last mention of the target
-		for _, place := range s.SysctlFrom {
-			for _, f := range p.l.SysctlFiles {
-				if f.Path == target.Path && f.standsIn(place) {
-					after = nil
-				} else if f.standsIn(place) {
-					after = append(after, f)
-				}
-			}
-		}
-		for _, f := range after {
-			for _, e := range f.Entries {
-				if e.Value != want && slices.Contains(keys, e.Key) {
-					p.warn("file."+target.Path, fmt.Sprintf("%s:%d sets %s = %s, which %s reads after %s, and wins at a restart: take that line away", f.Path, e.Line, e.Key, e.Value, s.Path, target.Path), source)
-				}
-			}
-		}
-	}
-}
-
-// resetsForGood reports whether a restart of the service unloads the module,
-// and with it the sysctls, without a way to have them set again.
-func (s *InitScript) resetsForGood() bool { return s.Unloads && s.SysctlFrom == nil }
 
 // resetsForGood reports whether every init script does.
-func (p *planning) resetsForGood() bool {
-	return len(p.l.InitScripts) > 0 && !slices.ContainsFunc(p.l.InitScripts, func(s InitScript) bool { return !s.resetsForGood() })
+func (p *stageService) resetsForGood() bool {
+	return len(p.l.InitScripts) > 0 && !slices.ContainsFunc(p.l.InitScripts, func(s InitScript) bool { return !resetsForGood(&s) })
 }
 
 // keepLoaded has the service load nf_conntrack behind rules none of which
 // does: its stop unloads the module, and without it the table is gone and
 // every sysctl of it fails.
-func (p *planning) keepLoaded(w *fileWork, c *InitConfig, whole bool) {
+func (p *stageService) keepLoaded(w *FileEdit, c *InitConfig, whole bool) {
 	tracking := func(w Word) bool { return IsConntrackModule(w.Text) }
 	if !whole || p.rulesTrack() || c.Modules != nil && slices.ContainsFunc(c.Modules.Words, tracking) {
 		return
 	}
 	if c.Modules == nil {
-		w.appendLine(c.ModulesName + `="nf_conntrack"`)
+		w.AppendLine(c.ModulesName + `="nf_conntrack"`)
 	} else {
 		addWords(w, c.Modules, []string{"nf_conntrack"})
 	}
-	w.because("a stop of the service unloads nf_conntrack, and no rule loads it again", p.d.ModeSource)
+	w.Because("a stop of the service unloads nf_conntrack, and no rule loads it again", p.d.ModeSource)
 }
 
 // rulesTrack reports whether a saved rule, or a live one, needs connection
 // tracking, and so loads it.
-func (p *planning) rulesTrack() bool {
+func (p *stageService) rulesTrack() bool {
 	for _, rulesets := range [][]Ruleset{p.l.SavedRules, p.l.Rulesets} {
 		for i := range rulesets {
 			for j := range rulesets[i].Tables {
@@ -152,8 +109,8 @@ func (p *planning) rulesTrack() bool {
 }
 
 // dropWords takes words out of a list with the blanks that set them off.
-func dropWords(w *fileWork, list *WordList, drop func(string) bool) {
-	text := w.file.Content
+func dropWords(w *FileEdit, list *WordList, drop func(string) bool) {
+	text := w.Content()
 	kept := false
 	for _, word := range list.Words {
 		if !drop(word.Text) {
@@ -170,7 +127,7 @@ func dropWords(w *fileWork, list *WordList, drop func(string) bool) {
 				s.End++
 			}
 		}
-		w.replace(s, "")
+		w.Replace(s, "")
 	}
 }
 
@@ -178,7 +135,7 @@ func isBlank(b byte) bool { return b == ' ' || b == '\t' }
 
 // addWords puts missing words into a list: before the first of those that
 // follow it in the vendor's order, or last.
-func addWords(w *fileWork, list *WordList, words []string) {
+func addWords(w *FileEdit, list *WordList, words []string) {
 	has := func(name string) int {
 		return slices.IndexFunc(list.Words, func(w Word) bool { return w.Text == name })
 	}
@@ -194,7 +151,7 @@ func addWords(w *fileWork, list *WordList, words []string) {
 			}
 		}
 		if next >= 0 {
-			w.insert(list.Words[next].Span.Start, name+" ")
+			w.Insert(list.Words[next].Span.Start, name+" ")
 			continue
 		}
 		tail = append(tail, name)
@@ -204,18 +161,18 @@ func addWords(w *fileWork, list *WordList, words []string) {
 	}
 	add := strings.Join(tail, " ")
 	quote := ""
-	if !list.isEnclosed(w.file.Content) {
+	if !isEnclosed(list, w.Content()) {
 		quote = `"` // a bare word cannot be followed by another
 	}
-	w.insert(list.Inner.Start, quote)
+	w.Insert(list.Inner.Start, quote)
 	if n := len(list.Words); n > 0 {
-		w.insert(list.Words[n-1].Span.End, " "+add+quote)
+		w.Insert(list.Words[n-1].Span.End, " "+add+quote)
 		return
 	}
-	w.insert(list.Inner.Start, add+quote)
+	w.Insert(list.Inner.Start, add+quote)
 }
 
 // isEnclosed reports whether the list stands between parentheses or quotes.
-func (l *WordList) isEnclosed(content string) bool {
+func isEnclosed(l *WordList, content string) bool {
 	return l.Inner.Start > 0 && strings.IndexByte(`("'`, content[l.Inner.Start-1]) >= 0
 }

@@ -3,17 +3,18 @@ package planner
 import (
 	"fmt"
 	"net/netip"
-	"strings"
+	"slices"
 	"sync"
 )
 
 // judge knows one family's rules as they stand, as they will, and between:
 // those in the kernel, or those of a saved file, which a boot restores.
 type judge struct {
-	p         *planning
+	d         Desired
+	l         Live
 	family    Family
 	file      *File // nil: the kernel's
-	e         *Evaluator
+	mixed     bool  // rules of two backends
 	conns     *Connections
 	stages    []stage   // the first is today, the last is the end
 	admitting stage     // today: is anybody let through?
@@ -28,62 +29,110 @@ type judge struct {
 	liberal   bool  // tracking takes packets of TCP that are out of its window
 }
 
+// stage is the rules between two commits.
 type stage struct {
-	v    *version
+	*Evaluator
 	name string // address of the table that has just changed
 }
 
-// judge is the family's judge of the rules in the kernel; nil where there are
-// none.
-func (p *planning) judge(f Family) *judge {
-	p.makeJudges(f)
-	return p.judges[f]
+// tableStates are the tables of a family, one state after another.
+type tableStates struct {
+	compiler *Compiler
+	family   Family
+	models   map[TableID]*TableModel
+	compiled map[TableID]*CompiledTable
+	order    []TableID // in which tables of one priority come
+	words    map[string][]string
 }
 
-// makeJudges makes those of families that are not there yet, at the same time:
-// many rules take a while.
-func (p *planning) makeJudges(families ...Family) {
-	if p.judges == nil {
-		p.judges = map[Family]*judge{}
+// stand compiles a table as it stands.
+func (t *tableStates) stand(id TableID, sections []*Table) {
+	t.models[id] = NewTableModel(id.Table, sections)
+	t.compiled[id] = t.compiler.Table(id, Sources(id.Table, sections))
+	t.order = append(t.order, id)
+}
+
+// change is the state after operations on a table.
+func (t *tableStates) change(id TableID, ops []RuleOp, split func(string) []string) stage {
+	m := t.models[id]
+	if m == nil {
+		m = NewTableModel(id.Table, nil)
+		t.models[id] = m
+		t.order = append(t.order, id)
 	}
-	made := make([]*judge, len(families))
-	var wg sync.WaitGroup
-	for i, f := range families {
-		if _, ok := p.judges[f]; !ok {
-			wg.Go(func() { made[i] = p.makeJudge(f) })
+	for _, op := range ops {
+		m.Apply(op)
+		if split == nil {
+			continue
 		}
+		for _, text := range append([]string{op.Rule}, op.Rules...) {
+			if _, ok := t.words[text]; !ok {
+				t.words[text] = split(text)
+			}
+		}
+	}
+	t.compiled[id] = t.compiler.Table(id, ModelSources(id.Table, m, t.words))
+	return t.stage("iptables." + string(t.family) + "." + id.Table)
+}
+
+func (t *tableStates) stage(name string) stage {
+	tables := make([]*CompiledTable, len(t.order))
+	for i, id := range t.order {
+		tables[i] = t.compiled[id]
+	}
+	return stage{t.compiler.Evaluator(tables), name}
+}
+
+// Judges are those of the rules in the kernel, by family. Each is made when it
+// is first asked for.
+type Judges map[Family]func() *judge
+
+// KernelJudges are judges of the rules in the kernel and of what steps make of
+// them. split takes the words of a rule apart, as iptables-restore does; it is
+// needed for rules that stand nowhere today, nor are declared.
+func KernelJudges(d Desired, l Live, steps []Step, split func(rule string) []string) Judges {
+	js := Judges{}
+	for _, f := range Families {
+		js[f] = sync.OnceValue(func() *judge {
+			var sets []*Ruleset
+			for i := range l.Rulesets {
+				if l.Rulesets[i].Family == f {
+					sets = append(sets, &l.Rulesets[i])
+				}
+			}
+			var work []*RulesStep
+			for _, s := range steps {
+				if s.Rules != nil && s.Rules.Family == f {
+					work = append(work, s.Rules)
+				}
+			}
+			if len(sets) == 0 {
+				return nil
+			}
+			return newJudge(d, l, f, sets, work, split)
+		})
+	}
+	return js
+}
+
+// Of is the family's judge; nil where the family has no rules.
+func (js Judges) Of(f Family) *judge { return js[f]() }
+
+// All are those of all families, made at the same time: many rules take a while.
+func (js Judges) All() []*judge {
+	made := make([]*judge, len(Families))
+	var wg sync.WaitGroup
+	for i, f := range Families {
+		wg.Go(func() { made[i] = js.Of(f) })
 	}
 	wg.Wait()
-	for i, f := range families {
-		if _, ok := p.judges[f]; !ok {
-			p.judges[f] = made[i]
-		}
-	}
-}
-
-func (p *planning) makeJudge(f Family) *judge {
-	var sets []*Ruleset
-	for i := range p.l.Rulesets {
-		if p.l.Rulesets[i].Family == f {
-			sets = append(sets, &p.l.Rulesets[i])
-		}
-	}
-	var work []*RulesStep
-	for _, s := range p.ordered() {
-		if s.Rules != nil && s.Rules.Family == f {
-			work = append(work, s.Rules)
-		}
-	}
-	if len(sets) == 0 {
-		return nil
-	}
-	return p.newJudge(f, sets, work)
+	return slices.DeleteFunc(made, func(j *judge) bool { return j == nil })
 }
 
 // newJudge compiles rulesets of one family, and what becomes of them in the
 // sections of work.
-func (p *planning) newJudge(f Family, sets []*Ruleset, work []*RulesStep) *judge {
-	conns := p.l.Connections
+func newJudge(d Desired, l Live, f Family, sets []*Ruleset, work []*RulesStep, split func(string) []string) *judge {
+	conns := l.Connections
 	if conns == nil {
 		conns = &Connections{PolicyRouting: true}
 	}
@@ -94,23 +143,18 @@ func (p *planning) newJudge(f Family, sets []*Ruleset, work []*RulesStep) *judge
 			facts.Addresses = append(facts.Addresses, a.Prefix)
 		}
 	}
-	c := newCompiler(f, facts)
+	c := NewCompiler(f, facts, XTables(f), len(sets) > 1)
 	words := map[string][]string{}
-	for _, ch := range p.d.Chains {
+	for _, ch := range d.Chains {
 		for _, r := range ch.Rules {
 			words[r.Text] = r.Words
 		}
 	}
-	models := map[tableKey]*tableModel{}
-	state := tables{}
-	var backends []Backend
+	state := &tableStates{compiler: c, family: f, models: map[TableID]*TableModel{}, compiled: map[TableID]*CompiledTable{}, words: words}
 	for _, r := range sets {
-		backends = append(backends, r.Backend)
-		for _, name := range r.tableNames() {
-			sections := r.standing(name)
-			key := tableKey{r.Backend, name}
-			models[key] = newTableModel(name, sections)
-			state[key] = c.table(r.Backend, name, sourcesOf(sections))
+		for _, name := range r.TableNames() {
+			sections := r.Standing(name)
+			state.stand(TableID{r.Backend, name}, sections)
 			for _, s := range sections {
 				if len(work) == 0 && name != "raw" {
 					continue // compiled once, from the rules themselves
@@ -121,50 +165,29 @@ func (p *planning) newJudge(f Family, sets []*Ruleset, work []*RulesStep) *judge
 			}
 		}
 	}
-	c.e.twoBackends = len(backends) > 1
 	j := &judge{
-		p: p, family: f, file: sets[0].File, e: c.e, conns: conns, places: newPlaceMap(conns, f), operators: map[Session]bool{}, named: map[bool][]netip.Prefix{},
-		stages: []stage{{v: assemble(backends, state)}}, specs: map[RuleRef]spec{},
+		d: d, l: l, family: f, file: sets[0].File, mixed: len(sets) > 1, conns: conns, places: newPlaceMap(conns, f), operators: map[Session]bool{}, named: map[bool][]netip.Prefix{},
+		stages: []stage{state.stage("")}, specs: map[RuleRef]spec{},
 	}
-	admitting := *j.stages[0].v
-	admitting.admits = true
-	j.admitting.v = &admitting
+	j.admitting = stage{Evaluator: j.stages[0].Admitting()}
 	for _, step := range work {
 		for _, section := range step.Sections {
-			key := tableKey{step.Backend, section.Table}
-			m := models[key]
-			if m == nil {
-				m = newTableModel(section.Table, nil)
-				models[key] = m
-			}
-			for _, op := range section.Ops {
-				m.apply(op)
-				if p.split == nil {
-					continue
-				}
-				for _, text := range append([]string{op.Rule}, op.Rules...) {
-					if _, ok := words[text]; !ok {
-						words[text] = p.split(text)
-					}
-				}
-			}
-			state[key] = c.table(key.backend, key.table, m.sources(words))
-			j.stages = append(j.stages, stage{assemble(backends, state), "iptables." + string(f) + "." + section.Table})
+			j.stages = append(j.stages, state.change(TableID{step.Backend, section.Table}, section.Ops, split))
 		}
 	}
-	for _, b := range backends {
-		j.rawRules(b, models[tableKey{b, "raw"}], words)
+	for _, r := range sets {
+		j.rawRules(r.Backend, state.models[TableID{r.Backend, "raw"}], words)
 	}
 	for _, s := range conns.Operator {
 		j.operators[s] = true
 	}
-	switch p.l.Sysctls["net.netfilter.nf_conntrack_tcp_loose"].Value {
+	switch l.Sysctls["net.netfilter.nf_conntrack_tcp_loose"].Value {
 	case "0":
 		j.tcpLoose = StateInvalid
 	default:
 		j.tcpLoose = StateNew | StateEstablished
 	}
-	j.liberal = p.l.Sysctls["net.netfilter.nf_conntrack_tcp_be_liberal"].Value == "1"
+	j.liberal = l.Sysctls["net.netfilter.nf_conntrack_tcp_be_liberal"].Value == "1"
 	return j
 }
 
@@ -172,14 +195,14 @@ func (p *planning) newJudge(f Family, sets []*Ruleset, work []*RulesStep) *judge
 func (j *judge) end() stage { return j.stages[len(j.stages)-1] }
 
 // rawRules notes what the rules of a raw table do to tracking.
-func (j *judge) rawRules(b Backend, m *tableModel, words map[string][]string) {
+func (j *judge) rawRules(b Backend, m *TableModel, words map[string][]string) {
 	if m == nil {
 		return
 	}
-	for _, c := range m.sources(words) {
-		for _, r := range c.rules {
-			if s := parseSpec(r.words); s.target == "CT" || s.notracks() {
-				ref := RuleRef{Family: j.family, Backend: b, Table: "raw", Chain: c.name, Text: r.text}
+	for _, c := range ModelSources("raw", m, words) {
+		for _, r := range c.Rules {
+			if s := parseSpec(r.Words); s.target == "CT" || s.notracks() {
+				ref := RuleRef{Family: j.family, Backend: b, Table: "raw", Chain: c.Name, Text: r.Text}
 				if _, ok := j.specs[ref]; !ok {
 					j.untracks = append(j.untracks, ref)
 					j.specs[ref] = s
@@ -189,36 +212,20 @@ func (j *judge) rawRules(b Backend, m *tableModel, words map[string][]string) {
 	}
 }
 
-// sources is the table as the compiler takes it.
-func (m *tableModel) sources(words map[string][]string) []chainSource {
-	out := make([]chainSource, len(m.chains))
-	for i, c := range m.chains {
-		out[i] = chainSource{name: c.Name, policy: c.Policy, rules: make([]ruleSource, len(m.rules[c.Name]))}
-		for k, text := range m.rules[c.Name] {
-			w, ok := words[text]
-			if !ok { // a jump of ctplan's own
-				w = strings.Fields(text)
-			}
-			out[i].rules[k] = ruleSource{text, w}
-		}
-	}
-	return out
-}
-
 // at is the verdict of one connection at one stage: that of the packet that
 // fares worst.
 func (j *judge) at(s stage, c *connection, last bool) Decision {
 	worst := Decision{Verdict: Accepted}
 	untracked, tracked := 0, 0
 	for i := range c.n {
-		d := s.v.verdict(j.e, &c.packets[i])
+		d := s.Verdict(&c.packets[i])
 		switch {
 		case d.Untracked:
 			untracked++
-		case d.tracked:
+		case d.Tracked:
 			tracked++
 		}
-		if c.translated && (d.Untracked || last && j.p.d.Mode == Disabled) {
+		if c.translated && (d.Untracked || last && j.d.Mode == Disabled) {
 			// What is not tracked is not translated, and arrives nowhere.
 			d.Verdict = Dropped
 			d.Rule = translationEnds
@@ -250,7 +257,7 @@ func (j *judge) halfTracked(s stage, c *connection) Decision {
 	for i := range c.n {
 		p := c.packets[i]
 		p.State, p.TCPFlags = StateInvalid, TCPAck
-		worst = worse(i == 0, worst, s.v.verdict(j.e, &p))
+		worst = worse(i == 0, worst, s.Verdict(&p))
 	}
 	return worst
 }
@@ -260,18 +267,18 @@ func (j *judge) halfTracked(s stage, c *connection) Decision {
 // it has seen the first, and what it makes of the next on both.
 func (j *judge) opens(s stage, c *connection) Decision {
 	first, back := c.packets[0], c.packets[1]
-	there, here := s.v.verdict(j.e, &first), s.v.verdict(j.e, &back)
+	there, here := s.Verdict(&first), s.Verdict(&back)
 	worst := there
 	next := first
 	switch {
-	case there.Untracked && here.tracked:
+	case there.Untracked && here.Tracked:
 		back.State = stateAlone(c.proto)
-		here = s.v.verdict(j.e, &back)
-	case there.tracked && here.Untracked:
+		here = s.Verdict(&back)
+	case there.Tracked && here.Untracked:
 		if c.proto == protoTCP {
 			next.State, next.TCPFlags = StateInvalid, TCPAck // tracking waits for a SYN-ACK
 		}
-		worst = worse(false, worst, s.v.verdict(j.e, &next))
+		worst = worse(false, worst, s.Verdict(&next))
 	}
 	return worse(false, worst, here)
 }
@@ -291,7 +298,7 @@ var translationEnds = &RuleRef{Policy: "addresses are no longer translated: what
 
 // name is the rule, with its backend where both have rules.
 func (j *judge) name(r *RuleRef) string {
-	if r != nil && r.Chain != "" && j.e.twoBackends {
+	if r != nil && r.Chain != "" && j.mixed {
 		return fmt.Sprintf("%s (iptables-%s)", r, r.Backend)
 	}
 	return r.String()

@@ -1,6 +1,9 @@
 package planner
 
-import "fmt"
+import (
+	"fmt"
+	"slices"
+)
 
 // What the kernel makes of the numbers it is given, and what they cost.
 
@@ -80,6 +83,15 @@ func (e *era) sizes(memory, pageSize, pointerSize int64) (buckets, max int64) {
 	return buckets, buckets * e.factor
 }
 
+// SomeDefault reports whether kernels of some era choose this hash size, in
+// buckets, and this max.
+func SomeDefault(buckets, max, memory, pageSize, pointerSize int64) bool {
+	return slices.ContainsFunc(eras, func(e era) bool {
+		b, m := e.sizes(memory, pageSize, pointerSize)
+		return b == buckets && m == max
+	})
+}
+
 // optionFactor is the max for each bucket, in every era, where the module is
 // loaded with the option hashsize.
 const optionFactor = 8
@@ -101,4 +113,13 @@ func DefaultSizes(release string, memory, pageSize, pointerSize int64) (buckets,
 func OptionSizes(n, pageSize, pointerSize int64) (buckets, max int64) {
 	buckets = RoundBuckets(n, pageSize, pointerSize)
 	return buckets, optionFactor * buckets
+}
+
+// EntriesPerBucket is how many entries kernels of a release have for each bucket
+// by themselves.
+func EntriesPerBucket(release string) int64 {
+	if e := eraOf(release); e != nil {
+		return e.factor
+	}
+	return 4
 }

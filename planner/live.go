@@ -1,5 +1,7 @@
 package planner
 
+import "slices"
+
 // Live is what a host is, as the providers parsed it. The planner trusts its
 // shape, not its content: every string in it may have been written by anyone.
 type Live struct {
@@ -257,4 +259,34 @@ type WordList struct {
 type Word struct {
 	Text string // unquoted
 	Span Span   // with its quotes
+}
+
+// sections returns the parts of a ruleset that make up one table.
+func (r *Ruleset) Sections(table string) []*Table {
+	var found []*Table
+	for i := range r.Tables {
+		if r.Tables[i].Name == table {
+			found = append(found, &r.Tables[i])
+		}
+	}
+	return found
+}
+
+// standing is the one of them that stands once all are loaded: iptables-restore
+// flushes the table at each.
+func (r *Ruleset) Standing(table string) []*Table {
+	found := r.Sections(table)
+	return found[max(0, len(found)-1):]
+}
+
+// tableNames lists the tables to look at: filter and raw first, in the order
+// in which they open, then whatever else the ruleset has.
+func (r *Ruleset) TableNames() []string {
+	names := []string{"filter", "raw"}
+	for _, t := range r.Tables {
+		if !slices.Contains(names, t.Name) {
+			names = append(names, t.Name)
+		}
+	}
+	return names
 }

@@ -77,7 +77,7 @@ func TestLoaders(t *testing.T) {
 		test.change(&l)
 		plan := Diff(disabling(), l)
 		got := told(plan)
-		if test.want == "" && got != "" || !strings.Contains(got, test.want) || len(plan.Blocks) > maxNamed+1 {
+		if test.want == "" && got != "" || !strings.Contains(got, test.want) || len(plan.Blocks) > MaxNamed+1 {
 			t.Errorf("%s: says\n%swant %q", name, got, test.want)
 		}
 		for _, b := range plan.Blocks {

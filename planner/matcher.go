@@ -30,39 +30,7 @@ func (t truth) invert(not bool) truth {
 	return t
 }
 
-// addr128 is an address as two words, IPv4 in the low one: it compares and
-// masks without a loop.
-type addr128 struct{ hi, lo uint64 }
-
-func words128(a netip.Addr) addr128 {
-	if a.Is4() {
-		b := a.As4()
-		return addr128{0, uint64(b[0])<<24 | uint64(b[1])<<16 | uint64(b[2])<<8 | uint64(b[3])}
-	}
-	b := a.As16()
-	var w addr128
-	for i := range 8 {
-		w.hi = w.hi<<8 | uint64(b[i])
-		w.lo = w.lo<<8 | uint64(b[i+8])
-	}
-	return w
-}
-
-func mask128(bits, width int) addr128 {
-	if width == 32 {
-		return addr128{0, ^uint64(0) << (32 - bits) & 0xffffffff}
-	}
-	if bits >= 64 {
-		return addr128{^uint64(0), ^uint64(0) << (128 - bits)}
-	}
-	return addr128{^uint64(0) << (64 - bits), 0}
-}
-
-func (a addr128) and(m addr128) addr128 { return addr128{a.hi & m.hi, a.lo & m.lo} }
-
-func (a addr128) less(b addr128) bool { return a.hi < b.hi || a.hi == b.hi && a.lo < b.lo }
-
-// matchKind says what a matcher compares.
+// matchKind says what a condition compares.
 type matchKind uint8
 
 const (
@@ -87,32 +55,21 @@ const (
 	matchTrackedOnly // a: unknown with a connection, not: the answer without one
 )
 
-// matcher is one condition of a rule.
-type matcher struct {
+// Condition is one condition of a rule.
+type Condition struct {
 	kind       matchKind
 	not        bool
 	dst        bool // the destination's side
-	multi      bool // ports: of -m multiport
 	either     bool // ports: any side will do; owner: the group
 	a, b       uint32
 	addr, mask addr128
 	ports      []PortRange
-	ct         *ctMatch
+	ct         *CT
 	set        *compiledSet
 	dst2       bool // set: the port's side
 }
 
-// Address types (linux/netfilter/xt_addrtype.h), as far as they can be told.
-const (
-	typeUnspec    = 1 << 0
-	typeUnicast   = 1 << 1
-	typeLocal     = 1 << 2
-	typeBroadcast = 1 << 3
-	typeMulticast = 1 << 5
-	typeOther     = 1 << 15
-)
-
-func (m *matcher) eval(s *walk) truth {
+func (m *Condition) eval(s *walk) truth {
 	p := s.p
 	switch m.kind {
 	case matchNever:
@@ -226,23 +183,6 @@ func compareMark(mark, known, value, mask uint32) truth {
 	return yes
 }
 
-func carriesPorts(proto uint8) bool {
-	switch proto {
-	case protoTCP, protoUDP, protoUDPLite, protoSCTP, protoDCCP:
-		return true
-	}
-	return false
-}
-
-func inPorts(ranges []PortRange, port uint16) bool {
-	for _, r := range ranges {
-		if r.From <= port && port <= r.To {
-			return true
-		}
-	}
-	return false
-}
-
 // addrType is whether the address is of one of the types
 // (net/netfilter/xt_addrtype.c).
 func (s *walk) addrType(dst bool, mask uint32) truth {
@@ -258,13 +198,13 @@ func (s *walk) addrType(dst bool, mask uint32) truth {
 		var typ uint32
 		switch b := a.As4(); {
 		case b[0] == 0 || b == [4]byte{255, 255, 255, 255}:
-			typ = typeBroadcast
+			typ = TypeBroadcast
 		case a.IsMulticast():
-			typ = typeMulticast
+			typ = TypeMulticast
 		case local == yes:
-			typ = typeLocal
+			typ = TypeLocal
 		case local == maybe:
-			const possible = typeLocal | typeBroadcast | typeUnicast
+			const possible = TypeLocal | TypeBroadcast | TypeUnicast
 			switch {
 			case mask&possible == 0:
 				return no
@@ -273,54 +213,58 @@ func (s *walk) addrType(dst bool, mask uint32) truth {
 			}
 			return maybe
 		case s.e.broadcast(a):
-			typ = typeBroadcast
+			typ = TypeBroadcast
 		default:
-			typ = typeUnicast
+			typ = TypeUnicast
 		}
 		return truthOf(mask&typ != 0)
 	}
 	// For IPv6 the types are conditions that must all hold.
 	t := yes
-	if mask&typeMulticast != 0 && !a.IsMulticast() || mask&typeUnicast != 0 && (a.IsMulticast() || a.IsUnspecified()) ||
-		mask&typeUnspec != 0 && !a.IsUnspecified() {
+	if mask&TypeMulticast != 0 && !a.IsMulticast() || mask&TypeUnicast != 0 && (a.IsMulticast() || a.IsUnspecified()) ||
+		mask&TypeUnspec != 0 && !a.IsUnspecified() {
 		t = no
 	}
 	switch {
-	case mask&typeOther != 0:
+	case mask&TypeOther != 0:
 		t = min(t, maybe)
-	case mask&typeLocal != 0:
+	case mask&TypeLocal != 0:
 		t = min(t, local)
 	}
 	return t
 }
 
-// ctMatch is one -m conntrack or -m state (net/netfilter/xt_conntrack.c,
+// CT is what one match asks of a packet's connection (net/netfilter/xt_conntrack.c,
 // conntrack_mt).
-type ctMatch struct {
-	states     State // of --ctstate; 0: the option is absent
-	snat, dnat bool
-	notStates  bool
-	reply, dir bool // --ctdir
-	status     uint32
-	hasStatus  bool
-	notStatus  bool
-	proto      uint8
-	hasProto   bool
-	notProto   bool
-	tuples     []tupleMatch
-	unknown    bool // an option whose answer nobody can know
+type CT struct {
+	States     State // 0: any
+	SNAT, DNAT bool  // or a connection whose source, or destination, is translated
+	NotStates  bool
+
+	ByDirection, Reply bool // it goes the way of the connection's reply, or not
+
+	ByStatus, NotStatus bool
+	Status              uint32 // some bit of it is set
+
+	ByProtocol, NotProtocol bool
+	Protocol                uint8
+
+	Tuples []TupleMatch
+	Vague  bool // something else, whose answer nobody can know
 }
 
-// tupleMatch compares an address or a port of the connection's tuples.
-type tupleMatch struct {
-	reply, dst, not, port bool
-	addr, mask            addr128
-	ports                 PortRange
+// TupleMatch compares an address or a port of the connection's tuples.
+type TupleMatch struct {
+	Reply       bool // of the reply's tuple
+	Destination bool
+	Not         bool
+	Network     netip.Prefix // of the address, where it is valid
+	Ports       PortRange    // else
 }
 
-func (c *ctMatch) eval(s *walk) truth {
+func (c *CT) eval(s *walk) truth {
 	state := yes
-	if c.states != 0 || c.snat || c.dnat {
+	if c.States != 0 || c.SNAT || c.DNAT {
 		state = c.state(s)
 		if state == no {
 			return no
@@ -328,7 +272,7 @@ func (c *ctMatch) eval(s *walk) truth {
 	}
 	// Without a connection, the state alone counts.
 	without := no
-	if c.states != 0 || c.snat || c.dnat {
+	if c.States != 0 || c.SNAT || c.DNAT {
 		without = state
 	}
 	if s.states&^(StateInvalid|StateUntracked) == 0 {
@@ -341,77 +285,77 @@ func (c *ctMatch) eval(s *walk) truth {
 	return maybe
 }
 
-func (c *ctMatch) state(s *walk) truth {
+func (c *CT) state(s *walk) truth {
 	var t truth
 	switch {
-	case s.states&^c.states == 0:
+	case s.states&^c.States == 0:
 		t = yes
-	case s.states&c.states == 0:
+	case s.states&c.States == 0:
 		t = no
 	default:
 		t = maybe
 	}
-	if t != yes && (c.snat || c.dnat) {
+	if t != yes && (c.SNAT || c.DNAT) {
 		nat := maybe
 		if s.p.Known&KnownStatus != 0 {
-			nat = truthOf(c.snat && s.p.Status&StatusSNAT != 0 || c.dnat && s.p.Status&StatusDNAT != 0)
+			nat = truthOf(c.SNAT && s.p.Status&StatusSNAT != 0 || c.DNAT && s.p.Status&StatusDNAT != 0)
 		}
 		t = max(t, s.tracked(nat, no))
 	}
-	return t.invert(c.notStates)
+	return t.invert(c.NotStates)
 }
 
 // rest is everything but the state, of a packet with a connection.
-func (c *ctMatch) rest(s *walk) truth {
+func (c *CT) rest(s *walk) truth {
 	p := s.p
 	t := yes
-	if c.unknown {
+	if c.Vague {
 		t = maybe
 	}
-	if c.dir {
+	if c.ByDirection {
 		if p.Known&KnownReply == 0 {
 			t = min(t, maybe)
-		} else if p.IsReply != c.reply {
+		} else if p.IsReply != c.Reply {
 			return no
 		}
 	}
-	if c.hasStatus {
+	if c.ByStatus {
 		if p.Known&KnownStatus == 0 {
 			t = min(t, maybe)
-		} else if (p.Status&c.status != 0) == c.notStatus {
+		} else if (p.Status&c.Status != 0) == c.NotStatus {
 			return no
 		}
 	}
-	if c.hasProto {
+	if c.ByProtocol {
 		if p.Known&KnownTuples == 0 && s.states&StateRelated != 0 {
 			t = min(t, maybe)
-		} else if (p.Protocol == c.proto) == c.notProto {
+		} else if (p.Protocol == c.Protocol) == c.NotProtocol {
 			return no
 		}
 	}
-	for i := range c.tuples {
+	for i := range c.Tuples {
 		if p.Known&KnownTuples == 0 {
 			t = min(t, maybe)
-		} else if !c.tuples[i].hit(p) {
+		} else if !c.Tuples[i].hit(p) {
 			return no
 		}
 	}
 	return t
 }
 
-func (m *tupleMatch) hit(p *Packet) bool {
+func (m *TupleMatch) hit(p *Packet) bool {
 	t := &p.Orig
-	if m.reply {
+	if m.Reply {
 		t = &p.Reply
 	}
 	a, port := t.Src, t.SrcPort
-	if m.dst {
+	if m.Destination {
 		a, port = t.Dst, t.DstPort
 	}
-	if m.port {
-		return (port >= m.ports.From && port <= m.ports.To) != m.not
+	if m.Network.IsValid() {
+		return m.Network.Contains(a) != m.Not
 	}
-	return (words128(a).and(m.mask) == m.addr) != m.not
+	return (port >= m.Ports.From && port <= m.Ports.To) != m.Not
 }
 
 // compiledSet is an ipset made to be searched.

@@ -17,7 +17,7 @@ func IsConntrackModule(name string) bool {
 	return conntrackModules[name]
 }
 
-var conntrackModules = set(
+var conntrackModules = wordSet(
 	"nf_conncount", "nfnetlink_cttimeout", "nfnetlink_cthelper", "nft_ct", "nft_nat", "nft_chain_nat", "nft_masq", "nft_redir", "nft_connlimit", "nft_synproxy",
 	"xt_conntrack", "xt_state", "xt_CT", "xt_connmark", "xt_connlimit", "xt_connbytes", "xt_connlabel", "xt_helper", "xt_cluster",
 	"xt_CONNSECMARK", "xt_nat", "xt_MASQUERADE", "xt_REDIRECT", "xt_NETMAP", "iptable_nat", "ip6table_nat",
@@ -26,27 +26,46 @@ var conntrackModules = set(
 
 const blockReason = "keeps rules and tools from loading nf_conntrack again, which a blacklist line would not"
 
-// isBlock reports whether a modprobe.d entry keeps nf_conntrack from loading.
-func isBlock(e ModprobeEntry) bool {
-	return e.Command == "install" && e.Module == "nf_conntrack" && isNoop(e)
+// stageModules is one planning of what is loaded.
+type stageModules struct {
+	Report
+	d    Desired
+	l    Live
+	edit Edits
 }
 
-// isNoop reports whether an install command does nothing, and so does not
-// load. The shell runs it, so more than one command may stand there.
-func isNoop(e ModprobeEntry) bool {
-	if len(e.Args) == 0 || slices.ContainsFunc(e.Args, func(a ModprobeArg) bool { return strings.ContainsAny(a.Text, ";|&<>()$`\n") }) {
-		return false
-	}
-	switch e.Args[0].Text {
-	case "/bin/false", "/bin/true", "/usr/bin/false", "/usr/bin/true", "false", "true", ":":
-		return true
-	}
-	return false
+func newStageModules(d Desired, l Live) *stageModules {
+	return &stageModules{Report: NewReport(d), d: d, l: l}
+}
+
+// LiftBlock takes away what keeps nf_conntrack from loading, which must happen
+// before anything needs it.
+func LiftBlock(d Desired, l Live) (Edits, Findings) {
+	p := newStageModules(d, l)
+	p.liftBlock()
+	return p.edit, p.Findings
+}
+
+// BlockLoad keeps anything from loading nf_conntrack again, and names what
+// would all the same, or would fail at boot because it cannot. Its edits come
+// when nothing needs the module any longer.
+func BlockLoad(d Desired, l Live) (Edits, Findings) {
+	p := newStageModules(d, l)
+	p.loaders()
+	p.blockLoad()
+	return p.edit, p.Findings
+}
+
+// UnloadModules unloads nf_conntrack and everything above it, users first.
+func UnloadModules(d Desired, l Live) ([]Change, Findings) {
+	p := newStageModules(d, l)
+	changes := p.unloadModules()
+	return changes, p.Findings
 }
 
 // blockLoad keeps anything from loading the module again. A kernel that has
 // none needs nothing.
-func (p *planning) blockLoad() {
+func (p *stageModules) blockLoad() {
 	if p.l.Conntrack.Kind == ConntrackAbsent {
 		return
 	}
@@ -55,56 +74,56 @@ func (p *planning) blockLoad() {
 			return
 		}
 	}
-	w := p.last.edit(p.modprobeFile(orDefault(p.d.Files.Modprobe, DefaultModprobeFile)).File, "file.")
-	w.appendLine("install nf_conntrack /bin/false")
-	w.because(blockReason, p.d.ModeSource)
+	w := p.edit.File(ModprobeFileAt(p.l, orDefault(p.d.Files.Modprobe, DefaultModprobeFile)).File, "file.")
+	w.AppendLine("install nf_conntrack /bin/false")
+	w.Because(blockReason, p.d.ModeSource)
 }
 
 // liftBlock takes such lines away, before anything needs the module.
-func (p *planning) liftBlock() {
+func (p *stageModules) liftBlock() {
 	target := orDefault(p.d.Files.Modprobe, DefaultModprobeFile)
 	for _, f := range p.l.ModprobeFiles {
 		for _, e := range f.Entries {
 			if p.d.Mode == Tuned && p.heedsBlacklist() && e.Command == "blacklist" && e.Module == "nf_conntrack" && editable(f.File, target) {
-				w := p.first.edit(f.File, "file.")
-				w.replace(e.Span, "")
-				w.because("this line keeps modules-load.d from loading nf_conntrack at boot", p.d.ModeSource)
+				w := p.edit.File(f.File, "file.")
+				w.Replace(e.Span, "")
+				w.Because("this line keeps modules-load.d from loading nf_conntrack at boot", p.d.ModeSource)
 				continue
 			}
 			if !isBlock(e) {
 				continue
 			}
 			if !editable(f.File, target) {
-				p.warn("file."+f.Path, fmt.Sprintf("%s:%d keeps nf_conntrack from loading; a file of the same name in /etc/modprobe.d masks it", f.Path, e.Line), p.d.ModeSource)
+				p.Warn("file."+f.Path, fmt.Sprintf("%s:%d keeps nf_conntrack from loading; a file of the same name in /etc/modprobe.d masks it", f.Path, e.Line), p.d.ModeSource)
 				continue
 			}
-			w := p.first.edit(f.File, "file.")
-			w.replace(e.Span, "")
-			w.because(fmt.Sprintf("mode %q needs nf_conntrack, which this line keeps from loading", p.d.Mode), p.d.ModeSource)
+			w := p.edit.File(f.File, "file.")
+			w.Replace(e.Span, "")
+			w.Because(fmt.Sprintf("mode %q needs nf_conntrack, which this line keeps from loading", p.d.Mode), p.d.ModeSource)
 		}
 	}
 }
 
 // heedsBlacklist reports whether what loads modules at boot may leave out those
 // that a blacklist line names: systemd does.
-func (p *planning) heedsBlacklist() bool { return p.l.Boot == nil || p.l.Boot.Init != InitSysv }
+func (p *stageModules) heedsBlacklist() bool { return p.l.Boot == nil || p.l.Boot.Init != InitSysv }
 
-// loadModule loads nf_conntrack for a table to exist that can be sized.
-func (p *planning) loadModule() []Change {
-	if p.l.Conntrack.Loaded {
+// LoadModule loads nf_conntrack for a table to exist that can be sized.
+func LoadModule(d Desired, l Live) []Change {
+	if l.Conntrack.Loaded {
 		return nil
 	}
 	return []Change{&ModuleChange{
-		M:      Meta{Address: "module.nf_conntrack", Action: Create, Reasons: []string{"the module must be loaded for its table to be sized"}, Sources: []Pos{p.d.ModeSource}},
+		M:      Meta{Address: "module.nf_conntrack", Action: Create, Reasons: []string{"the module must be loaded for its table to be sized"}, Sources: []Pos{d.ModeSource}},
 		Module: "nf_conntrack", Load: true,
 	}}
 }
 
 // unloadModules unloads nf_conntrack and everything above it, users first.
-func (p *planning) unloadModules() []Change {
+func (p *stageModules) unloadModules() []Change {
 	if p.l.Conntrack.Kind == ConntrackBuiltin {
 		p.holders()
-		p.warn("module.nf_conntrack", "nf_conntrack is built into this kernel and cannot be unloaded: disabled means that no rule asks for tracking, so nothing is tracked", p.d.ModeSource)
+		p.Warn("module.nf_conntrack", "nf_conntrack is built into this kernel and cannot be unloaded: disabled means that no rule asks for tracking, so nothing is tracked", p.d.ModeSource)
 		return nil
 	}
 	byName := map[string]Module{}
@@ -121,7 +140,7 @@ func (p *planning) unloadModules() []Change {
 		}
 		seen[name] = true
 		if !IsConntrackModule(name) {
-			p.block(Block{
+			p.Block(Block{
 				Risk:     RiskModuleHeld,
 				Address:  "module." + name,
 				Where:    name + " uses " + above,
@@ -160,7 +179,7 @@ func (p *planning) unloadModules() []Change {
 
 // heldModules are those that rules hold, and the modules below one that stays
 // loaded.
-func (p *planning) heldModules(byName map[string]Module, byRules map[string]bool) map[string]bool {
+func (p *stageModules) heldModules(byName map[string]Module, byRules map[string]bool) map[string]bool {
 	held := map[string]bool{}
 	for name := range byName {
 		held[name] = byRules[anyBackend(name)]

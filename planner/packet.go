@@ -51,16 +51,6 @@ const (
 	KnownReply     // Reply says which way of the connection it goes
 )
 
-// Bits of a connection's status (enum ip_conntrack_status).
-const (
-	StatusExpected  = 1 << 0
-	StatusSeenReply = 1 << 1
-	StatusAssured   = 1 << 2
-	StatusConfirmed = 1 << 3
-	StatusSNAT      = 1 << 4
-	StatusDNAT      = 1 << 5
-)
-
 // Bits of a TCP header's flags (RFC 9293, section 3.1).
 const (
 	TCPFin = 1 << iota
@@ -81,15 +71,6 @@ const (
 // SomeInterface stands for an interface whose name is not known, and which is
 // not lo. No interface can have this name.
 const SomeInterface = "/"
-
-// Tuple is one direction of a connection. ICMP has its type and code, or its
-// id, in no field here.
-type Tuple struct {
-	Src     netip.Addr `json:"src"`
-	Dst     netip.Addr `json:"dst"`
-	SrcPort uint16     `json:"sport,omitempty"`
-	DstPort uint16     `json:"dport,omitempty"`
-}
 
 // Packet is one packet as the filter table sees it. Fields that Known does
 // not name are ignored, except those that every packet has.
@@ -137,9 +118,9 @@ type Decision struct {
 	Untracked bool // a rule of the raw table surely takes it out of connection tracking
 	Rule      *RuleRef
 
-	tracked bool     // no rule may take it out
-	by      *RuleRef // what takes it out
-	zone    zone     // of tracking, where it is tracked
+	Tracked bool     // no rule may take it out
+	By      *RuleRef // what takes it out
+	Zone    Zone     // of tracking, where it is tracked
 }
 
 // RuleRef names a rule, or a chain's policy, of a compiled ruleset.
@@ -172,19 +153,4 @@ type Facts struct {
 	Addresses []netip.Prefix
 	// Sets are the ipsets whose content is known, by name.
 	Sets map[string]*IPSet
-}
-
-// IPSet is the content of a set that ctplan can search: entries that surely
-// are in it. Types of sets it cannot search are left out of Facts.
-type IPSet struct {
-	Type     string       `json:"type"` // "hash:ip", "hash:net", "hash:ip,port", "hash:net,port", "bitmap:ip", "bitmap:port"
-	Prefixes []IPSetEntry `json:"entries"`
-}
-
-// IPSetEntry is one member of a set.
-type IPSetEntry struct {
-	Prefix   netip.Prefix `json:"prefix"`
-	Protocol uint8        `json:"protocol,omitempty"`
-	Port     uint16       `json:"port,omitempty"`
-	Nomatch  bool         `json:"nomatch,omitempty"` // its addresses are not in the set, though a wider member holds them
 }

@@ -1,8 +1,5 @@
 package planner
 
-// FormatVersion is the version of everything that ctplan writes as JSON.
-const FormatVersion = 1
-
 // Action is what a change does; its value is the glyph that views print.
 type Action string
 
@@ -26,49 +23,6 @@ func (a Action) String() string {
 	default:
 		return "run"
 	}
-}
-
-// Plan is what Diff returns. It is blocked when Blocks is not empty: then no
-// change may be applied. An empty plan has neither.
-type Plan struct {
-	Host     Host
-	Mode     Mode
-	Block    string // label of the conntrack block
-	Source   Pos
-	Changes  []Change // in the order in which they are applied
-	Blocks   []Block
-	Warnings []Warning
-	Impact   *Impact       // on the connections that were open; nil where none were read or no rule changes
-	Forecast *BootForecast // what the host boots into; nil where nobody has looked: see Foreseen
-}
-
-// Blocked reports whether a safety check holds the plan back.
-func (p Plan) Blocked() bool { return len(p.Blocks) > 0 }
-
-// Empty reports whether the host is as declared.
-func (p Plan) Empty() bool { return len(p.Changes) == 0 && len(p.Blocks) == 0 }
-
-// Block is one reason why a plan may not be applied.
-type Block struct {
-	Risk    Risk   `json:"risk"`
-	Address string `json:"address"` // the object it is about
-	Where   string `json:"where"`   // the exact rule, file:line or module
-	Why     string `json:"why"`     // what would go wrong: a sentence without a full stop
-	Remedy  string `json:"remedy"`  // what to do about it: the same
-	// Override is whether allow_risk lifts it.
-	Override bool `json:"override"`
-	Source   Pos  `json:"source"`
-	// Commands are what to run about it, a shell command each.
-	Commands []string `json:"commands,omitempty"`
-}
-
-// Warning is something to know that blocks nothing.
-type Warning struct {
-	Address string `json:"address,omitempty"`
-	Text    string `json:"text"`
-	Source  Pos    `json:"source"`
-	// Commands are what to run about it, a shell command each.
-	Commands []string `json:"commands,omitempty"`
 }
 
 // Change is one thing that apply does to one object. It is one of

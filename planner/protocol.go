@@ -1,6 +1,7 @@
 package planner
 
 import (
+	"fmt"
 	"strconv"
 	"strings"
 )
@@ -29,4 +30,46 @@ func canonicalProtocol(p string) string {
 		return strconv.Itoa(n)
 	}
 	return p
+}
+
+// IANA protocol numbers.
+const (
+	protoICMP    = 1
+	protoTCP     = 6
+	protoUDP     = 17
+	protoGRE     = 47
+	protoDCCP    = 33
+	protoICMPv6  = 58
+	protoSCTP    = 132
+	protoUDPLite = 136
+)
+
+// ProtocolNumber is the IANA number of a protocol by name or number, as
+// Traffic and rules spell it.
+func ProtocolNumber(name string) (uint8, bool) {
+	n, err := strconv.ParseUint(canonicalProtocol(name), 10, 8)
+	return uint8(n), err == nil
+}
+
+func carriesPorts(proto uint8) bool {
+	switch proto {
+	case protoTCP, protoUDP, protoUDPLite, protoSCTP, protoDCCP:
+		return true
+	}
+	return false
+}
+
+// protocolText is how the language names a protocol.
+func protocolText(n uint8) string {
+	for _, name := range []string{"icmp", "igmp", "ipencap", "tcp", "udp", "dccp", "ipv6", "gre", "esp", "ah", "ipv6-icmp", "ospf", "ipip", "pim", "vrrp", "l2tp", "sctp", "udplite"} {
+		if protocolNames[name] == int(n) {
+			return name
+		}
+	}
+	return fmt.Sprint(n)
+}
+
+type portKey struct {
+	proto uint8
+	port  uint16
 }

@@ -9,7 +9,7 @@ import (
 // icmpErrors names the errors about the host's connections that come in as
 // RELATED today, and would not about connections that are not tracked:
 // without those that tell of the path MTU, large transfers hang.
-func (p *planning) icmpErrors(j *judge) {
+func (p *stageSides) icmpErrors(j *judge) {
 	if len(j.stages) < 2 {
 		return
 	}
@@ -20,18 +20,18 @@ func (p *planning) icmpErrors(j *judge) {
 		block = `accept "icmpv6" with protocol = "ipv6-icmp"`
 	}
 	for _, routed := range []bool{false, true} {
-		if !j.stopsTracking(routed) {
+		if !stopsTracking(j, routed) {
 			continue
 		}
-		err, ok := j.fromStranger(routed, proto)
+		err, ok := fromStranger(j, routed, proto)
 		if !ok {
 			continue
 		}
 		err.ICMPType, err.ICMPCode = typ, code
 		err.State = StateRelated
-		today := j.stages[0].v.verdict(j.e, &err)
+		today := j.stages[0].Verdict(&err)
 		err.State = StateInvalid
-		end := j.end().v.verdict(j.e, &err)
+		end := j.end().Verdict(&err)
 		if today.Verdict != Accepted || end.Verdict != Dropped {
 			continue
 		}
@@ -42,18 +42,18 @@ func (p *planning) icmpErrors(j *judge) {
 		if p.once("icmp", string(j.family), whose) {
 			continue // the same in a saved file
 		}
-		p.warn(j.addressOf("filter"), fmt.Sprintf("ICMP errors about %s connections that are not tracked are not RELATED to anything: %s, which tells of the path MTU and without which large transfers hang, "+
-			"is let through today by %s, and would be dropped by: %s. To let it through, add %s", whose, kind, today.Rule, end.Rule, remedy), p.d.Source)
+		p.Warn(addressOf(j, "filter"), fmt.Sprintf("ICMP errors about %s connections that are not tracked are not RELATED to anything: %s, which tells of the path MTU and without which large transfers hang, "+
+			"is let through today by %s, and would be dropped by: %s. To let it through, add %s", whose, kind, today.Rule, end.Rule, remedy), p.in.Desired.Source)
 	}
 }
 
 // stopsTracking is whether connections of the host itself, or routed ones, are
 // tracked today and will not be.
-func (j *judge) stopsTracking(routed bool) bool {
+func stopsTracking(j *judge, routed bool) bool {
 	if routed && !j.routes() {
 		return false
 	}
-	if j.p.d.Mode == Disabled {
+	if j.d.Mode == Disabled {
 		return true
 	}
 	for _, ref := range j.untracks {
@@ -62,7 +62,7 @@ func (j *judge) stopsTracking(routed bool) bool {
 				continue
 			}
 			packet := &x.packets[x.mine]
-			if j.stages[0].v.verdict(j.e, packet).tracked && j.end().v.verdict(j.e, packet).Untracked {
+			if j.stages[0].Verdict(packet).Tracked && j.end().Verdict(packet).Untracked {
 				return true
 			}
 		}
@@ -71,7 +71,7 @@ func (j *judge) stopsTracking(routed bool) bool {
 }
 
 // fromStranger is a packet to this host, or through it, without ports.
-func (j *judge) fromStranger(routed bool, proto uint8) (Packet, bool) {
+func fromStranger(j *judge, routed bool, proto uint8) (Packet, bool) {
 	from := j.stranger()
 	in := j.places.toward(from)
 	if routed {
@@ -84,7 +84,7 @@ func (j *judge) fromStranger(routed bool, proto uint8) (Packet, bool) {
 	return j.packet(HookInput, proto, Tuple{Src: from, Dst: to}, in, ""), ok
 }
 
-func (j *judge) addressOf(table string) string {
+func addressOf(j *judge, table string) string {
 	if j.file != nil {
 		return "file." + j.file.Path
 	}
@@ -95,7 +95,7 @@ func (j *judge) addressOf(table string) string {
 // there is no IPv6 at all. Tracking leaves it alone and calls it UNTRACKED
 // (net/netfilter/nf_conntrack_proto_icmpv6.c), so that no rule for RELATED
 // ever carried it; one for UNTRACKED may, until it goes.
-func (p *planning) neighbours(j *judge) {
+func (p *stageSides) neighbours(j *judge) {
 	if j.family != IPv6 || len(j.stages) < 2 {
 		return
 	}
@@ -108,18 +108,18 @@ func (p *planning) neighbours(j *judge) {
 			}
 			nd := j.packet(hook, protoICMPv6, t, j.places.toward(near), j.places.toward(near))
 			nd.ICMPType, nd.State = typ, StateUntracked
-			today, end := j.stages[0].v.verdict(j.e, &nd), j.end().v.verdict(j.e, &nd)
+			today, end := j.stages[0].Verdict(&nd), j.end().Verdict(&nd)
 			if today.Verdict != Accepted || end.Verdict != Dropped {
 				continue
 			}
 			if p.once("neighbours") {
 				return
 			}
-			p.block(Block{
-				Risk: RiskRelated, Address: j.addressOf("filter"), Where: end.Rule.String(),
+			p.Block(Block{
+				Risk: RiskRelated, Address: addressOf(j, "filter"), Where: end.Rule.String(),
 				Why:      fmt.Sprintf("neighbour discovery, without which nobody reaches this host over IPv6, is let through today by %s, and would be dropped", today.Rule),
 				Remedy:   `add accept "icmpv6" with protocol = "ipv6-icmp"`,
-				Override: true, Source: p.d.Source,
+				Override: true, Source: p.in.Desired.Source,
 			})
 			return
 		}

@@ -27,15 +27,15 @@ func TestICMPErrors(t *testing.T) {
 		v4, v6 string
 		want   []string
 	}{
-		{"dropped in both families", declared(sixToo(append(accepts[:1], tcpBothWays...)...)...), rules, rules,
+		{"dropped in both families", declaring(sixToo(append(accepts[:1], tcpBothWays...)...)...), rules, rules,
 			[]string{"warn iptables.ipv4.filter … fragmentation-needed … today by -A INPUT -m state --state RELATED,ESTABLISHED -j ACCEPT … dropped by: policy DROP of INPUT … accept \"icmp\"", "warn iptables.ipv6.filter … packet-too-big … ipv6-icmp"}},
-		{"accepted by a block", declared(sixToo(append([]string{"filter INPUT -p icmp -j ACCEPT"}, tcpBothWays...)...)...), rules, rules, nil},
-		{"accepted by a foreign rule for the type", declared(tcpBothWays...), strings.Replace(rules, "COMMIT", "-A INPUT -p icmp -m icmp --icmp-type 3 -j ACCEPT\nCOMMIT", 1), "", nil},
-		{"another type does not help", declared(tcpBothWays...), strings.Replace(rules, "COMMIT", "-A INPUT -p icmp -m icmp --icmp-type 8 -j ACCEPT\nCOMMIT", 1), "", []string{"warn iptables.ipv4.filter … fragmentation-needed"}},
-		{"dropped today", declared(tcpBothWays...), strings.Replace(rules, "RELATED,", "", 1), "", nil},
-		{"nothing leaves tracking", declared("filter INPUT -p tcp -j ACCEPT"), rules, "", nil},
-		{"everything leaves it, ICMP too", declared("raw PREROUTING -j CT --notrack", "raw OUTPUT -j CT --notrack", "filter INPUT -p icmp -j ACCEPT"), rules, "", nil},
-		{"routed", declared(append([]string{"filter FORWARD -p tcp -j ACCEPT"}, tcpBothWays...)...), router, "", []string{"warn iptables.ipv4.filter … routed … policy DROP of FORWARD … direction = \"forward\""}},
+		{"accepted by a block", declaring(sixToo(append([]string{"filter INPUT -p icmp -j ACCEPT"}, tcpBothWays...)...)...), rules, rules, nil},
+		{"accepted by a foreign rule for the type", declaring(tcpBothWays...), strings.Replace(rules, "COMMIT", "-A INPUT -p icmp -m icmp --icmp-type 3 -j ACCEPT\nCOMMIT", 1), "", nil},
+		{"another type does not help", declaring(tcpBothWays...), strings.Replace(rules, "COMMIT", "-A INPUT -p icmp -m icmp --icmp-type 8 -j ACCEPT\nCOMMIT", 1), "", []string{"warn iptables.ipv4.filter … fragmentation-needed"}},
+		{"dropped today", declaring(tcpBothWays...), strings.Replace(rules, "RELATED,", "", 1), "", nil},
+		{"nothing leaves tracking", declaring("filter INPUT -p tcp -j ACCEPT"), rules, "", nil},
+		{"everything leaves it, ICMP too", declaring("raw PREROUTING -j CT --notrack", "raw OUTPUT -j CT --notrack", "filter INPUT -p icmp -j ACCEPT"), rules, "", nil},
+		{"routed", declaring(append([]string{"filter FORWARD -p tcp -j ACCEPT"}, tcpBothWays...)...), router, "", []string{"warn iptables.ipv4.filter … routed … policy DROP of FORWARD … direction = \"forward\""}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			found, p := symmetryOf(t, tt.d, tt.v4, tt.v6, twoNetworks(Connections{}))
@@ -55,7 +55,7 @@ func TestNeighbours(t *testing.T) {
 	if fault := contained(found, "block related iptables.ipv6.filter: policy DROP of INPUT … neighbour discovery … ipv6-icmp", "warn iptables.ipv6.filter … packet-too-big", "warn module.nf_conntrack"); fault != "" {
 		t.Errorf("%s\n%s", fault, strings.Join(found, "\n"))
 	}
-	d.Chains = declared("6:filter INPUT -p ipv6-icmp -j ACCEPT").Chains
+	d.Chains = declaring("6:filter INPUT -p ipv6-icmp -j ACCEPT").Chains
 	found, _ = symmetryOf(t, d, openInput, rules, twoNetworks(Connections{}))
 	if fault := contained(found, "warn module.nf_conntrack"); fault != "" {
 		t.Errorf("with the accept: %s\n%s", fault, strings.Join(found, "\n"))
@@ -102,13 +102,13 @@ func TestHelpers(t *testing.T) {
 				l.Conntrack.Kind = ConntrackModule
 			}
 			l.Sysctls["net.netfilter.nf_conntrack_helper"] = Sysctl{Value: tt.helper}
-			p := Diff(declared(tt.lines...), l)
+			p := Diff(declaring(tt.lines...), l)
 			found := symmetryFindings(p)
 			if fault := contained(found, tt.want...); fault != "" {
 				t.Errorf("%s\n%s", fault, strings.Join(found, "\n"))
 			}
 			if len(tt.want) > 0 && strings.Contains(tt.name, "missing") {
-				d := declared(tt.lines...)
+				d := declaring(tt.lines...)
 				d.AllowRisk = []Risk{RiskRelated}
 				if p := Diff(d, l); slices.ContainsFunc(p.Blocks, func(b Block) bool { return b.Risk == RiskRelated }) {
 					t.Errorf("allow_risk does not lift it: %+v", p.Blocks)
@@ -131,7 +131,7 @@ func TestOneFamily(t *testing.T) {
 	both := sixToo(tcpBothWays...)
 	web := Traffic{Name: "web", Protocol: "tcp", LocalPorts: []PortRange{{80, 80}}, Direction: Both, Initiator: RemoteSide, Families: []Family{IPv4}}
 	with := func(lines []string, accept ...Traffic) Desired {
-		d := declared(lines...)
+		d := declaring(lines...)
 		for _, t := range accept { // its rule is the last one
 			t.Source = Pos{"t.hcl", 10 + len(lines) - 1}
 			d.Accept = append(d.Accept, t)
@@ -165,7 +165,7 @@ func TestOneFamily(t *testing.T) {
 	}
 
 	// A notrack block of one family, with a service in the other.
-	d := declared(tcpBothWays[0], tcpBothWays[1], "filter INPUT -p tcp -j ACCEPT", "6:filter INPUT -p tcp -j ACCEPT")
+	d := declaring(tcpBothWays[0], tcpBothWays[1], "filter INPUT -p tcp -j ACCEPT", "6:filter INPUT -p tcp -j ACCEPT")
 	for _, line := range []int{10, 11} {
 		d.Notrack = append(d.Notrack, Traffic{Name: "tcp", Protocol: "tcp", Direction: Both, Families: []Family{IPv4}, Source: Pos{"t.hcl", line}})
 	}
@@ -184,11 +184,11 @@ func TestOneFamily(t *testing.T) {
 // state that they are in.
 func TestLooseStates(t *testing.T) {
 	const rules = "*filter\n:INPUT DROP\n:OUTPUT ACCEPT\n-A INPUT -m conntrack ! --ctstate NEW,INVALID -j ACCEPT\nCOMMIT\n"
-	_, p := symmetryOf(t, declared(tcpBothWays...), rules, "", twoNetworks(Connections{}))
+	_, p := symmetryOf(t, declaring(tcpBothWays...), rules, "", twoNetworks(Connections{}))
 	if len(p.Impact.Exposed) != 1 || !strings.Contains(p.Impact.Exposed[0].What, "anybody may now open tcp connections to every port") || p.Impact.Exposed[0].Rule != "-A INPUT -m conntrack ! --ctstate NEW,INVALID -j ACCEPT" {
 		t.Errorf("%+v", p.Impact.Exposed)
 	}
-	if _, p = symmetryOf(t, declared(tcpBothWays...), strings.Replace(rules, "NEW,INVALID", "NEW,INVALID,UNTRACKED", 1), "", twoNetworks(Connections{})); len(p.Impact.Exposed) != 0 {
+	if _, p = symmetryOf(t, declaring(tcpBothWays...), strings.Replace(rules, "NEW,INVALID", "NEW,INVALID,UNTRACKED", 1), "", twoNetworks(Connections{})); len(p.Impact.Exposed) != 0 {
 		t.Errorf("%+v", p.Impact.Exposed)
 	}
 }

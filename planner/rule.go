@@ -35,7 +35,7 @@ var longName = map[string]string{
 }
 
 // noArgs are the options that stand alone (iptables-extensions(8)).
-var noArgs = set(
+var noArgs = wordSet(
 	"-f", "-4", "-6", "--ipv4", "--ipv6", "--notrack", "--syn", "--random", "--random-fully",
 	"--persistent", "--log-tcp-sequence", "--log-tcp-options", "--log-ip-options", "--log-uid",
 	"--log-macdecode", "--rcheck", "--update", "--remove", "--rttl", "--rsource", "--rdest", "--reap",
@@ -49,23 +49,15 @@ var noArgs = set(
 )
 
 // twoArgs are the options that take two words.
-var twoArgs = set("--tcp-flags", "--match-set", "--add-set", "--del-set", "--map-set", "--chunk-types", "-c", "--set-counters")
+var twoArgs = wordSet("--tcp-flags", "--match-set", "--add-set", "--del-set", "--map-set", "--chunk-types", "-c", "--set-counters")
 
 // anyArg are the options whose one word may look like an option itself,
 // because somebody chose it freely.
-var anyArg = set(
+var anyArg = wordSet(
 	"--comment", "--log-prefix", "--nflog-prefix", "--ulog-prefix", "--string", "--hex-string", "--name",
 	"--hashlimit-name", "--helper", "--uid-owner", "--gid-owner", "--path", "--label", "--nfacct-name",
 	"--led-trigger-id", "-m", "--match", "-j", "--jump", "-g", "--goto", "-i", "-o", "-p", "-s", "-d",
 )
-
-func set(words ...string) map[string]bool {
-	m := make(map[string]bool, len(words))
-	for _, w := range words {
-		m[w] = true
-	}
-	return m
-}
 
 // parseSpec reads a rule's words. It never fails: an option it does not know
 // takes the words up to the next option.
@@ -139,8 +131,8 @@ func isNumber(w string) bool {
 // are the same to the kernel. It evens out what iptables versions and backends
 // write differently: the order of matches and of state lists, implied -m tcp,
 // NOTRACK for CT --notrack, -m state for -m conntrack, --syn, host prefixes.
-func (r Rule) Key() string {
-	s := parseSpec(r.Words)
+func Key(words []string) string {
+	s := parseSpec(words)
 	var parts []string
 	for _, o := range s.opts {
 		part := canonicalOption(o)
@@ -260,11 +252,11 @@ func isNATTarget(name string) bool {
 }
 
 // needs classifies a rule of the table.
-func (r Rule) needs(table string) need {
-	if !r.mayNeed(table) {
+func needsOf(table string, words []string) need {
+	if !mayNeed(table, words) {
 		return needNothing
 	}
-	s := parseSpec(r.Words)
+	s := parseSpec(words)
 	switch {
 	case table == "nat", isNATTarget(s.target):
 		return needNAT
@@ -280,21 +272,21 @@ func (r Rule) needs(table string) need {
 
 // mayNeed is needs' quick first look, over rulesets of any size: it may say
 // yes because of a word in a comment, never no wrongly.
-func (r Rule) mayNeed(table string) bool {
+func mayNeed(table string, words []string) bool {
 	if table == "nat" {
 		return true
 	}
-	for i, w := range r.Words {
-		if i+1 == len(r.Words) || len(w) < 2 || w[0] != '-' {
+	for i, w := range words {
+		if i+1 == len(words) || len(w) < 2 || w[0] != '-' {
 			continue
 		}
 		switch w {
 		case "-m", "--match":
-			if isStateModule(r.Words[i+1]) {
+			if isStateModule(words[i+1]) {
 				return true
 			}
 		case "-j", "--jump", "-g", "--goto":
-			t := r.Words[i+1]
+			t := words[i+1]
 			if t == "CT" || t == "NOTRACK" || isStateTarget(t) || isNATTarget(t) {
 				return true
 			}

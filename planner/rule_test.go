@@ -22,7 +22,7 @@ func TestKeyEvensOutSpelling(t *testing.T) {
 	}
 	for _, group := range same {
 		for _, other := range group[1:] {
-			if a, b := fields(group[0]).Key(), fields(other).Key(); a != b {
+			if a, b := Key(fields(group[0]).Words), Key(fields(other).Words); a != b {
 				t.Errorf("%q and %q have keys\n%q\n%q", group[0], other, a, b)
 			}
 		}
@@ -35,7 +35,7 @@ func TestKeyEvensOutSpelling(t *testing.T) {
 	}
 	for i, a := range different {
 		for _, b := range different[i+1:] {
-			if fields(a).Key() == fields(b).Key() {
+			if Key(fields(a).Words) == Key(fields(b).Words) {
 				t.Errorf("%q and %q have one key", a, b)
 			}
 		}
@@ -62,7 +62,7 @@ func TestNeeds(t *testing.T) {
 		{"filter", "-j CT", needState},
 	}
 	for _, tt := range tests {
-		if got := fields(tt.rule).needs(tt.table); got != tt.want {
+		if got := needsOf(tt.table, fields(tt.rule).Words); got != tt.want {
 			t.Errorf("%s: %q: got %d, want %d", tt.table, tt.rule, got, tt.want)
 		}
 	}
@@ -73,7 +73,7 @@ func TestNeeds(t *testing.T) {
 func TestCommentsMeanNothing(t *testing.T) {
 	for _, comment := range []string{"-m", "-j", "!", "state", "-m state", "--ctstate", "CT", "-jCT", "--notrack", "x -j DROP"} {
 		r := rule("-p", "tcp", "-m", "comment", "--comment", comment, "-j", "ACCEPT")
-		if got := r.needs("filter"); got != needNothing {
+		if got := needsOf("filter", r.Words); got != needNothing {
 			t.Errorf("comment %q makes the rule need %d", comment, got)
 		}
 		s := parseSpec(r.Words)
@@ -83,7 +83,7 @@ func TestCommentsMeanNothing(t *testing.T) {
 	}
 	// The words that a comment hides are found nonetheless.
 	r := rule("-m", "comment", "--comment", "-m", "-m", "state", "--state", "NEW", "-j", "ACCEPT")
-	if got := r.needs("filter"); got != needState {
+	if got := needsOf("filter", r.Words); got != needState {
 		t.Errorf("a state match behind the comment -m is not found: %d", got)
 	}
 }
@@ -122,9 +122,9 @@ func FuzzParseSpec(f *testing.F) {
 		if !p.covers(p) && len(p.rest) == 0 {
 			t.Errorf("%q does not cover itself: %+v", r.Words, p)
 		}
-		if r.needs("filter") != needNothing && !r.mayNeed("filter") {
+		if needsOf("filter", r.Words) != needNothing && !mayNeed("filter", r.Words) {
 			t.Errorf("the quick look misses %q", r.Words)
 		}
-		_ = r.Key()
+		_ = Key(r.Words)
 	})
 }

@@ -1,7 +1,6 @@
 package planner
 
 import (
-	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -80,12 +79,12 @@ func planTable(table string, sections []*Table, want []Chain, remove []*Rule) *t
 
 // survey sorts a table's rules: those of our chains, those of the hook that
 // leads to each wanted chain, and jumps to our chains that nothing wants.
-func survey(sections []*Table, want []Chain) (own map[string][]*Rule, declared map[string]bool, hooks [][]*Rule, strays []*Rule) {
-	own, declared, hooks = map[string][]*Rule{}, map[string]bool{}, make([][]*Rule, len(want))
+func survey(sections []*Table, want []Chain) (own map[string][]*Rule, there map[string]bool, hooks [][]*Rule, strays []*Rule) {
+	own, there, hooks = map[string][]*Rule{}, map[string]bool{}, make([][]*Rule, len(want))
 	for _, s := range sections {
 		for _, decl := range s.Chains {
 			if isOwn(decl.Name) {
-				declared[decl.Name] = true
+				there[decl.Name] = true
 			}
 		}
 		for i := range s.Rules {
@@ -98,17 +97,17 @@ func survey(sections []*Table, want []Chain) (own map[string][]*Rule, declared m
 			if hook >= 0 {
 				hooks[hook] = append(hooks[hook], r)
 			}
-			if t := r.ownTarget(); t != "" && (hook < 0 || t != want[hook].Name) {
+			if t := ownTarget(r.Words); t != "" && (hook < 0 || t != want[hook].Name) {
 				strays = append(strays, r)
 			}
 		}
 	}
-	return own, declared, hooks, strays
+	return own, there, hooks, strays
 }
 
 func sameRules(have []*Rule, want []TargetRule) bool {
 	return slices.EqualFunc(have, want, func(h *Rule, w TargetRule) bool {
-		return h.Text == w.Text || h.Key() == w.Key()
+		return h.Text == w.Text || Key(h.Words) == Key(w.Words)
 	})
 }
 
@@ -120,11 +119,11 @@ func sameRules(have []*Rule, want []TargetRule) bool {
 func (w *tableWork) planJump(c Chain, hook []*Rule) (jumpWork, bool) {
 	var jumps []int
 	for i, r := range hook {
-		if r.ownTarget() == c.Name {
+		if ownTarget(r.Words) == c.Name {
 			jumps = append(jumps, i)
 		}
 	}
-	bare := slices.IndexFunc(hook, func(r *Rule) bool { return r.ownTarget() == c.Name && r.isBareJump() })
+	bare := slices.IndexFunc(hook, func(r *Rule) bool { return ownTarget(r.Words) == c.Name && isBareJump(r.Words) })
 	works := bare >= 0 && w.firstBarrier(c, hook[:bare]) == bare
 	if works && len(jumps) == 1 {
 		return jumpWork{}, false
@@ -137,7 +136,7 @@ func (w *tableWork) planJump(c Chain, hook []*Rule) (jumpWork, bool) {
 		job.at = bare
 		return job, true
 	}
-	if i := slices.IndexFunc(hook, func(r *Rule) bool { return r.needs(w.table) == needState }); i >= 0 {
+	if i := slices.IndexFunc(hook, func(r *Rule) bool { return needsOf(w.table, r.Words) == needState }); i >= 0 {
 		job.at = i
 	}
 	job.at = min(job.at, w.firstBarrier(c, hook))
@@ -221,10 +220,10 @@ func (w *tableWork) rulesOf(chain string) []*Rule {
 // change turns the work into a RulesChange for the kernel: first everything
 // that opens, then everything that closes.
 func (w *tableWork) change(r *Ruleset) *RulesChange {
-	m := newTableModel(w.table, w.sections)
-	c := &RulesChange{Family: r.Family, Backend: r.Backend, Table: w.table, Before: m.lines(), Origin: map[string]Pos{}}
+	m := NewTableModel(w.table, w.sections)
+	c := &RulesChange{Family: r.Family, Backend: r.Backend, Table: w.table, Before: m.Lines(), Origin: map[string]Pos{}}
 	do := func(list *[]RuleOp, op RuleOp) {
-		m.apply(op)
+		m.Apply(op)
 		*list = append(*list, op)
 	}
 	// Our chains first gain what is new and keep what they had.
@@ -254,15 +253,15 @@ func (w *tableWork) change(r *Ruleset) *RulesChange {
 			}
 		}
 		for _, old := range j.old {
-			do(&c.Open, m.deletion(old))
+			do(&c.Open, m.Deletion(old))
 		}
 		do(&c.Open, RuleOp{Kind: InsertRule, Chain: j.hook, Pos: pos, Rule: jumpText(j.chain)})
 	}
 	for _, old := range w.bars {
-		do(&c.Open, m.deletion(old))
+		do(&c.Open, m.Deletion(old))
 	}
 	for _, old := range w.remove {
-		do(&c.Close, m.deletion(old))
+		do(&c.Close, m.Deletion(old))
 	}
 	for i, cw := range w.chains {
 		switch {
@@ -272,7 +271,7 @@ func (w *tableWork) change(r *Ruleset) *RulesChange {
 			do(&c.Close, RuleOp{Kind: SetChain, Chain: cw.name, Rules: texts(cw.want), Was: unions[i], Existed: true})
 		}
 	}
-	c.After = m.lines()
+	c.After = m.Lines()
 	c.M = Meta{
 		Address: "iptables." + string(r.Family) + "." + w.table,
 		Action:  Update,
@@ -300,10 +299,10 @@ func unionRules(cw chainWork) []string {
 	}
 	keys := map[string]bool{}
 	for _, r := range cw.want {
-		keys[r.Key()] = true
+		keys[Key(r.Words)] = true
 	}
 	for _, h := range cw.have {
-		if !keys[h.Key()] {
+		if !keys[Key(h.Words)] {
 			union = append(union, h.Text)
 		}
 	}
@@ -335,12 +334,7 @@ func (w *tableWork) sources() []Pos {
 			}
 		}
 	}
-	return slices.Compact(sortedPos(out))
-}
-
-func sortedPos(at []Pos) []Pos {
-	slices.SortFunc(at, func(a, b Pos) int { return cmp.Or(cmp.Compare(a.File, b.File), cmp.Compare(a.Line, b.Line)) })
-	return at
+	return slices.Compact(SortPos(out))
 }
 
 // reasons says in words what the table's changes are for.
@@ -388,18 +382,4 @@ func (w *tableWork) purpose(let, take string) string {
 		return take + " the declared traffic out of connection tracking"
 	}
 	return let + " the declared traffic through without connection tracking"
-}
-
-func joined(names []string, one, many string) string {
-	if len(names) == 1 {
-		return names[0] + " " + one
-	}
-	return strings.Join(names[:len(names)-1], ", ") + " and " + names[len(names)-1] + " " + many
-}
-
-func plural(n int, one, many string) string {
-	if n == 1 {
-		return "1 " + one
-	}
-	return fmt.Sprintf("%d %s", n, many)
 }

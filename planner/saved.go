@@ -7,14 +7,14 @@ import (
 
 // splices turns the work on a table of a saved rules file into edits: the
 // same chains, jumps and removals as in the kernel, every other line as it is.
-func (w *tableWork) splices(f *fileWork) {
+func (w *tableWork) splices(f *FileEdit) {
 	if len(w.sections) == 0 {
-		f.appendLine(strings.TrimSuffix(w.newSection(), "\n"))
+		f.AppendLine(strings.TrimSuffix(w.newSection(), "\n"))
 		return
 	}
 	if w.gone {
 		for _, s := range w.sections {
-			f.replace(s.Span, "")
+			f.Replace(s.Span, "")
 		}
 		return
 	}
@@ -23,13 +23,13 @@ func (w *tableWork) splices(f *fileWork) {
 	var decls, rules strings.Builder
 	for _, cw := range w.chains {
 		for _, r := range cw.have {
-			f.replace(r.Span, "")
+			f.Replace(r.Span, "")
 		}
 		if cw.want == nil {
 			for _, s := range w.sections {
 				for _, d := range s.Chains {
 					if d.Name == cw.name {
-						f.replace(d.Span, "")
+						f.Replace(d.Span, "")
 					}
 				}
 			}
@@ -40,32 +40,32 @@ func (w *tableWork) splices(f *fileWork) {
 		}
 		block := ruleLines(cw)
 		if len(cw.have) > 0 {
-			f.insert(cw.have[0].Span.Start, block)
+			f.Insert(cw.have[0].Span.Start, block)
 		} else {
 			rules.WriteString(block)
 		}
 	}
 	if decls.Len() > 0 {
-		f.insert(endOfChains(f.file.Content, s), decls.String())
+		f.Insert(endOfChains(f.Content(), s), decls.String())
 	}
 	for _, r := range slices.Concat(w.bars, w.remove) {
-		f.replace(r.Span, "")
+		f.Replace(r.Span, "")
 	}
 	for _, j := range w.jumps {
 		for _, old := range j.old {
-			f.replace(old.Span, "")
+			f.Replace(old.Span, "")
 		}
 		line := "-A " + j.hook + " " + jumpText(j.chain) + "\n"
 		switch {
 		case j.at < len(j.rules):
-			f.insert(j.rules[j.at].Span.Start, line)
+			f.Insert(j.rules[j.at].Span.Start, line)
 		case len(j.rules) > 0:
-			f.insert(j.rules[len(j.rules)-1].Span.End, line)
+			f.Insert(j.rules[len(j.rules)-1].Span.End, line)
 		default:
-			f.insert(startOfRules(s, j.hook), line)
+			f.Insert(startOfRules(s, j.hook), line)
 		}
 	}
-	f.insert(s.Commit.Start, rules.String())
+	f.Insert(s.Commit.Start, rules.String())
 }
 
 // newSection is the whole section of a table that the file does not have yet.

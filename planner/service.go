@@ -4,9 +4,34 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
-	"strconv"
 	"strings"
 )
+
+// stageService is one planning of the packet filter's service.
+type stageService struct {
+	Report
+	d     Desired
+	l     Live
+	files Edits
+}
+
+// Restart plans the restart of the packet filter's service, by which the
+// module is loaded anew with what the files say. IPv6 stops around it, where
+// its service runs: its rules would hold the module.
+func Restart(d Desired, l Live) ([]Change, Findings) {
+	p := &stageService{Report: NewReport(d), d: d, l: l}
+	changes := p.restart()
+	return changes, p.Findings
+}
+
+// InitScripts plans the arrays of the init scripts and their configuration:
+// whole for a host that tracks, without connection tracking for one that does
+// not.
+func InitScripts(d Desired, l Live, whole bool) (Edits, Findings) {
+	p := &stageService{Report: NewReport(d), d: d, l: l}
+	p.initScripts(whole)
+	return p.files, p.Findings
+}
 
 // filterService is the service that brings one family's rules at boot.
 type filterService struct {
@@ -26,7 +51,7 @@ func (s *filterService) do(action string) []string {
 
 // serviceOf finds a family's service: the enabled unit where systemd runs, or
 // else the init script; nil where there is neither.
-func (p *planning) serviceOf(f Family) *filterService {
+func (p *stageService) serviceOf(f Family) *filterService {
 	s := &filterService{family: f, name: toolName(f, "", true)}
 	for i := range p.l.InitScripts {
 		script := &p.l.InitScripts[i]
@@ -48,10 +73,7 @@ func (p *planning) serviceOf(f Family) *filterService {
 	return s
 }
 
-// restart plans the restart of the packet filter's service, by which the
-// module is loaded anew with what the files say. IPv6 stops around it, where
-// its service runs: its rules would hold the module.
-func (p *planning) restart() []Change {
+func (p *stageService) restart() []Change {
 	var services []*filterService
 	for _, f := range Families {
 		if s := p.serviceOf(f); s != nil && (len(services) == 0 || p.hasRules(f)) {
@@ -59,7 +81,7 @@ func (p *planning) restart() []Change {
 		}
 	}
 	if len(services) == 0 {
-		p.block(Block{
+		p.Block(Block{
 			Risk:    RiskNoService,
 			Address: "service.iptables",
 			Where:   fmt.Sprintf("reload = %q", ReloadRestart),
@@ -94,31 +116,9 @@ func (p *planning) restart() []Change {
 	return []Change{c}
 }
 
-// setAgain sets the declared values that are right now, since a restart may
-// bring others. size are those that are not.
-func (p *planning) setAgain(size []Change) []Change {
-	var out []Change
-	again := func(key string, value int64, source Pos) {
-		live, ok := p.l.Sysctls[key]
-		if !ok || !live.Writable || slices.ContainsFunc(size, func(c Change) bool { return c.Meta().Address == "sysctl."+key }) {
-			return
-		}
-		want := strconv.FormatInt(value, 10)
-		out = append(out, &SysctlChange{
-			M:   Meta{Address: "sysctl." + key, Action: Update, Reasons: []string{"a reload of nf_conntrack resets it"}, Sources: []Pos{source}},
-			Key: key, Before: live.Value, After: want,
-		})
-	}
-	again(keyMax, p.d.Max.Value, p.d.Max.Source)
-	for _, t := range p.d.Timeouts {
-		again(TimeoutKeys[t.Name], t.Seconds, t.Source)
-	}
-	return out
-}
-
 // primary is the live ruleset that plain iptables shows; nil where the family
 // has none.
-func (p *planning) primary(f Family) *Ruleset {
+func (p *stageService) primary(f Family) *Ruleset {
 	for i := range p.l.Rulesets {
 		if r := &p.l.Rulesets[i]; r.Family == f && r.Primary {
 			return r
@@ -127,13 +127,13 @@ func (p *planning) primary(f Family) *Ruleset {
 	return nil
 }
 
-func (p *planning) hasRules(f Family) bool {
+func (p *stageService) hasRules(f Family) bool {
 	r := p.primary(f)
 	return r != nil && slices.ContainsFunc(r.Tables, func(t Table) bool { return len(t.Rules) > 0 })
 }
 
 // disruption says what a restart does while it happens.
-func (p *planning) disruption(services []*filterService) string {
+func (p *stageService) disruption(services []*filterService) string {
 	text := "there are no rules for a moment; the connections that are open are forgotten if the module is reloaded: those that are translated (NAT) break, and rules that wait for ESTABLISHED see the others begin in the middle"
 	if len(services) > 1 {
 		text += fmt.Sprintf("; %s is stopped meanwhile, so that its rules do not hold the module", services[1].name)
@@ -150,12 +150,12 @@ func (p *planning) disruption(services []*filterService) string {
 }
 
 // dropPolicy names a built-in chain of the filter table whose policy drops.
-func (p *planning) dropPolicy(f Family) string {
+func (p *stageService) dropPolicy(f Family) string {
 	r := p.primary(f)
 	if r == nil {
 		return ""
 	}
-	for _, t := range r.sections("filter") {
+	for _, t := range r.Sections("filter") {
 		for _, c := range t.Chains {
 			if c.Policy == "DROP" {
 				return c.Name
@@ -168,7 +168,7 @@ func (p *planning) dropPolicy(f Family) string {
 // checkSaved holds the live rules against those that the service would bring
 // back, and blocks where one has what the other has not. ctplan's own rules
 // come into both by the plan.
-func (p *planning) checkSaved(s *filterService, live *Ruleset) {
+func (p *stageService) checkSaved(s *filterService, live *Ruleset) {
 	saved, path := &Ruleset{Family: s.family}, ""
 	for i := range p.l.SavedRules {
 		if r := &p.l.SavedRules[i]; r.Family == s.family && r.File.Exists && saved.File == nil {
@@ -182,10 +182,10 @@ func (p *planning) checkSaved(s *filterService, live *Ruleset) {
 	where := cmp.Or(path, "there is none")
 	n := 0
 	block := func(table, at, why string) {
-		if n++; n > maxNamed {
+		if n++; n > MaxNamed {
 			return
 		}
-		p.block(Block{
+		p.Block(Block{
 			Risk: RiskUnsavedRules, Address: fmt.Sprintf("iptables.%s.%s", s.family, table), Where: at, Why: why,
 			Remedy: remedy + `, or allow_risk = ["unsaved_rules"] to have what is saved`, Override: true, Source: p.d.ReloadSource,
 		})
@@ -204,24 +204,12 @@ func (p *planning) checkSaved(s *filterService, live *Ruleset) {
 			}
 		}
 	}
-	if n > maxNamed {
-		p.block(Block{
-			Risk: RiskUnsavedRules, Address: "iptables." + string(s.family), Where: fmt.Sprintf("and %s like these", plural(n-maxNamed, "more rule", "more rules")),
+	if n > MaxNamed {
+		p.Block(Block{
+			Risk: RiskUnsavedRules, Address: "iptables." + string(s.family), Where: fmt.Sprintf("and %s like these", plural(n-MaxNamed, "more rule", "more rules")),
 			Override: true, Source: p.d.ReloadSource,
 		})
 	}
-}
-
-func tablesOf(rulesets ...*Ruleset) []string {
-	var names []string
-	for _, r := range rulesets {
-		for _, t := range r.Tables {
-			if !slices.Contains(names, t.Name) {
-				names = append(names, t.Name)
-			}
-		}
-	}
-	return names
 }
 
 // servedTable is what a table does to packets without ctplan's own rules: the
@@ -237,7 +225,7 @@ type servedTable struct {
 // iptables-restore flushes at each.
 func served(r *Ruleset, table string) servedTable {
 	t := servedTable{chains: map[string][]string{}}
-	sections := r.sections(table)
+	sections := r.Sections(table)
 	if r.File != nil && len(sections) > 1 {
 		sections = sections[len(sections)-1:]
 	}
@@ -250,10 +238,10 @@ func served(r *Ruleset, table string) servedTable {
 		}
 		for i := range s.Rules {
 			rule := &s.Rules[i]
-			if isOwn(rule.Chain) || rule.ownTarget() != "" {
+			if isOwn(rule.Chain) || ownTarget(rule.Words) != "" {
 				continue
 			}
-			key := rule.Chain + " " + rule.Key()
+			key := rule.Chain + " " + Key(rule.Words)
 			t.lines = append(t.lines, "-A "+rule.Chain+" "+rule.Text)
 			t.keys = append(t.keys, key)
 			if t.chains[rule.Chain] == nil {

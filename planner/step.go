@@ -150,19 +150,19 @@ func (s Step) Inverse() Step {
 	return inv
 }
 
-// Steps returns what apply does for the plan, in order. Neighbouring rule
+// StepsOf returns what apply does for changes, in order. Neighbouring rule
 // changes of one family and backend become one step of several sections: what
 // opens first, what closes last.
-func Steps(p Plan) []Step {
+func StepsOf(changes []Change) []Step {
 	var steps []Step
-	for i := 0; i < len(p.Changes); i++ {
-		c := p.Changes[i]
+	for i := 0; i < len(changes); i++ {
+		c := changes[i]
 		addr := []string{c.Meta().Address}
 		switch c := c.(type) {
 		case *RulesChange:
 			run := []*RulesChange{c}
-			for i+1 < len(p.Changes) {
-				next, ok := p.Changes[i+1].(*RulesChange)
+			for i+1 < len(changes) {
+				next, ok := changes[i+1].(*RulesChange)
 				if !ok || next.Family != c.Family || next.Backend != c.Backend {
 					break
 				}
@@ -170,7 +170,7 @@ func Steps(p Plan) []Step {
 				addr = append(addr, next.M.Address)
 				i++
 			}
-			steps = append(steps, Step{Addresses: addr, Rules: rulesStep(run)})
+			steps = append(steps, Step{Addresses: addr, Rules: RulesStepOf(run)})
 		case *FileChange:
 			steps = append(steps, Step{Addresses: addr, File: &FileStep{Before: c.Before, After: c.After}})
 		case *SysctlChange:
@@ -186,9 +186,9 @@ func Steps(p Plan) []Step {
 	return steps
 }
 
-// rulesStep orders the passes of one family's tables. The changes come in the
+// RulesStepOf orders the passes of one family's tables. The changes come in the
 // order in which tables open (filter before raw), so closing runs backwards.
-func rulesStep(run []*RulesChange) *RulesStep {
+func RulesStepOf(run []*RulesChange) *RulesStep {
 	s := &RulesStep{Family: run[0].Family, Backend: run[0].Backend}
 	for _, c := range run {
 		if len(c.Open) > 0 {

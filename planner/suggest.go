@@ -59,7 +59,7 @@ func Suggest(l Live, o SuggestOptions) (Suggestion, error) {
 	}
 	nat := natRules(l)
 	if len(nat) > 0 && (o.Mode == Disabled || o.Mode == Notrack) {
-		return Suggestion{}, &NATError{o.Mode, nat[:min(len(nat), maxNamed)], len(nat)}
+		return Suggestion{}, &NATError{o.Mode, nat[:min(len(nat), MaxNamed)], len(nat)}
 	}
 	switch o.Mode {
 	case Tuned:
@@ -102,7 +102,7 @@ func natRules(l Live) []string {
 				t := &sets[i].Tables[k]
 				for n := range t.Rules {
 					r := &t.Rules[n]
-					if isOwn(r.Chain) || r.needs(t.Name) != needNAT {
+					if isOwn(r.Chain) || needsOf(t.Name, r.Words) != needNAT {
 						continue
 					}
 					if text := "-A " + r.Chain + " " + r.Text; !seen[text] {
@@ -176,9 +176,9 @@ func suggestAccepts(l Live, o SuggestOptions, mode Mode, why string) Suggestion 
 	}
 	if goes := lostProtection(l); len(goes) > 0 {
 		more := ""
-		if len(goes) > maxNamed {
-			more = fmt.Sprintf("; and %d more", len(goes)-maxNamed)
-			goes = goes[:maxNamed]
+		if len(goes) > MaxNamed {
+			more = fmt.Sprintf("; and %d more", len(goes)-MaxNamed)
+			goes = goes[:MaxNamed]
 		}
 		s.Remains = append(s.Remains, "these rules go, and what they keep out or count is not replaced: "+strings.Join(goes, "; ")+more)
 	}
@@ -205,7 +205,7 @@ func lostProtection(l Live) []string {
 			t := &l.Rulesets[i].Tables[k]
 			for n := range t.Rules {
 				r := &t.Rules[n]
-				if isOwn(r.Chain) || r.needs(t.Name) != needState {
+				if isOwn(r.Chain) || needsOf(t.Name, r.Words) != needState {
 					continue
 				}
 				s := parseSpec(r.Words)

@@ -208,16 +208,6 @@ func (c *cover) entry(k serviceKey, f Family, n *needs) entry {
 	return e
 }
 
-// protocolText is how the language names a protocol.
-func protocolText(n uint8) string {
-	for _, name := range []string{"icmp", "igmp", "ipencap", "tcp", "udp", "dccp", "ipv6", "gre", "esp", "ah", "ipv6-icmp", "ospf", "ipip", "pim", "vrrp", "l2tp", "sctp", "udplite"} {
-		if protocolNames[name] == int(n) {
-			return name
-		}
-	}
-	return fmt.Sprint(n)
-}
-
 // without takes ports out of ranges that clients' ports come from, where
 // something listens that today's rules keep shut.
 func (c *cover) without(proto uint8, ranges []PortRange) []PortRange {
@@ -423,10 +413,10 @@ func (e *entry) comment() string {
 // admitted names what the plan newly lets reach a listening service, a
 // sentence for each rule that keeps it out today.
 func (c *cover) admitted(d Desired, l Live, plan Plan) []string {
-	p := &planning{d: d, l: l, plan: plan}
+	judges := KernelJudges(d, l, StepsOf(plan.Changes), nil)
 	var out []string
 	for _, f := range Families {
-		j := p.judge(f)
+		j := judges.Of(f)
 		if j == nil || len(j.stages) < 2 {
 			continue
 		}

@@ -6,12 +6,12 @@ import "net/netip"
 // nothing would, whether one is open or not: a control connection is enough.
 func (c *cover) helped(j *judge) (news bool) {
 	for _, h := range helpers {
-		u, ok := j.usesHelper(h)
+		u, ok := usesHelper(j, h)
 		if !ok || !u.sure {
 			continue
 		}
 		for _, w := range u.ways {
-			missing, _ := j.dataLost(h, w)
+			missing, _ := dataLost(j, h, w)
 			for _, d := range missing {
 				news = c.data(j, h, d, w) || news
 			}
@@ -115,12 +115,4 @@ func (c *cover) mayOpen(j *judge, h helper, w way) (clients, servers []netip.Pre
 	}
 	clients = widest(func(p netip.Prefix) bool { return lets(p, anyOf(j.family)) })
 	return clients, own
-}
-
-// towards is the interface that leads to a network; for any, to strangers.
-func (j *judge) towards(p netip.Prefix) string {
-	if p.Bits() == 0 {
-		return j.places.toward(j.stranger())
-	}
-	return j.places.toward(p.Addr())
 }

@@ -121,15 +121,15 @@ func (c *cover) name(p netip.Prefix) {
 // learn adds what the plan for d would lose. It reports whether there is
 // anything that was not covered before.
 func (c *cover) learn(d Desired, l Live, plan Plan) bool {
-	p := &planning{d: d, l: l, plan: plan}
+	judges := KernelJudges(d, l, StepsOf(plan.Changes), nil)
 	news := false
 	for _, f := range Families {
-		j := p.judge(f)
+		j := judges.Of(f)
 		if j == nil || len(j.stages) < 2 {
 			continue
 		}
 		j.each(1, func(_ int, conn *connection) {
-			fate, ok := j.decide(conn)
+			fate, ok := decide(j, conn)
 			if !ok || conn.translated {
 				return
 			}
@@ -326,7 +326,7 @@ func (c *cover) silent(j *judge) bool {
 	loses := func(forward bool, tries func(Packet) []Packet, kinds []uint8, state State) bool {
 		for _, kind := range kinds {
 			for _, p := range tries(Packet{Protocol: proto, State: state, ICMPType: kind, ICMPCode: fragmentationNeeded(proto, kind)}) {
-				if j.stages[0].v.verdict(j.e, &p).Verdict == Accepted && j.stages[len(j.stages)-1].v.verdict(j.e, &p).Verdict == Dropped {
+				if j.stages[0].Verdict(&p).Verdict == Accepted && j.stages[len(j.stages)-1].Verdict(&p).Verdict == Dropped {
 					c.icmp[icmpKey{j.family, forward}] = true
 					return true
 				}

@@ -105,14 +105,14 @@ func sizesFor(l Live, readings []Reading) sizing {
 	z.max = min(want, math.MaxInt32)
 	z.hashsize = bucketsFor(l, z.max)
 	if l.Host.Memory > 0 {
-		for bytes(l, z.max, z.hashsize) > l.Host.Memory/4 && z.max > 1 {
+		for tableBytes(l, z.max, z.hashsize) > l.Host.Memory/4 && z.max > 1 {
 			z.max = max(1, z.max/2)
 			z.hashsize = bucketsFor(l, z.max)
 		}
 		if z.max < want {
 			// Between the half that fits and the whole that does not.
 			for step := z.max / 2; step > 0; step /= 2 {
-				if h := bucketsFor(l, z.max+step); bytes(l, z.max+step, h) <= l.Host.Memory/4 {
+				if h := bucketsFor(l, z.max+step); tableBytes(l, z.max+step, h) <= l.Host.Memory/4 {
 					z.max, z.hashsize = z.max+step, h
 				}
 			}
@@ -120,7 +120,7 @@ func sizesFor(l Live, readings []Reading) sizing {
 			say("A quarter of the memory, %s, holds %d.", mib(l.Host.Memory/4), z.max)
 		}
 		say("Full, it takes %d x %d B + %d x %d B = %s, %.1f %% of the memory.", z.max, entryBytes, roundedBuckets(l, z.hashsize), l.Host.PointerSize,
-			mib(bytes(l, z.max, z.hashsize)), 100*float64(bytes(l, z.max, z.hashsize))/float64(l.Host.Memory))
+			mib(tableBytes(l, z.max, z.hashsize)), 100*float64(tableBytes(l, z.max, z.hashsize))/float64(l.Host.Memory))
 	}
 	return z
 }
@@ -152,25 +152,18 @@ func roundedBuckets(l Live, n int64) int64 {
 	return RoundBuckets(n, l.Host.PageSize, l.Host.PointerSize)
 }
 
-func bytes(l Live, max, hashsize int64) int64 {
+func tableBytes(l Live, max, hashsize int64) int64 {
 	return TableBytes(max, roundedBuckets(l, hashsize), l.Host.PointerSize)
 }
 
 // bucketsFor is a bucket for each entry where the kernel refuses what makes a
 // chain too long (5.15 and later), and one for four before.
 func bucketsFor(l Live, limit int64) int64 {
-	return max(1, limit/entriesPerBucket(l.Host.Kernel))
-}
-
-func entriesPerBucket(release string) int64 {
-	if e := eraOf(release); e != nil {
-		return e.factor
-	}
-	return 4
+	return max(1, limit/EntriesPerBucket(l.Host.Kernel))
 }
 
 func hashNote(release string, z sizing) string {
-	if entriesPerBucket(release) == 1 {
+	if EntriesPerBucket(release) == 1 {
 		return fmt.Sprintf("A bucket for each entry, as this kernel (%s) does by itself: it drops new connections where a chain grows too long, however empty the table is.", release)
 	}
 	return fmt.Sprintf("%d / 4: four entries to a bucket, as kernels before 5.15 do by themselves.", z.max)

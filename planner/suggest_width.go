@@ -3,7 +3,6 @@ package planner
 import (
 	"net/netip"
 	"slices"
-	"strings"
 )
 
 // maxNetworks is how many networks a block names one by one.
@@ -94,10 +93,6 @@ func (c *cover) width(j *judge, at *oriented) (local, remote netip.Prefix) {
 	return local, remote
 }
 
-func host(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
-
-func anyOf(f Family) netip.Prefix { return netip.PrefixFrom(anyAddress(f), 0) }
-
 // narrow is the interface that the service must name, "" for none. Routed
 // traffic names it where nothing else tells the sides apart.
 func (c *cover) narrow(k *serviceKey, at *oriented, src netip.Prefix, opens func(in, out string) bool) string {
@@ -120,13 +115,6 @@ func (c *cover) narrow(k *serviceKey, at *oriented, src netip.Prefix, opens func
 		}
 	}
 	return ""
-}
-
-// plainInterface reports whether the language can name the interface, and
-// means that one alone.
-func plainInterface(name string) bool {
-	return name != "" && len(name) <= 15 && name[0] != '-' && name != "." && name != ".." &&
-		strings.IndexFunc(name, func(r rune) bool { return r <= ' ' || r > '~' || strings.ContainsRune("/:\"'`\\!+", r) }) < 0
 }
 
 // widest is the widest of the networks around an address that passes: any,
@@ -218,7 +206,7 @@ func (c *cover) opens(j *judge, q alikeKey, from, to netip.Addr) bool {
 	if q.proto == protoTCP || q.way != wayIn {
 		p.PktType, p.Known = PktHost, p.Known|KnownPktType
 	}
-	return j.admitting.v.verdict(j.e, &p).Verdict == Accepted
+	return j.admitting.Verdict(&p).Verdict == Accepted
 }
 
 // reduced is a list of networks without those that others cover, neighbours

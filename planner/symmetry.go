@@ -6,15 +6,37 @@ import (
 	"strings"
 )
 
-// symmetry names what the rules, as they will stand, do to one side of the
+// SidesInput is what the checks of both sides are made from.
+type SidesInput struct {
+	Desired Desired
+	Live    Live
+	Judges  Judges
+	Rules   []Change                // to the rules in the kernel
+	Saved   map[*Ruleset]*RulesStep // what becomes of saved rules files
+	Impact  *Impact                 // what it names, the checks need not block; nil where there is none
+}
+
+// stageSides is one run of the checks of both sides.
+type stageSides struct {
+	Report
+	in    SidesInput
+	named map[string]bool // findings that stand already
+}
+
+// CheckSides names what the rules, as they will stand, do to one side of the
 // traffic and not to the other: to one direction of a connection, to a
 // connection and not to what tracking related to it, to one family of
 // addresses. Made-up packets are held against the rules, so that what some
 // other rule sets right is no finding.
-func (p *planning) symmetry() {
-	if p.d.Mode == Tuned && !p.anyRawRules() {
-		return
+func CheckSides(in SidesInput) Findings {
+	p := &stageSides{Report: NewReport(in.Desired), in: in, named: map[string]bool{}}
+	if in.Desired.Mode != Tuned || p.anyRawRules() {
+		p.check()
 	}
+	return p.Findings
+}
+
+func (p *stageSides) check() {
 	var judges []*judge
 	for _, f := range Families {
 		if j := p.worthJudging(f); j != nil {
@@ -25,7 +47,7 @@ func (p *planning) symmetry() {
 		judges = append(judges, p.savedJudges(f)...)
 	}
 	p.oneSided(judges)
-	if p.d.Mode == Tuned {
+	if p.in.Desired.Mode == Tuned {
 		return
 	}
 	for _, j := range judges {
@@ -37,12 +59,9 @@ func (p *planning) symmetry() {
 }
 
 // once reports whether it was asked the same before.
-func (p *planning) once(key ...string) bool {
+func (p *stageSides) once(key ...string) bool {
 	k := strings.Join(key, "\x00")
 	before := p.named[k]
-	if p.named == nil {
-		p.named = map[string]bool{}
-	}
 	p.named[k] = true
 	return before
 }
@@ -50,24 +69,24 @@ func (p *planning) once(key ...string) bool {
 // worthJudging is the family's judge, unless there is nothing to judge: no
 // rule changes, and none of others stands in a raw table. What ctplan's own do
 // was said when they were planned.
-func (p *planning) worthJudging(f Family) *judge {
-	changes := slices.ContainsFunc(p.rules, func(c Change) bool { return c.(*RulesChange).Family == f })
-	if !changes && !slices.ContainsFunc(p.l.Rulesets, func(r Ruleset) bool { return r.Family == f && r.tracksByRaw() }) {
+func (p *stageSides) worthJudging(f Family) *judge {
+	changes := slices.ContainsFunc(p.in.Rules, func(c Change) bool { return c.(*RulesChange).Family == f })
+	if !changes && !slices.ContainsFunc(p.in.Live.Rulesets, func(r Ruleset) bool { return r.Family == f && tracksByRaw(&r) }) {
 		return nil
 	}
-	return p.judge(f)
+	return p.in.Judges.Of(f)
 }
 
-func (p *planning) anyRawRules() bool {
-	raw := func(r Ruleset) bool { return r.tracksByRaw() }
-	return slices.ContainsFunc(p.l.Rulesets, raw) || slices.ContainsFunc(p.l.SavedRules, raw)
+func (p *stageSides) anyRawRules() bool {
+	raw := func(r Ruleset) bool { return tracksByRaw(&r) }
+	return slices.ContainsFunc(p.in.Live.Rulesets, raw) || slices.ContainsFunc(p.in.Live.SavedRules, raw)
 }
 
 // tracksByRaw is whether rules of others in the raw table change what is
 // tracked.
-func (r *Ruleset) tracksByRaw() bool {
+func tracksByRaw(r *Ruleset) bool {
 	for i := range r.Tables {
-		if r.Tables[i].Name == "raw" && slices.ContainsFunc(r.Tables[i].Rules, func(rule Rule) bool { return !isOwn(rule.Chain) && rule.mayNeed("raw") }) {
+		if r.Tables[i].Name == "raw" && slices.ContainsFunc(r.Tables[i].Rules, func(rule Rule) bool { return !isOwn(rule.Chain) && mayNeed("raw", rule.Words) }) {
 			return true
 		}
 	}
@@ -76,32 +95,27 @@ func (r *Ruleset) tracksByRaw() bool {
 
 // savedJudges are those of the saved rules files of the family that say
 // something else than the kernel's rules.
-func (p *planning) savedJudges(f Family) []*judge {
+func (p *stageSides) savedJudges(f Family) []*judge {
 	var out []*judge
-	for i := range p.l.SavedRules {
-		r := &p.l.SavedRules[i]
-		if r.Family != f || r.Refusal != "" || len(r.Tables) == 0 || slices.ContainsFunc(p.l.Rulesets, func(live Ruleset) bool { return live.Family == f && sameRulesets(&live, r) }) {
-			continue
-		}
-		var work []*RulesChange
-		for _, w := range p.saved[r] {
-			work = append(work, w.change(r))
-		}
-		if len(work) == 0 && !r.tracksByRaw() {
+	for i := range p.in.Live.SavedRules {
+		r := &p.in.Live.SavedRules[i]
+		if r.Family != f || r.Refusal != "" || len(r.Tables) == 0 || slices.ContainsFunc(p.in.Live.Rulesets, func(live Ruleset) bool { return live.Family == f && sameRulesets(&live, r) }) {
 			continue
 		}
 		var steps []*RulesStep
-		if len(work) > 0 {
-			steps = []*RulesStep{rulesStep(work)}
+		if work := p.in.Saved[r]; work != nil {
+			steps = append(steps, work)
+		} else if !tracksByRaw(r) {
+			continue
 		}
-		out = append(out, p.newJudge(f, []*Ruleset{r}, steps))
+		out = append(out, newJudge(p.in.Desired, p.in.Live, f, []*Ruleset{r}, steps, nil))
 	}
 	return out
 }
 
 func sameRulesets(a, b *Ruleset) bool {
-	for _, name := range slices.Concat(a.tableNames(), b.tableNames()) {
-		if a.Model(name).Canonical() != b.Model(name).Canonical() {
+	for _, name := range slices.Concat(a.TableNames(), b.TableNames()) {
+		if Model(*a, name).Canonical() != Model(*b, name).Canonical() {
 			return false
 		}
 	}
@@ -125,17 +139,17 @@ type oneSide struct {
 
 // oneSided tries each rule that takes packets out of tracking with a packet
 // that it takes out, and one that answers it.
-func (p *planning) oneSided(judges []*judge) {
+func (p *stageSides) oneSided(judges []*judge) {
 	var found []*oneSide
 	at := map[string]*oneSide{}
 	for _, j := range judges {
 		for _, ref := range j.untracks {
 			for _, c := range j.examples(ref) {
-				zone, ok := j.halves(ref, c)
+				zone, ok := halves(j, ref, c)
 				if !ok || c.way == wayForward && j.opens(j.stages[0], &c.connection).Verdict != Accepted {
 					continue
 				}
-				o := j.describe(ref, c, zone)
+				o := p.describe(j, ref, c, zone)
 				key := fmt.Sprint(o.source, ref.Chain, o.way)
 				if !o.ours {
 					key = fmt.Sprint(ref.Family, ref.Chain, " ", ref.Text, o.way)
@@ -151,12 +165,12 @@ func (p *planning) oneSided(judges []*judge) {
 	}
 	n := 0
 	for _, o := range found {
-		if n++; n <= maxNamed {
+		if n++; n <= MaxNamed {
 			p.reportOneSide(o)
 		}
 	}
-	if n > maxNamed {
-		p.warn("iptables", plural(n-maxNamed, "more rule of the raw table is", "more rules of the raw table are")+" about one way of a connection, like these", Pos{})
+	if n > MaxNamed {
+		p.Warn("iptables", plural(n-MaxNamed, "more rule of the raw table is", "more rules of the raw table are")+" about one way of a connection, like these", Pos{})
 	}
 }
 
@@ -173,37 +187,37 @@ func (o *oneSide) add(other *oneSide) {
 
 // halves is whether the rule surely has an effect on the one packet of the
 // connection that c.packets holds first, and surely none is had on the other.
-func (j *judge) halves(ref RuleRef, c *example) (zone, ok bool) {
-	end := j.end().v
-	mine, other := end.verdict(j.e, &c.packets[c.mine]), end.verdict(j.e, &c.packets[1-c.mine])
+func halves(j *judge, ref RuleRef, c *example) (zone, ok bool) {
+	end := j.end()
+	mine, other := end.Verdict(&c.packets[c.mine]), end.Verdict(&c.packets[1-c.mine])
 	switch {
-	case mine.Untracked && mine.by != nil && *mine.by == ref:
-		return false, other.tracked
-	case mine.tracked && other.tracked && mine.zone.by != nil && *mine.zone.by == ref:
-		return true, !mine.zone.unsure && !other.zone.unsure && mine.zone.id != other.zone.id
+	case mine.Untracked && mine.By != nil && *mine.By == ref:
+		return false, other.Tracked
+	case mine.Tracked && other.Tracked && mine.Zone.By != nil && *mine.Zone.By == ref:
+		return true, !mine.Zone.Unsure && !other.Zone.Unsure && mine.Zone.ID != other.Zone.ID
 	}
 	return false, false
 }
 
-func (j *judge) describe(ref RuleRef, c *example, zone bool) *oneSide {
+func (p *stageSides) describe(j *judge, ref RuleRef, c *example, zone bool) *oneSide {
 	o := &oneSide{where: ref.String(), address: "iptables." + string(j.family) + ".raw", way: c.way, zone: zone, proto: c.proto}
 	if isOwn(ref.Chain) {
 		o.ours = true
-		o.source, o.own = j.p.origin(ref)
+		o.source, o.own = p.origin(ref)
 	} else if j.file != nil {
 		o.address = "file." + j.file.Path
-		o.where = j.p.lineOf(j.file, ref)
+		o.where = p.lineOf(j.file, ref)
 	}
-	if today, end := j.opens(j.stages[0], &c.connection), j.opens(j.end(), &c.connection); today.Verdict == Accepted && end.Verdict == Dropped && (c.proto == protoTCP || j.answered(&c.connection)) {
+	if today, end := j.opens(j.stages[0], &c.connection), j.opens(j.end(), &c.connection); today.Verdict == Accepted && end.Verdict == Dropped && (c.proto == protoTCP || answered(j, &c.connection)) {
 		o.drop = end.Rule
-		o.named = j.file == nil && j.p.impactNames(j.family, end.Rule)
+		o.named = j.file == nil && p.impactNames(j.family, end.Rule)
 	}
 	return o
 }
 
 // origin is the block of the HCL that one of our rules comes from.
-func (p *planning) origin(ref RuleRef) (Pos, *Traffic) {
-	for _, ch := range p.d.Chains {
+func (p *stageSides) origin(ref RuleRef) (Pos, *Traffic) {
+	for _, ch := range p.in.Desired.Chains {
 		if ch.Family != ref.Family || ch.Table != ref.Table || ch.Name != ref.Chain {
 			continue
 		}
@@ -211,7 +225,7 @@ func (p *planning) origin(ref RuleRef) (Pos, *Traffic) {
 			if r.Text != ref.Text {
 				continue
 			}
-			for _, list := range [][]Traffic{p.d.Notrack, p.d.Accept} {
+			for _, list := range [][]Traffic{p.in.Desired.Notrack, p.in.Desired.Accept} {
 				if i := slices.IndexFunc(list, func(t Traffic) bool { return t.Source == r.Source }); i >= 0 {
 					return r.Source, &list[i]
 				}
@@ -222,16 +236,16 @@ func (p *planning) origin(ref RuleRef) (Pos, *Traffic) {
 	return Pos{}, nil
 }
 
-func (p *planning) lineOf(f *File, ref RuleRef) string {
-	for i := range p.l.SavedRules {
-		r := &p.l.SavedRules[i]
+func (p *stageSides) lineOf(f *File, ref RuleRef) string {
+	for i := range p.in.Live.SavedRules {
+		r := &p.in.Live.SavedRules[i]
 		if r.File != f {
 			continue
 		}
-		for _, s := range r.sections(ref.Table) {
+		for _, s := range r.Sections(ref.Table) {
 			for k := range s.Rules {
 				if s.Rules[k].Chain == ref.Chain && s.Rules[k].Text == ref.Text {
-					return p.where(r, &s.Rules[k])
+					return Where(r, &s.Rules[k])
 				}
 			}
 		}
@@ -240,8 +254,8 @@ func (p *planning) lineOf(f *File, ref RuleRef) string {
 }
 
 // impactNames is whether the impact has named something that this rule cuts off.
-func (p *planning) impactNames(f Family, r *RuleRef) bool {
-	im := p.plan.Impact
+func (p *stageSides) impactNames(f Family, r *RuleRef) bool {
+	im := p.in.Impact
 	if im == nil {
 		return false
 	}
@@ -251,7 +265,7 @@ func (p *planning) impactNames(f Family, r *RuleRef) bool {
 
 // answered is whether a connection of this kind is open and has been answered:
 // then both its ways matter.
-func (j *judge) answered(c *connection) bool {
+func answered(j *judge, c *connection) bool {
 	return slices.ContainsFunc(j.conns.Flows, func(f Flow) bool {
 		return f.Protocol == c.proto && f.Status&StatusSeenReply != 0 && f.Orig.Src.Is4() == (j.family == IPv4) &&
 			(!carriesPorts(c.proto) || f.Orig.DstPort == c.orig.DstPort) && j.places.way(f.Orig.Src, f.Reply.Src) == c.way
@@ -259,7 +273,7 @@ func (j *judge) answered(c *connection) bool {
 }
 
 // reportOneSide says what it is, and how to mend it.
-func (p *planning) reportOneSide(o *oneSide) {
+func (p *stageSides) reportOneSide(o *oneSide) {
 	what := map[way]string{
 		wayIn:      "packets to this host out of tracking, and not their answers, which pass raw OUTPUT",
 		wayOut:     "packets that this host sends out of tracking, and not those that answer them, which pass raw PREROUTING",
@@ -283,10 +297,10 @@ func (p *planning) reportOneSide(o *oneSide) {
 		where += " (also " + join(o.also) + ")"
 	}
 	if o.drop == nil || o.named {
-		p.warn(o.address, where+": "+why+"; to mend it, "+remedy, o.source)
+		p.Warn(o.address, where+": "+why+"; to mend it, "+remedy, o.source)
 		return
 	}
-	p.block(Block{Risk: RiskOneSided, Address: o.address, Where: where, Why: why, Remedy: remedy, Override: true, Source: o.source})
+	p.Block(Block{Risk: RiskOneSided, Address: o.address, Where: where, Why: why, Remedy: remedy, Override: true, Source: o.source})
 }
 
 func (o *oneSide) remedy() string {

@@ -213,17 +213,17 @@ func (j *judge) through(i ifaceSet, a netip.Addr) string {
 // routes is whether there are signs that this host routes what is not its own:
 // connections that it routes now, blocks or rules about them.
 func (j *judge) routes() bool {
-	for _, list := range [][]Traffic{j.p.d.Notrack, j.p.d.Accept} {
+	for _, list := range [][]Traffic{j.d.Notrack, j.d.Accept} {
 		for _, t := range list {
 			if t.Direction == Forward {
 				return true
 			}
 		}
 	}
-	for i := range j.p.l.Rulesets {
-		for _, s := range j.p.l.Rulesets[i].sections("filter") {
+	for i := range j.l.Rulesets {
+		for _, s := range j.l.Rulesets[i].Sections("filter") {
 			for k := range s.Rules {
-				if r := &s.Rules[k]; r.Chain == "FORWARD" && r.ownTarget() == "" {
+				if r := &s.Rules[k]; r.Chain == "FORWARD" && ownTarget(r.Words) == "" {
 					if t := parseSpec(r.Words).target; t != "DROP" && t != "REJECT" && t != "LOG" {
 						return true
 					}

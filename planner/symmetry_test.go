@@ -11,7 +11,7 @@ import (
 
 // declared is a notrack host of both families; chains are given as "table
 // HOOK rule" lines, with "6:" ahead for IPv6.
-func declared(lines ...string) Desired {
+func declaring(lines ...string) Desired {
 	d := Desired{Block: "t", Source: Pos{"t.hcl", 1}, ModeSource: Pos{"t.hcl", 2}, Mode: Notrack, Families: Families, StatefulRules: RemoveStateful}
 	for i, l := range lines {
 		l, six := strings.CutPrefix(l, "6:")
@@ -107,29 +107,29 @@ func TestOneSided(t *testing.T) {
 		c     Connections
 		want  []string
 	}{
-		{"both ways", declared(in, out), invalid, Connections{}, nil},
-		{"in alone, and INVALID is dropped: the classic lock-out", declared(in), invalid, Connections{}, []string{"block one_sided iptables.ipv4.raw: -A CTPLAN-PREROUTING -p tcp -m tcp --dport 80 … dropped by: -A OUTPUT -m conntrack --ctstate INVALID -j DROP … raw OUTPUT"}},
-		{"in alone, and nothing cares", declared(in), openInput, Connections{}, []string{"warn iptables.ipv4.raw: -A CTPLAN-PREROUTING … INVALID"}},
-		{"out alone", declared(out), openInput, Connections{}, []string{"warn iptables.ipv4.raw: -A CTPLAN-OUTPUT … raw PREROUTING"}},
-		{"the impact says so already", declared(in), invalid, Connections{Sockets: []Socket{{Protocol: protoTCP, Local: netip.MustParseAddrPort("10.0.0.1:80"), Listening: true}}},
+		{"both ways", declaring(in, out), invalid, Connections{}, nil},
+		{"in alone, and INVALID is dropped: the classic lock-out", declaring(in), invalid, Connections{}, []string{"block one_sided iptables.ipv4.raw: -A CTPLAN-PREROUTING -p tcp -m tcp --dport 80 … dropped by: -A OUTPUT -m conntrack --ctstate INVALID -j DROP … raw OUTPUT"}},
+		{"in alone, and nothing cares", declaring(in), openInput, Connections{}, []string{"warn iptables.ipv4.raw: -A CTPLAN-PREROUTING … INVALID"}},
+		{"out alone", declaring(out), openInput, Connections{}, []string{"warn iptables.ipv4.raw: -A CTPLAN-OUTPUT … raw PREROUTING"}},
+		{"the impact says so already", declaring(in), invalid, Connections{Sockets: []Socket{{Protocol: protoTCP, Local: netip.MustParseAddrPort("10.0.0.1:80"), Listening: true}}},
 			[]string{"warn iptables.ipv4.raw: -A CTPLAN-PREROUTING … dropped by"}},
-		{"udp that nobody answers", declared("raw OUTPUT -p udp -m udp --dport 514 -j CT --notrack"), "*filter\n:INPUT DROP\n:OUTPUT ACCEPT\n-A INPUT -m state --state ESTABLISHED -j ACCEPT\nCOMMIT\n", Connections{},
+		{"udp that nobody answers", declaring("raw OUTPUT -p udp -m udp --dport 514 -j CT --notrack"), "*filter\n:INPUT DROP\n:OUTPUT ACCEPT\n-A INPUT -m state --state ESTABLISHED -j ACCEPT\nCOMMIT\n", Connections{},
 			[]string{"warn iptables.ipv4.raw: -A CTPLAN-OUTPUT … still fills the table"}},
-		{"udp that is answered", declared("raw OUTPUT -p udp -m udp --dport 53 -j CT --notrack"), "*filter\n:INPUT DROP\n:OUTPUT ACCEPT\n-A INPUT -m state --state ESTABLISHED -j ACCEPT\nCOMMIT\n",
+		{"udp that is answered", declaring("raw OUTPUT -p udp -m udp --dport 53 -j CT --notrack"), "*filter\n:INPUT DROP\n:OUTPUT ACCEPT\n-A INPUT -m state --state ESTABLISHED -j ACCEPT\nCOMMIT\n",
 			Connections{Flows: []Flow{tracked(t, "udp 10.0.0.1:4000 9.9.9.9:53")}}, []string{"block one_sided iptables.ipv4.raw … dropped by: policy DROP of INPUT"}},
-		{"over lo, the way out counts", declared("raw OUTPUT -o lo -j CT --notrack"), invalid, Connections{}, nil},
-		{"all interfaces but one way by its address", declared("raw PREROUTING -d 10.0.0.1/32 -p tcp -j CT --notrack", "raw OUTPUT -s 10.0.1.1/32 -p tcp -j CT --notrack"), openInput, Connections{},
+		{"over lo, the way out counts", declaring("raw OUTPUT -o lo -j CT --notrack"), invalid, Connections{}, nil},
+		{"all interfaces but one way by its address", declaring("raw PREROUTING -d 10.0.0.1/32 -p tcp -j CT --notrack", "raw OUTPUT -s 10.0.1.1/32 -p tcp -j CT --notrack"), openInput, Connections{},
 			[]string{"warn … -d 10.0.0.1/32", "warn … -s 10.0.1.1/32"}},
-		{"a foreign rule", declared("filter INPUT -j ACCEPT"), raw("-A PREROUTING -p udp -m udp --dport 53 -j NOTRACK"), Connections{}, []string{"warn iptables.ipv4.raw: -A PREROUTING -p udp … declare the traffic"}},
-		{"a foreign rule that the HCL completes", declared("raw OUTPUT -p udp -m udp --sport 53 -j CT --notrack"), raw("-A PREROUTING -p udp -m udp --dport 53 -j NOTRACK"), Connections{}, nil},
-		{"ours stands ahead of a foreign zone", declared(in, out), raw("-A OUTPUT -p tcp -m tcp --sport 80 -j CT --zone 3"), Connections{}, nil},
-		{"in a chain of its own", declared("filter INPUT -j ACCEPT"), raw("-A PREROUTING -p tcp -j user", "-A user -p tcp -j NOTRACK"), Connections{}, []string{"warn … -A user -p tcp -j NOTRACK"}},
-		{"a zone for one way", declared("filter INPUT -j ACCEPT"), raw("-A PREROUTING -i eth0 -j CT --zone 7"), Connections{}, []string{"warn … -A PREROUTING -i eth0 -j CT --zone 7 … zone"}},
-		{"a zone for both", declared("filter INPUT -j ACCEPT"), raw("-A PREROUTING -i eth0 -j CT --zone 7", "-A OUTPUT -o eth0 -j CT --zone 7"), Connections{}, nil},
-		{"a zone of one direction is meant so", declared("filter INPUT -j ACCEPT"), raw("-A PREROUTING -i eth0 -j CT --zone-orig 7"), Connections{}, nil},
-		{"routed, the port of the server alone", declared(in, out), router, Connections{}, []string{"block one_sided … routed … policy DROP of FORWARD"}},
-		{"routed, both", declared(in, out, "raw PREROUTING -p tcp -m tcp --sport 80 -j CT --notrack", "raw OUTPUT -p tcp -m tcp --dport 80 -j CT --notrack", "filter FORWARD -p tcp -j ACCEPT"), router, Connections{}, nil},
-		{"this host's own address alone", declared(strings.Replace(in, "-p tcp", "-d 10.0.0.1/32 -p tcp", 1), strings.Replace(out, "-p tcp", "-s 10.0.0.1/32 -p tcp", 1)), router, Connections{}, nil},
+		{"a foreign rule", declaring("filter INPUT -j ACCEPT"), raw("-A PREROUTING -p udp -m udp --dport 53 -j NOTRACK"), Connections{}, []string{"warn iptables.ipv4.raw: -A PREROUTING -p udp … declare the traffic"}},
+		{"a foreign rule that the HCL completes", declaring("raw OUTPUT -p udp -m udp --sport 53 -j CT --notrack"), raw("-A PREROUTING -p udp -m udp --dport 53 -j NOTRACK"), Connections{}, nil},
+		{"ours stands ahead of a foreign zone", declaring(in, out), raw("-A OUTPUT -p tcp -m tcp --sport 80 -j CT --zone 3"), Connections{}, nil},
+		{"in a chain of its own", declaring("filter INPUT -j ACCEPT"), raw("-A PREROUTING -p tcp -j user", "-A user -p tcp -j NOTRACK"), Connections{}, []string{"warn … -A user -p tcp -j NOTRACK"}},
+		{"a zone for one way", declaring("filter INPUT -j ACCEPT"), raw("-A PREROUTING -i eth0 -j CT --zone 7"), Connections{}, []string{"warn … -A PREROUTING -i eth0 -j CT --zone 7 … zone"}},
+		{"a zone for both", declaring("filter INPUT -j ACCEPT"), raw("-A PREROUTING -i eth0 -j CT --zone 7", "-A OUTPUT -o eth0 -j CT --zone 7"), Connections{}, nil},
+		{"a zone of one direction is meant so", declaring("filter INPUT -j ACCEPT"), raw("-A PREROUTING -i eth0 -j CT --zone-orig 7"), Connections{}, nil},
+		{"routed, the port of the server alone", declaring(in, out), router, Connections{}, []string{"block one_sided … routed … policy DROP of FORWARD"}},
+		{"routed, both", declaring(in, out, "raw PREROUTING -p tcp -m tcp --sport 80 -j CT --notrack", "raw OUTPUT -p tcp -m tcp --dport 80 -j CT --notrack", "filter FORWARD -p tcp -j ACCEPT"), router, Connections{}, nil},
+		{"this host's own address alone", declaring(strings.Replace(in, "-p tcp", "-d 10.0.0.1/32 -p tcp", 1), strings.Replace(out, "-p tcp", "-s 10.0.0.1/32 -p tcp", 1)), router, Connections{}, nil},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			found, p := symmetryOf(t, tt.d, tt.rules, "", twoNetworks(tt.c))
@@ -183,7 +183,7 @@ func TestOneSidedProperty(t *testing.T) {
 			lines []string
 			want  bool
 		}{{[]string{in, out}, false}, {[]string{in}, true}, {[]string{out}, true}} {
-			found, _ := symmetryOf(t, declared(tt.lines...), world, "", twoNetworks(Connections{}))
+			found, _ := symmetryOf(t, declaring(tt.lines...), world, "", twoNetworks(Connections{}))
 			got := slices.ContainsFunc(found, func(s string) bool { return strings.Contains(s, "this rule takes packets") })
 			if got != tt.want {
 				t.Fatalf("%q: found is %v\n%s\n%s", tt.lines, got, strings.Join(found, "\n"), world)
@@ -202,11 +202,11 @@ func TestHalfTracked(t *testing.T) {
 	const rules = "*filter\n:INPUT DROP\n:OUTPUT DROP\n-A INPUT -p tcp -m tcp --dport 22 -j ACCEPT\n-A OUTPUT -m state --state ESTABLISHED -j ACCEPT\nCOMMIT\n"
 	in, out := "raw PREROUTING -p tcp -j CT --notrack", "raw OUTPUT -p tcp -j CT --notrack"
 	ssh := tracked(t, "tcp 10.0.0.9:5000 10.0.0.1:22")
-	_, p := symmetryOf(t, declared(in), rules, "", twoNetworks(Connections{Flows: []Flow{ssh}}))
+	_, p := symmetryOf(t, declaring(in), rules, "", twoNetworks(Connections{Flows: []Flow{ssh}}))
 	if got := groupsOf(p); !slices.Equal(got, []string{"lost tcp/22 in 1"}) {
 		t.Errorf("one way: %q", got)
 	}
-	d := declared(out)
+	d := declaring(out)
 	_, p = symmetryOf(t, d, strings.Replace(rules, ":OUTPUT DROP", ":OUTPUT ACCEPT", 1), "", twoNetworks(Connections{Flows: []Flow{ssh}}))
 	if got := groupsOf(p); !slices.Equal(got, []string{"kept tcp/22 in 1"}) {
 		t.Errorf("out alone, with stateless rules: %q", got)
@@ -214,7 +214,7 @@ func TestHalfTracked(t *testing.T) {
 	l := testHost(parseLines(t, IPv4, rules))
 	l.Connections = twoNetworks(Connections{Flows: []Flow{ssh}})
 	l.Sysctls["net.netfilter.nf_conntrack_tcp_be_liberal"] = Sysctl{Value: "1"}
-	d = declared(in)
+	d = declaring(in)
 	d.StatefulRules = RefuseStateful
 	if got := groupsOf(Diff(d, l)); !slices.Equal(got, []string{"kept tcp/22 in 1"}) {
 		t.Errorf("liberal: %q", got)

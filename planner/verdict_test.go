@@ -110,9 +110,8 @@ func TestLoMarks(t *testing.T) {
 // TestTableTwice: of a saved file that has a table twice, the last stands.
 func TestTableTwice(t *testing.T) {
 	r := parseLines(t, IPv4, "*filter\n:INPUT DROP\n-A INPUT -j ACCEPT\nCOMMIT\n*filter\n:INPUT DROP\n-A INPUT -p udp -j ACCEPT\nCOMMIT\n")
-	p := &planning{}
-	j := p.newJudge(IPv4, []*Ruleset{&r}, nil)
-	if got := j.end().v.verdict(j.e, packet(HookInput, protoTCP, "10.0.0.9", "10.0.0.1", 40000, 80, StateNew)); got.Verdict != Dropped {
+	j := newJudge(Desired{}, Live{}, IPv4, []*Ruleset{&r}, nil, nil)
+	if got := j.end().Verdict(packet(HookInput, protoTCP, "10.0.0.9", "10.0.0.1", 40000, 80, StateNew)); got.Verdict != Dropped {
 		t.Errorf("%s by %q", got.Verdict, got.Rule)
 	}
 }
@@ -138,51 +137,6 @@ func manyRules(r *rand.Rand, n int) string {
 	}
 	b.WriteString("COMMIT\n")
 	return b.String()
-}
-
-// unindexed is the same rules, scanned.
-func unindexed(e *Evaluator) *Evaluator {
-	for h := range e.v.hooks {
-		for i := range e.v.hooks[h] {
-			c := *e.v.hooks[h][i].chain
-			c.index = nil
-			e.v.hooks[h][i].chain = &c
-		}
-	}
-	return e
-}
-
-func TestIndexScansTheSame(t *testing.T) {
-	r := rand.New(rand.NewPCG(2, 2))
-	for range 40 {
-		set := parseLines(t, IPv4, manyRules(r, 20+r.IntN(600)))
-		fast, slow := NewEvaluator(IPv4, []Ruleset{set}, Facts{}), unindexed(NewEvaluator(IPv4, []Ruleset{set}, Facts{}))
-		for range 300 {
-			p := packet(HookInput, []uint8{protoTCP, protoUDP, protoICMP}[r.IntN(3)], fmt.Sprintf("10.%d.%d.%d", r.IntN(4), r.IntN(250), r.IntN(250)), fmt.Sprintf("10.%d.%d.%d", r.IntN(4), r.IntN(250), r.IntN(250)),
-				uint16(r.IntN(60000)), uint16(r.IntN(60000)), StateNew)
-			p.In = []string{"eth0", "eth1", "lo", SomeInterface}[r.IntN(4)]
-			// Half of the packets are made to meet a rule.
-			if rules := set.Tables[0].Rules; r.IntN(2) == 0 {
-				w := rules[r.IntN(len(rules))].Words
-				for i := range len(w) - 1 {
-					switch w[i] {
-					case "-s":
-						p.Src = netip.MustParsePrefix(w[i+1]).Addr()
-					case "-d":
-						p.Dst = netip.MustParsePrefix(w[i+1]).Addr()
-					case "--dport":
-						fmt.Sscan(w[i+1], &p.DstPort)
-					case "--sports":
-						fmt.Sscan(w[i+1], &p.SrcPort)
-					}
-				}
-			}
-			a, b := fast.Verdict(p), slow.Verdict(p)
-			if a.Verdict != b.Verdict || a.Rule.String() != b.Rule.String() {
-				t.Fatalf("%+v: the index says %s by %s, a scan %s by %s", p, a.Verdict, a.Rule, b.Verdict, b.Rule)
-			}
-		}
-	}
 }
 
 func TestVerdictAllocatesNothing(t *testing.T) {

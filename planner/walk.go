@@ -15,7 +15,7 @@ const maxVisits = 1 << 20
 
 // walk is one packet's way through the tables. It lives on the stack.
 type walk struct {
-	e *Evaluator
+	e *hostFacts
 	p *Packet
 
 	tuple        *Tuple // as the current table sees it
@@ -30,11 +30,11 @@ type walk struct {
 	template         truth // a CT target before has decided how it is tracked
 	sure             bool  // the current rule is surely reached
 	racing           bool  // raw tables of two backends want different things
-	admits           bool  // see version
+	admits           bool  // see Evaluator
 	visits           int
 	decider, doubt   *RuleRef
 	untracks         *RuleRef
-	zone             zone
+	zone             Zone
 	translates       *RuleRef // a nat rule that may change the destination
 }
 
@@ -55,11 +55,7 @@ func (s *walk) look(t *Tuple, in, out string) {
 // Verdict says what becomes of the packet. It allocates nothing, and may be
 // called from several goroutines.
 func (e *Evaluator) Verdict(p *Packet) Decision {
-	return e.v.verdict(e, p)
-}
-
-func (v *version) verdict(e *Evaluator, p *Packet) Decision {
-	s := walk{e: e, p: p, states: StateInvalid, racing: v.racing, admits: v.admits}
+	s := walk{e: e.host, p: p, states: StateInvalid, racing: e.racing, admits: e.admits}
 	tracked := p.State
 	if tracked == 0 {
 		tracked = StateAny
@@ -80,7 +76,7 @@ func (v *version) verdict(e *Evaluator, p *Packet) Decision {
 	// What the host sends to itself was tracked, or not, as it went out.
 	if p.Hook == HookInput && p.In == "lo" {
 		s.look(wire, "", "lo")
-		for _, c := range v.loop {
+		for _, c := range e.loop {
 			s.begin()
 			s.chain(c)
 		}
@@ -88,9 +84,9 @@ func (v *version) verdict(e *Evaluator, p *Packet) Decision {
 		s.template, s.decider, s.doubt = yes, nil, nil
 		s.markBits = 0 // mangle OUTPUT came in between
 	}
-	for i := range v.hooks[p.Hook] {
-		h := &v.hooks[p.Hook][i]
-		if !h.raw && !s.seen {
+	for i := range e.hooks[p.Hook] {
+		h := &e.hooks[p.Hook][i]
+		if !h.untracked && !s.seen {
 			s.track(tracked)
 		}
 		switch h.view {
@@ -142,7 +138,7 @@ func (v *version) verdict(e *Evaluator, p *Packet) Decision {
 func (s *walk) decision(v Verdict, r *RuleRef) Decision {
 	return Decision{
 		Verdict: v, Untracked: s.states == StateUntracked, Rule: r,
-		tracked: s.seen && s.states&StateUntracked == 0, by: s.untracks, zone: s.zone,
+		Tracked: s.seen && s.states&StateUntracked == 0, By: s.untracks, Zone: s.zone,
 	}
 }
 
@@ -239,7 +235,7 @@ func (s *walk) rules(c *compiledChain) outcomes {
 // admit is for who asks whether any of such packets is let through, where a
 // rule may match: what drops some lets others pass, and what accepts so many in
 // a second accepts some.
-func (s *walk) admit(r *compiledRule, leaves outcomes) (truth, outcomes) {
+func (s *walk) admit(r *CompiledRule, leaves outcomes) (truth, outcomes) {
 	switch {
 	case leaves&passes == 0:
 		return maybe, leaves &^ refuses
@@ -251,8 +247,8 @@ func (s *walk) admit(r *compiledRule, leaves outcomes) (truth, outcomes) {
 
 // act carries out a rule's target. It returns how the packet may leave the
 // chain, and whether it may go on behind the rule.
-func (s *walk) act(r *compiledRule) (leaves outcomes, goesOn bool) {
-	switch r.target {
+func (s *walk) act(r *CompiledRule) (leaves outcomes, goesOn bool) {
+	switch r.target.kind {
 	case targetAccept:
 		s.decider = r.ref
 		return passes, false
@@ -291,42 +287,42 @@ func (s *walk) act(r *compiledRule) (leaves outcomes, goesOn bool) {
 			s.states |= StateAny &^ StateUntracked // a template is no connection, and is one to some matches
 		}
 	case targetMark:
-		s.mark, s.markBits = s.setMark(s.mark, s.markBits, r.value, r.mask)
+		s.mark, s.markBits = s.setMark(s.mark, s.markBits, r.target.value, r.target.mask)
 	case targetConnMark:
 		if s.tracked(yes, no) != no {
-			s.cmark, s.cmarkBits = s.setMark(s.cmark, s.cmarkBits, r.value, r.mask)
+			s.cmark, s.cmarkBits = s.setMark(s.cmark, s.cmarkBits, r.target.value, r.target.mask)
 			if s.tracked(yes, no) == maybe {
-				s.cmarkBits &^= r.mask
+				s.cmarkBits &^= r.target.mask
 			}
 		}
 	case targetUnknownMark: // restored from the connection, or by a target that computes it
-		if s.tracked(yes, no) != no || !r.fromConn {
-			s.markBits &^= r.mask
+		if s.tracked(yes, no) != no || !r.target.fromConn {
+			s.markBits &^= r.target.mask
 		}
 	case targetUnknownCMark:
-		s.cmarkBits &^= r.mask
+		s.cmarkBits &^= r.target.mask
 	}
 	return 0, true
 }
 
-// zone is where connection tracking keeps a packet's connection: 0 unless a
+// Zone is where connection tracking keeps a packet's connection: 0 unless a
 // rule says otherwise.
-type zone struct {
-	id     uint32
-	by     *RuleRef
-	unsure bool
+type Zone struct {
+	ID     uint32
+	By     *RuleRef
+	Unsure bool // it may be another
 }
 
 // set is what a CT target makes of it, if it does; only --zone for both ways
 // of a connection counts.
-func (z zone) set(r *compiledRule, does truth) zone {
+func (z Zone) set(r *CompiledRule, does truth) Zone {
 	switch {
-	case r.mask == 0 || does == no:
+	case r.target.mask == 0 || does == no:
 		return z
-	case does == maybe || r.mask != zoneKnown:
-		return zone{unsure: true}
+	case does == maybe || r.target.mask != zoneKnown:
+		return Zone{Unsure: true}
 	}
-	return zone{id: r.value, by: r.ref}
+	return Zone{ID: r.target.value, By: r.ref}
 }
 
 func (s *walk) certainty() truth {
@@ -348,7 +344,7 @@ func (s *walk) rawCertainty() truth {
 
 // notrack takes the packet out of tracking, unless something before it has
 // decided that (net/netfilter/xt_CT.c, xt_ct_target).
-func (s *walk) notrack(r *compiledRule) {
+func (s *walk) notrack(r *CompiledRule) {
 	switch min(s.rawCertainty(), yes-s.template) {
 	case yes:
 		s.states = StateUntracked
@@ -364,7 +360,7 @@ func (s *walk) notrack(r *compiledRule) {
 func (s *walk) setMark(mark, known, value, mask uint32) (uint32, uint32) {
 	after := mark&^mask ^ value
 	knownAfter := known | mask
-	if s.e.twoBackends {
+	if s.e.mixed {
 		knownAfter = known &^ (mask | value) // the other backend's rules may come in between
 	}
 	if !s.sure {

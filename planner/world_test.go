@@ -44,24 +44,24 @@ func parseLines(t testing.TB, f Family, text string) Ruleset {
 // kernel is the tables of one family, on which steps really run.
 type kernel struct {
 	family Family
-	tables []*tableModel
+	tables []*TableModel
 }
 
 func newKernel(r Ruleset) *kernel {
 	k := &kernel{family: r.Family}
 	for i := range r.Tables {
-		k.tables = append(k.tables, newTableModel(r.Tables[i].Name, []*Table{&r.Tables[i]}))
+		k.tables = append(k.tables, NewTableModel(r.Tables[i].Name, []*Table{&r.Tables[i]}))
 	}
 	return k
 }
 
-func (k *kernel) table(name string) *tableModel {
+func (k *kernel) table(name string) *TableModel {
 	for _, m := range k.tables {
-		if m.name == name {
+		if m.Name() == name {
 			return m
 		}
 	}
-	m := newTableModel(name, nil)
+	m := NewTableModel(name, nil)
 	k.tables = append(k.tables, m)
 	return m
 }
@@ -70,7 +70,7 @@ func (k *kernel) run(t testing.TB, s Section) {
 	t.Helper()
 	m := k.table(s.Table)
 	for _, op := range s.Ops {
-		rules := m.rules[op.Chain]
+		rules := m.Rules(op.Chain)
 		switch op.Kind {
 		case InsertRule:
 			if op.Pos < 1 || op.Pos > len(rules)+1 {
@@ -85,14 +85,14 @@ func (k *kernel) run(t testing.TB, s Section) {
 				t.Fatalf("%s %s had %q, the operation says %q", op.Kind, op.Chain, rules, op.Was)
 			}
 			if op.Kind == DropChain {
-				for c, rr := range m.rules {
-					if slices.Contains(rr, jumpText(op.Chain)) {
-						t.Fatalf("%s is dropped while %s jumps to it", op.Chain, c)
+				for _, c := range m.Chains() {
+					if slices.Contains(m.Rules(c.Name), jumpText(op.Chain)) {
+						t.Fatalf("%s is dropped while %s jumps to it", op.Chain, c.Name)
 					}
 				}
 			}
 		}
-		m.apply(op)
+		m.Apply(op)
 	}
 }
 
@@ -101,11 +101,11 @@ func (k *kernel) run(t testing.TB, s Section) {
 func (k *kernel) text() string {
 	var b strings.Builder
 	for _, m := range k.tables {
-		lines := m.lines()
+		lines := m.Lines()
 		if !slices.ContainsFunc(lines, func(l string) bool { return strings.HasPrefix(l, "-A") || !strings.HasSuffix(l, "ACCEPT") }) {
 			continue
 		}
-		b.WriteString("*" + m.name + "\n" + strings.Join(lines, "\n") + "\nCOMMIT\n")
+		b.WriteString("*" + m.Name() + "\n" + strings.Join(lines, "\n") + "\nCOMMIT\n")
 	}
 	return b.String()
 }
@@ -238,14 +238,14 @@ func (k *kernel) accepts(f flow) bool {
 	}
 	v := k.verdict(filter, f.hook, f)
 	if v == "" {
-		i := slices.IndexFunc(filter.chains, func(c ChainDecl) bool { return c.Name == f.hook })
-		v = filter.chains[i].Policy
+		i := slices.IndexFunc(filter.Chains(), func(c ChainDecl) bool { return c.Name == f.hook })
+		v = filter.Chains()[i].Policy
 	}
 	return v == "ACCEPT"
 }
 
-func (k *kernel) verdict(m *tableModel, chain string, f flow) string {
-	for _, text := range m.rules[chain] {
+func (k *kernel) verdict(m *TableModel, chain string, f flow) string {
+	for _, text := range m.Rules(chain) {
 		s := parseSpec(strings.Fields(text))
 		drops := s.target == "DROP" || s.target == "REJECT"
 		hit := true
@@ -276,7 +276,7 @@ func (k *kernel) verdict(m *tableModel, chain string, f flow) string {
 			return s.target
 		case s.target == "RETURN":
 			return ""
-		case m.rules[s.target] != nil:
+		case m.Has(s.target):
 			if v := k.verdict(m, s.target, f); v != "" {
 				return v
 			}

@@ -146,7 +146,7 @@ func overlap(a, b *block, hosts string) *hcl.Diagnostic {
 
 // For returns what the sources declare for a host. A host that no block
 // matches is Unmanaged; two blocks that match one host are an error.
-func (c *Config) For(host string) (planner.Desired, Diagnostics) {
+func (c *Config) For(name string) (planner.Desired, Diagnostics) {
 	var found *block
 	var needed *hcl.Range
 	var diags hcl.Diagnostics
@@ -154,9 +154,9 @@ func (c *Config) For(host string) (planner.Desired, Diagnostics) {
 		switch {
 		case b.hostsUnknown != nil:
 			needed = b.hostsUnknown
-		case !b.matches(host):
+		case !b.matches(name):
 		case found != nil:
-			diags = append(diags, overlap(b, found, fmt.Sprintf("the host %q", host)))
+			diags = append(diags, overlap(b, found, fmt.Sprintf("the host %q", name)))
 		default:
 			found = b
 		}
@@ -168,7 +168,7 @@ func (c *Config) For(host string) (planner.Desired, Diagnostics) {
 		diags = append(diags, &hcl.Diagnostic{
 			Severity: hcl.DiagError,
 			Summary:  "Host facts needed",
-			Detail:   fmt.Sprintf("What this says for %q depends on facts of the host: plan on the host, or from its snapshot.", host),
+			Detail:   fmt.Sprintf("What this says for %q depends on facts of the host: plan on the host, or from its snapshot.", name),
 			Subject:  needed,
 		})
 	}

@@ -204,7 +204,7 @@ func randomWorld(seed uint64) world {
 		return f
 	}
 	rs, _ := fakeRules{start()}.Save(context.Background(), planner.IPv4, planner.NFT)
-	models := map[string]planner.TableModel{"filter": rs.Model("filter"), "raw": rs.Model("raw")}
+	models := map[string]*planner.TableModel{"filter": planner.Model(rs, "filter"), "raw": planner.Model(rs, "raw")}
 	ops := func(table string) planner.Section {
 		m, sec := models[table], planner.Section{Table: table}
 		for range 1 + r.IntN(4) {
@@ -573,7 +573,7 @@ func TestReboot(t *testing.T) {
 		env.Fault = nil
 		old := w.make()
 		// What boot makes: the kernel as new, the files as they were left.
-		f.tables = map[rulesKey]map[string]planner.TableModel{}
+		f.tables = map[rulesKey]map[string]*planner.TableModel{}
 		f.sysctls, f.modules, f.buckets = map[string]string{}, map[string]bool{}, 0
 		f.load(v4, "filter", ":INPUT DROP", "-A INPUT -i boot -j ACCEPT")
 		booted := fmt.Sprint(f.tables[v4])

@@ -17,7 +17,7 @@ import (
 // refuses what they would refuse. Each section, file and value changes as one,
 // and fault is called before and after each.
 type fake struct {
-	tables  map[rulesKey]map[string]planner.TableModel
+	tables  map[rulesKey]map[string]*planner.TableModel
 	files   map[string]planner.File
 	folders map[string]bool
 	sysctls map[string]string
@@ -30,7 +30,7 @@ type fake struct {
 
 func newFake() *fake {
 	return &fake{
-		tables:  map[rulesKey]map[string]planner.TableModel{},
+		tables:  map[rulesKey]map[string]*planner.TableModel{},
 		files:   map[string]planner.File{},
 		folders: map[string]bool{"/etc": true},
 		sysctls: map[string]string{},
@@ -82,10 +82,10 @@ func (f *fake) change(what string, do func() error) error {
 // load gives a table rules, as lines of iptables-save.
 func (f *fake) load(key rulesKey, table string, lines ...string) {
 	if f.tables[key] == nil {
-		f.tables[key] = map[string]planner.TableModel{}
+		f.tables[key] = map[string]*planner.TableModel{}
 	}
 	rs := planner.Ruleset{Tables: []planner.Table{parseLines(table, lines)}}
-	f.tables[key][table] = rs.Model(table)
+	f.tables[key][table] = planner.Model(rs, table)
 }
 
 type fakeRules struct{ *fake }
@@ -126,7 +126,7 @@ func (f fakeRules) Commit(ctx context.Context, family planner.Family, b planner.
 	for _, sec := range sections {
 		err := f.change("section "+sec.Table, func() error {
 			rs, _ := fakeRules{&fake{tables: f.tables}}.Save(ctx, family, b)
-			m := rs.Model(sec.Table)
+			m := planner.Model(rs, sec.Table)
 			for _, op := range sec.Ops {
 				if err := refuse(m, op); err != nil {
 					return err
@@ -134,7 +134,7 @@ func (f fakeRules) Commit(ctx context.Context, family planner.Family, b planner.
 				m.Apply(op)
 			}
 			if f.tables[key] == nil {
-				f.tables[key] = map[string]planner.TableModel{}
+				f.tables[key] = map[string]*planner.TableModel{}
 			}
 			f.tables[key][sec.Table] = m
 			return nil
@@ -147,7 +147,7 @@ func (f fakeRules) Commit(ctx context.Context, family planner.Family, b planner.
 }
 
 // refuse says why iptables-restore would not take an operation.
-func refuse(m planner.TableModel, op planner.RuleOp) error {
+func refuse(m *planner.TableModel, op planner.RuleOp) error {
 	rules := m.Rules(op.Chain)
 	switch {
 	case op.Kind != planner.SetChain && !m.Has(op.Chain):
@@ -212,7 +212,7 @@ func (f fakeRules) Tables(family planner.Family, b planner.Backend) (map[string]
 	return found, nil
 }
 
-func builtinsOf(m planner.TableModel) (names []string) {
+func builtinsOf(m *planner.TableModel) (names []string) {
 	for _, l := range m.Lines() {
 		if name, ok := strings.CutPrefix(l, ":"); ok && !strings.HasSuffix(l, " -") {
 			name, _, _ = strings.Cut(name, " ")

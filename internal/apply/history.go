@@ -342,7 +342,7 @@ func (b *wayBack) rules(group []journal.Step) {
 		}
 		back = append(back, sections...)
 	}
-	if !slices.ContainsFunc(names, func(n string) bool { return digest(models[n]) != digest(live.Model(n)) }) {
+	if !slices.ContainsFunc(names, func(n string) bool { return digest(models[n]) != digest(planner.Model(live, n)) }) {
 		return
 	}
 	step := planner.Step{Rules: &planner.RulesStep{Family: family, Backend: backend, Sections: back}}
@@ -358,9 +358,9 @@ func (b *wayBack) rules(group []journal.Step) {
 	for _, table := range tableNames(back) {
 		c := &planner.RulesChange{
 			M:      planner.Meta{Address: addressOf(group, table), Action: planner.Update, Reasons: []string{b.reason}},
-			Family: family, Backend: backend, Table: table, Before: live.Model(table).Lines(),
+			Family: family, Backend: backend, Table: table, Before: planner.Model(live, table).Lines(),
 		}
-		m := live.Model(table)
+		m := planner.Model(live, table)
 		for _, sec := range back {
 			if sec.Table == table {
 				m.Apply(sec.Ops...)

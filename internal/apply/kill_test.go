@@ -70,7 +70,7 @@ func killed(root string, b planner.Backend, within time.Duration) error {
 		return err
 	}
 	steps := killSteps(b)
-	if live.Model("raw").Has("CTPLAN-OUTPUT") {
+	if planner.Model(live, "raw").Has("CTPLAN-OUTPUT") {
 		v6, err := env.Host.Rules.Save(ctx, planner.IPv6, b)
 		if err != nil {
 			return err

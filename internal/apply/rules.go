@@ -46,7 +46,7 @@ func (h *Host) observeRules(ctx context.Context, s *planner.RulesStep) (journal.
 	for _, name := range tableNames(s.Sections) {
 		t := journal.TableBefore{Name: name}
 		t.Chains, t.Existed = exist[name]
-		m := live.Model(name)
+		m := planner.Model(live, name)
 		t.States = append(t.States, digest(m))
 		for _, sec := range s.Sections {
 			if sec.Table == name {
@@ -124,7 +124,7 @@ func inverse(s *planner.RulesStep, came int) []planner.Section {
 // showsOwn reports whether one of ctplan's chains that the step made stands.
 func showsOwn(live planner.Ruleset, s *planner.RulesStep) bool {
 	return slices.ContainsFunc(s.Sections, func(sec planner.Section) bool {
-		m := live.Model(sec.Table)
+		m := planner.Model(live, sec.Table)
 		return slices.ContainsFunc(sec.Ops, func(op planner.RuleOp) bool {
 			return op.Kind == planner.SetChain && m.Has(op.Chain)
 		})
@@ -139,7 +139,7 @@ func mend(live planner.Ruleset, back []planner.Section) []planner.Section {
 	models := modelsOf(live, tableNames(back))
 	out := models.mend(back)
 	for name, m := range models {
-		if digest(m) != digest(live.Model(name)) {
+		if digest(m) != digest(planner.Model(live, name)) {
 			return out
 		}
 	}
@@ -147,12 +147,12 @@ func mend(live planner.Ruleset, back []planner.Section) []planner.Section {
 }
 
 // tableModels are tables by name.
-type tableModels map[string]planner.TableModel
+type tableModels map[string]*planner.TableModel
 
 func modelsOf(live planner.Ruleset, names []string) tableModels {
 	models := tableModels{}
 	for _, name := range names {
-		models[name] = live.Model(name)
+		models[name] = planner.Model(live, name)
 	}
 	return models
 }
@@ -202,7 +202,7 @@ func (models tableModels) stand(before journal.Before, came int) bool {
 
 // mendOp fits one operation to the table as it stands; needed is false where
 // its result stands already. An insertion is the nth of equal ones.
-func mendOp(m planner.TableModel, op planner.RuleOp, nth int) (_ planner.RuleOp, needed bool) {
+func mendOp(m *planner.TableModel, op planner.RuleOp, nth int) (_ planner.RuleOp, needed bool) {
 	rules := m.Rules(op.Chain)
 	switch op.Kind {
 	case planner.SetChain:
@@ -238,7 +238,7 @@ func tableNames(sections []planner.Section) []string {
 }
 
 // digest names the state of a table.
-func digest(m planner.TableModel) string {
+func digest(m *planner.TableModel) string {
 	sum := sha256.Sum256([]byte(m.Canonical()))
 	return hex.EncodeToString(sum[:16])
 }

@@ -27,7 +27,7 @@ func (h *Host) observeService(ctx context.Context, s *planner.ServiceStep) (jour
 		return journal.Before{}, err
 	}
 	for _, r := range rulesets {
-		before.Rules = append(before.Rules, journal.RulesBefore{Family: r.Family, Backend: r.Backend, Tables: r.Lines()})
+		before.Rules = append(before.Rules, journal.RulesBefore{Family: r.Family, Backend: r.Backend, Tables: planner.Lines(r)})
 	}
 	return before, nil
 }
@@ -70,7 +70,7 @@ func (h *Host) restart(ctx context.Context, s *planner.ServiceStep) error {
 		return err
 	}
 	for i := range was {
-		if table := differing(was[i].Lines(), now[i]); table != "" {
+		if table := differing(planner.Lines(was[i]), now[i]); table != "" {
 			return fmt.Errorf("after the restart the %s rules of table %s are not what they were", was[i].Family, table)
 		}
 	}
@@ -109,7 +109,7 @@ func (h *Host) loadAgain(ctx context.Context, size int64) error {
 func differing(was []planner.TableLines, now planner.Ruleset) string {
 	for _, t := range tablesOfBoth(was, now) {
 		before := planner.Ruleset{Tables: []planner.Table{tableOf(t)}}
-		if digest(before.Model(t.Name)) != digest(now.Model(t.Name)) {
+		if digest(planner.Model(before, t.Name)) != digest(planner.Model(now, t.Name)) {
 			return t.Name
 		}
 	}
@@ -120,14 +120,14 @@ func differing(was []planner.TableLines, now planner.Ruleset) string {
 // since.
 func tablesOfBoth(was []planner.TableLines, now planner.Ruleset) []planner.TableLines {
 	out := append([]planner.TableLines{}, was...)
-	for _, t := range now.Lines() {
+	for _, t := range planner.Lines(now) {
 		known := false
 		for _, w := range was {
 			known = known || w.Name == t.Name
 		}
 		if !known {
 			empty := planner.Ruleset{}
-			out = append(out, planner.TableLines{Name: t.Name, Lines: empty.Model(t.Name).Lines()})
+			out = append(out, planner.TableLines{Name: t.Name, Lines: planner.Model(empty, t.Name).Lines()})
 		}
 	}
 	return out

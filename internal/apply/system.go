@@ -183,8 +183,8 @@ func (k systemKernel) Hashsize() (int64, error) {
 func (k systemKernel) SetHashsize(buckets int64) error { return kmod.SetHashsize(k.root, buckets) }
 
 func (k systemKernel) Loaded(module string) (bool, error) {
-	modules, err := kmod.ReadModules(k.root)
-	return slices.ContainsFunc(modules, func(m planner.Module) bool { return m.Name == module }), err
+	loaded, err := kmod.ReadModules(k.root)
+	return slices.ContainsFunc(loaded, func(m planner.Module) bool { return m.Name == module }), err
 }
 
 func (k systemKernel) Load(ctx context.Context, module string) error {
@@ -197,12 +197,12 @@ const settling = time.Second
 
 func (k systemKernel) UnloadUnused(ctx context.Context) error {
 	for deadline := time.Now().Add(settling); ; time.Sleep(settling / 10) {
-		modules, err := kmod.ReadModules(k.root)
+		loaded, err := kmod.ReadModules(k.root)
 		if err != nil {
 			return err
 		}
 		used := false
-		for _, m := range modules { // what was loaded last, and so stands on the others, first
+		for _, m := range loaded { // what was loaded last, and so stands on the others, first
 			if !planner.IsConntrackModule(m.Name) {
 				continue
 			}

@@ -88,16 +88,16 @@ func (s *Snapshot) Facts() []Fact {
 
 // conntrackModules are connection tracking and what uses it, directly or not.
 // No other module matters to a plan, and merely reading rules can load some.
-func conntrackModules(modules []planner.Module) map[string]bool {
+func conntrackModules(loaded []planner.Module) map[string]bool {
 	tracks := map[string]bool{}
-	for _, m := range modules {
+	for _, m := range loaded {
 		if planner.IsConntrackModule(m.Name) {
 			tracks[m.Name] = true
 		}
 	}
 	for before := -1; before < len(tracks); {
 		before = len(tracks)
-		for _, m := range modules {
+		for _, m := range loaded {
 			if tracks[m.Name] {
 				for _, user := range m.By {
 					tracks[user] = true

@@ -67,10 +67,10 @@ func Summary(p planner.Plan, v Verb) string {
 		if p.Mode == planner.Unmanaged {
 			return none + "no conntrack block matches " + host
 		}
-		return none + host + " is as " + declared(p) + " declares"
+		return none + host + " is as " + declarer(p) + " declares"
 	}
 	if v == Drift {
-		return "drift: " + differ(len(p.Changes)) + " from what " + declared(p) + " declares"
+		return "drift: " + differ(len(p.Changes)) + " from what " + declarer(p) + " declares"
 	}
 	t := tally(p)
 	words := [4]string{"to create", "to update", "to delete", "to run"}
@@ -124,7 +124,7 @@ func tally(p planner.Plan) totals {
 }
 
 // declared names what the host was compared with.
-func declared(p planner.Plan) string {
+func declarer(p planner.Plan) string {
 	if p.Source.File != "" {
 		return Clean(p.Source.String())
 	}

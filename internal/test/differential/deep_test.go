@@ -101,7 +101,7 @@ func TestFiveThousandRules(t *testing.T) {
 				printed, n := "", 0
 				for _, table := range set.Tables {
 					n += len(table.Rules)
-					printed += "*" + table.Name + "\n" + strings.Join(set.Model(table.Name).Lines(), "\n") + "\nCOMMIT\n"
+					printed += "*" + table.Name + "\n" + strings.Join(planner.Model(set, table.Name).Lines(), "\n") + "\nCOMMIT\n"
 				}
 				if n < rules {
 					t.Fatalf("%d rules parsed", n)

@@ -254,16 +254,16 @@ func (l *lab) random(f planner.Family) (p planner.Packet, pad []byte) {
 	p.Hook = planner.Hook(l.r.IntN(3))
 	fromNear := l.r.IntN(2) == 0
 	i := l.r.IntN(peers)
-	a, b, host := near(f, i), far(f, l.r.IntN(peers)), hostIn[f]
+	a, b, own := near(f, i), far(f, l.r.IntN(peers)), hostIn[f]
 	if !fromNear {
-		a, b, host = b, a, hostOut[f]
+		a, b, own = b, a, hostOut[f]
 	}
 	p.Tuple = planner.Tuple{Src: a, Dst: b, SrcPort: l.port(), DstPort: uint16(servicePorts[l.r.IntN(len(servicePorts))] + l.r.IntN(2))}
 	switch p.Hook {
 	case planner.HookInput:
-		p.Dst = host
+		p.Dst = own
 	case planner.HookOutput:
-		p.Src, p.Dst = host, a
+		p.Src, p.Dst = own, a
 	}
 	l.sides(&p, fromNear)
 	p.State = planner.StateNew

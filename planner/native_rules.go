@@ -1,0 +1,78 @@
+package planner
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// NativeState warns of rules on connection state in native nftables, which
+// see packets that are tracked no longer, and which ctplan does not evaluate.
+func NativeState(d Desired, l Live) Findings {
+	p := NewReport(d)
+	for _, t := range l.NFT {
+		var named []string
+		for _, i := range t.Items {
+			if i.Kind == "rule" {
+				named = append(named, describeItem(t, i))
+			}
+		}
+		if len(named) == 0 {
+			continue
+		}
+		if n := len(named) - MaxNamed; n > 0 {
+			named = append(named[:MaxNamed], plural(n, "more", "more"))
+		}
+		p.Warn("nftables."+t.Family+"."+t.Name, "what is no longer tracked has no state and is not translated, and ctplan does not judge native nftables; see to it that the traffic still passes these: "+
+			strings.Join(named, "; "), d.Source)
+	}
+	return p.Findings
+}
+
+// NativeChains says that chains of native nftables filter too, where the plan
+// changes rules: what becomes of connections is judged without them.
+func NativeChains(l Live) Findings {
+	var p Report
+	var named []string
+	for _, t := range l.NFT {
+		if t.Family == "arp" {
+			continue
+		}
+		for _, c := range t.Chains {
+			if c.Policy == "drop" || t.Drops {
+				named = append(named, fmt.Sprintf("%s %s %s (%s, policy %s)", t.Family, t.Name, c.Name, c.Hook, orDefault(c.Policy, "accept")))
+			}
+		}
+	}
+	if len(named) == 0 {
+		return p.Findings
+	}
+	slices.Sort(named)
+	if n := len(named) - MaxNamed; n > 0 {
+		named = append(named[:MaxNamed], plural(n, "more chain", "more chains"))
+	}
+	p.Warn("", "native nftables can drop packets too, and what becomes of connections is judged without it: "+strings.Join(named, ", "), Pos{})
+	return p.Findings
+}
+
+// incompatible sees to the tables that iptables cannot show. Rules cannot be
+// put into one whose other rules are not known.
+func (p *stageRules) incompatible(r *Ruleset) {
+	for _, table := range r.Incompatible {
+		native := "nft -a list table ip " + shellWords(table)
+		if r.Family == IPv6 {
+			native = "nft -a list table ip6 " + shellWords(table)
+		}
+		address := TableAddress(r, table)
+		const why = "iptables cannot show this table, because nft has put there what it has no words for"
+		ours := r.Primary && slices.ContainsFunc(p.d.ChainsOf(r.Family), func(c Chain) bool { return c.Table == table })
+		if !ours {
+			p.Warn(address, why, Pos{}, native)
+			continue
+		}
+		p.Block(Block{
+			Risk: RiskUnshownRules, Address: address, Where: fmt.Sprintf("the %s table %s", r.Family, table), Why: why + ", so rules cannot be planned for it",
+			Remedy: "delete those rules, or move them into a table of nftables' own", Source: p.d.Source, Commands: []string{native},
+		})
+	}
+}

@@ -1,0 +1,160 @@
+package planner
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// nftModules says which module stands behind a part of nftables that needs
+// connection tracking (MODULE_ALIAS_NFT_EXPR and the like in net/netfilter).
+var nftModules = map[string]string{
+	"ct": "nft_ct", "notrack": "nft_ct", "ct helper": "nft_ct", "ct timeout": "nft_ct", "ct expectation": "nft_ct",
+	"nat": "nft_nat", "masq": "nft_masq", "redir": "nft_redir", "chain nat": "nft_chain_nat",
+	"connlimit": "nft_connlimit", "flow_offload": "nft_flow_offload", "flowtable": "nf_flow_table", "synproxy": "nft_synproxy",
+
+	"match conntrack": "xt_conntrack", "match state": "xt_conntrack", "match connbytes": "xt_connbytes",
+	"match connlimit": "xt_connlimit", "match connmark": "xt_connmark", "match connlabel": "xt_connlabel",
+	"match helper": "xt_helper", "match cluster": "xt_cluster",
+	"target CT": "xt_CT", "target NOTRACK": "xt_CT", "target CONNMARK": "xt_connmark", "target CONNSECMARK": "xt_CONNSECMARK",
+	"target SYNPROXY": "xt_SYNPROXY", "target SNAT": "xt_nat", "target DNAT": "xt_nat", "target MASQUERADE": "xt_MASQUERADE",
+	"target REDIRECT": "xt_REDIRECT", "target NETMAP": "xt_NETMAP",
+}
+
+// NFTModule is the module that a part of nftables (see NFTItem.Uses) keeps
+// loaded, and connection tracking with it; "" when it needs none.
+func NFTModule(use string) string { return nftModules[use] }
+
+// modules are those that the thing keeps loaded, and connection tracking with
+// them.
+func itemModules(i NFTItem) []string {
+	var out []string
+	for _, u := range i.Uses {
+		if m := NFTModule(u); m != "" && !slices.Contains(out, m) {
+			out = append(out, m)
+		}
+	}
+	if i.Kind == "ct helper" {
+		switch i.Text {
+		case "":
+		case "RAS", "Q.931":
+			out = append(out, "nf_conntrack_h323")
+		default:
+			out = append(out, "nf_conntrack_"+strings.ReplaceAll(i.Text, "-", "_"))
+		}
+	}
+	return out
+}
+
+// describe names the thing as nft does, and what it says.
+func describeItem(t NFTTable, i NFTItem) string {
+	switch i.Kind {
+	case "rule":
+		return fmt.Sprintf("rule %s %s %s handle %d: %s", t.Family, nftName(t.Name), nftName(i.Chain), i.Handle, i.Text)
+	case "chain":
+		return fmt.Sprintf("chain %s %s %s, of type nat", t.Family, nftName(t.Name), nftName(i.Name))
+	}
+	return fmt.Sprintf("%s %s %s %s", i.Kind, t.Family, nftName(t.Name), nftName(i.Name))
+}
+
+// deletion are the commands that take the thing away. Names that nft's
+// language has no way to write give none, so that nothing of a name is ever
+// more than a name.
+func deletionOf(t NFTTable, i NFTItem, enter string) []string {
+	for _, name := range []string{t.Name, i.Chain + i.Name} {
+		if !isNFTName(name) {
+			return nil
+		}
+	}
+	switch i.Kind {
+	case "rule":
+		return []string{fmt.Sprintf("%snft delete rule %s %s %s handle %d", enter, t.Family, t.Name, i.Chain, i.Handle)}
+	case "chain":
+		return []string{
+			fmt.Sprintf("%snft flush chain %s %s %s", enter, t.Family, t.Name, i.Name),
+			fmt.Sprintf("%snft delete chain %s %s %s", enter, t.Family, t.Name, i.Name),
+		}
+	}
+	return []string{fmt.Sprintf("%snft delete %s %s %s %s", enter, i.Kind, t.Family, t.Name, i.Name)}
+}
+
+// isXtables reports whether the table is the nat table of iptables-nft.
+func isXtables(t NFTTable) bool { return t.Name == "nat" && (t.Family == "ip" || t.Family == "ip6") }
+
+// nftName sets a name that nft's language cannot write apart from the words
+// around it.
+func nftName(s string) string {
+	if isNFTName(s) {
+		return s
+	}
+	return strconv.Quote(s)
+}
+
+// isNFTName holds for what nft(8) reads as an identifier, which is also what
+// no shell reads as anything else.
+func isNFTName(s string) bool {
+	const letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_"
+	return s != "" && strings.IndexByte(letters, s[0]) >= 0 && strings.Trim(s, letters+"0123456789-./") == ""
+}
+
+// madeNFT names who makes such a table or rule.
+func madeNFT(t NFTTable, i NFTItem) string {
+	if who := makerOf(i.Chain, i.Name); who != "" {
+		return who
+	}
+	switch t.Name {
+	case "firewalld", "kube-proxy", "incus", "lxd", "lxc", "fail2ban", "crowdsec", "calico":
+		return t.Name
+	case "docker-bridges":
+		return "docker"
+	case "netavark":
+		return "podman"
+	case "libvirt_network":
+		return "libvirt"
+	}
+	return ""
+}
+
+func rank(i NFTItem) int {
+	switch i.Kind {
+	case "rule":
+		return 0
+	case "chain":
+		return 2
+	}
+	return 1
+}
+
+// label names a namespace in addresses.
+func labelOfNamespace(n Namespace) string {
+	if name, ok := strings.CutPrefix(n.Path, "/run/netns/"); ok {
+		return name
+	}
+	return fmt.Sprint(n.Inode)
+}
+
+// describe names a namespace, and gives the beginning of the commands that run
+// in it.
+func describeNamespace(n Namespace) (name, enter string) {
+	name = fmt.Sprintf("network namespace %s", labelOfNamespace(n))
+	if n.PID != 0 {
+		name += fmt.Sprintf(" (process %d, %s)", n.PID, n.Command)
+	}
+	if short, ok := strings.CutPrefix(n.Path, "/run/netns/"); ok {
+		return name, "ip netns exec " + shellWords(short) + " "
+	}
+	if n.Path != "" {
+		return name, "nsenter --net=" + shellWords(n.Path) + " "
+	}
+	return name, fmt.Sprintf("nsenter --net=/proc/%d/ns/net ", n.PID)
+}
+
+// ruleModules are those whose only users besides modules are rules.
+var ruleModules = func() map[string]bool {
+	list := map[string]bool{}
+	for _, m := range nftModules {
+		list[m] = m != "nft_chain_nat" && m != "nf_flow_table"
+	}
+	return list
+}()

@@ -1,0 +1,50 @@
+package planner
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// Leftovers says what is left of ctplan's rules on a host that no block
+// matches, and how to take it away.
+func Leftovers(l Live) Findings {
+	var p Report
+	for i := range l.Rulesets {
+		r := &l.Rulesets[i]
+		if commands := removalCommands(r); commands != nil {
+			p.Warn("iptables."+string(r.Family), "ctplan's chains still stand here; to take them away:", Pos{}, commands...)
+		}
+	}
+	for i := range l.SavedRules {
+		r := &l.SavedRules[i]
+		if removalCommands(r) != nil {
+			p.Warn("file."+r.File.Path, "ctplan's chains stand in this file too; to take them away:", Pos{}, "sed -i '/"+OwnPrefix+"/d' '"+strings.ReplaceAll(r.File.Path, "'", `'\''`)+"'")
+		}
+	}
+	return p.Findings
+}
+
+// removalCommands are the shell commands that take our chains out of a
+// ruleset, jumps first; nil when it has none. Chain names are checked to be ours, so that
+// no live string becomes part of a command.
+func removalCommands(r *Ruleset) []string {
+	var jumps, chains []string
+	for i := range r.Tables {
+		t := &r.Tables[i]
+		run := toolName(r.Family, r.Backend, r.Primary) + " -t " + t.Name
+		for _, d := range t.Chains {
+			hook, ok := strings.CutPrefix(d.Name, OwnPrefix)
+			if !ok || !slices.Contains(builtins[t.Name], hook) {
+				continue
+			}
+			for j := range t.Rules {
+				if t.Rules[j].Chain == hook && ownTarget(t.Rules[j].Words) == d.Name {
+					jumps = append(jumps, fmt.Sprintf("%s -D %s -j %s", run, hook, d.Name))
+				}
+			}
+			chains = append(chains, run+" -F "+d.Name, run+" -X "+d.Name)
+		}
+	}
+	return append(jumps, chains...)
+}
