@@ -8,7 +8,7 @@ CUTS ?=
 # Further arguments for go test: make test ARGS='-run TestCure -v'
 ARGS ?=
 
-.PHONY: help build demo test vm-test lint bench fuzz clean
+.PHONY: help build man demo test vm-test lint bench fuzz clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -16,13 +16,16 @@ help: ## list these targets
 build: ## bin/ctplan
 	CGO_ENABLED=0 go build -o bin/ctplan ./cmd/ctplan
 
+man: ## build/man: the manual pages of all commands
+	go run ./cmd/ctplan man build/man
+
 demo: ## the main job, for real, in a throw-away network and mount namespace (root)
 	@scripts/setup
 	@CGO_ENABLED=0 go build -o bin/ctplan ./cmd/ctplan
 	@scripts/demo bin/ctplan
 
 test: ## all tests; as root they change real rules, in namespaces; then vm-test
-	@scripts/setup
+	@scripts/setup cron:cron rpm:rpm rpmbuild:rpm sudo:sudo strace:strace logger:bsdutils
 	go test -timeout 20m $(ARGS) $$(go list ./... | grep -v /internal/test/vmtest$$)
 	@$(MAKE) --no-print-directory vm-test
 
