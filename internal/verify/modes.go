@@ -137,10 +137,10 @@ func (c *checker) bootRules() {
 		}
 	}
 	var evidence []string
-	boot := boot.Foresee(c.in.Live)
-	for _, r := range boot.Rules {
+	next := boot.Foresee(c.in.Live)
+	for _, r := range next.Rules {
 		needed := slices.ContainsFunc(c.in.Desired.Chains, func(ch declared.Chain) bool { return ch.Family == r.Family })
-		restored := slices.ContainsFunc(boot.Rules, func(o boot.Rules) bool {
+		restored := slices.ContainsFunc(next.Rules, func(o boot.Rules) bool {
 			return o.Family == r.Family && o.State == boot.RulesRestored
 		})
 		where := cmp.Or(r.File, "no file of "+string(r.Family))
@@ -163,17 +163,17 @@ func (c *checker) bootRules() {
 // tuned is whether the sizes are in force, now and at the next boot.
 func (c *checker) tuned() {
 	d, live := c.in.Desired, c.in.Live
-	boot := boot.Foresee(live)
-	c.size("max", d.Max.Value, live.Conntrack.Max, "entries", boot.Max)
-	c.size("buckets", sizes.RoundBuckets(d.Hashsize.Value, live.Host.PageSize, live.Host.PointerSize), live.Conntrack.Hashsize, "buckets", boot.Hashsize)
+	next := boot.Foresee(live)
+	c.size("max", d.Max.Value, live.Conntrack.Max, "entries", next.Max)
+	c.size("buckets", sizes.RoundBuckets(d.Hashsize.Value, live.Host.PageSize, live.Host.PointerSize), live.Conntrack.Hashsize, "buckets", next.Hashsize)
 	for _, t := range d.Timeouts {
-		c.timeout(t, boot)
+		c.timeout(t, next)
 	}
 	c.bootRules()
 	c.room()
 }
 
-func (c *checker) size(name string, want, have int64, unit string, boot *boot.Value) {
+func (c *checker) size(name string, want, have int64, unit string, next *boot.Value) {
 	what := fmt.Sprintf("the table has %s %s", number(want), unit)
 	if name == "max" {
 		what = fmt.Sprintf("the table takes %s %s", number(want), unit)
@@ -186,7 +186,7 @@ func (c *checker) size(name string, want, have int64, unit string, boot *boot.Va
 	default:
 		c.add("tuned."+name, Pass, what, "")
 	}
-	c.bootValue("tuned.boot."+name, fmt.Sprintf("the next boot ends with %s %s", number(want), unit), want, boot)
+	c.bootValue("tuned.boot."+name, fmt.Sprintf("the next boot ends with %s %s", number(want), unit), want, next)
 }
 
 func (c *checker) bootValue(name, what string, want int64, v *boot.Value) {
@@ -204,7 +204,7 @@ func (c *checker) bootValue(name, what string, want int64, v *boot.Value) {
 	}
 }
 
-func (c *checker) timeout(t declared.Timeout, boot boot.Forecast) {
+func (c *checker) timeout(t declared.Timeout, next boot.Forecast) {
 	key := declared.TimeoutKeys[t.Name]
 	name, what := "tuned."+t.Name, fmt.Sprintf("%s is %s s", t.Name, number(t.Seconds))
 	v, ok := c.in.Live.Sysctls[key]
@@ -214,8 +214,8 @@ func (c *checker) timeout(t declared.Timeout, boot boot.Forecast) {
 	}
 	c.passes(v.Value == strconv.FormatInt(t.Seconds, 10), name, what, fmt.Sprintf("%s = %s", key, v.Value))
 	var at *boot.Value
-	if i := slices.IndexFunc(boot.Sysctls, func(s boot.Value) bool { return s.Key == key }); i >= 0 {
-		at = &boot.Sysctls[i]
+	if i := slices.IndexFunc(next.Sysctls, func(s boot.Value) bool { return s.Key == key }); i >= 0 {
+		at = &next.Sysctls[i]
 	}
 	c.bootValue("tuned.boot."+t.Name, "the next boot sets "+key+" to "+number(t.Seconds), t.Seconds, at)
 }

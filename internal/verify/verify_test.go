@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/ctplan/ctplan/internal/census"
+	"github.com/ctplan/ctplan/planner/change"
 	"github.com/ctplan/ctplan/planner/declared"
 	"github.com/ctplan/ctplan/planner/host"
 	"github.com/ctplan/ctplan/providers/flows"
@@ -18,8 +19,8 @@ import (
 )
 
 var (
-	boot   = time.Date(2027, 1, 1, 0, 0, 0, 0, time.UTC)
-	change = boot.Add(24 * time.Hour)
+	booted  = time.Date(2027, 1, 1, 0, 0, 0, 0, time.UTC)
+	changed = booted.Add(24 * time.Hour)
 )
 
 // of returns what the check came to, and its words.
@@ -41,7 +42,7 @@ func names(checks []Check) (out []string) {
 
 // silent is a log without a gap in which nothing is said.
 func silent() *kernlog.Full {
-	return &kernlog.Full{Reach: boot, Sources: []kernlog.Source{{Name: "/dev/kmsg", From: boot, To: change.Add(time.Hour)}, {Name: "journal", Unread: "there is no journalctl", Absent: true}}}
+	return &kernlog.Full{Reach: booted, Sources: []kernlog.Source{{Name: "/dev/kmsg", From: booted, To: changed.Add(time.Hour)}, {Name: "journal", Unread: "there is no journalctl", Absent: true}}}
 }
 
 func stats(drop, chain uint64) *flows.Stats {
@@ -62,8 +63,8 @@ func healthy(mode declared.Mode) Input {
 			Boot:      &host.Boot{Init: host.InitSystemd, Services: []string{"netfilter-persistent"}},
 			Sysctls:   map[string]host.Sysctl{},
 		},
-		Change: Change{ID: 7, Time: change},
-		Boot:   boot,
+		Change: Change{ID: 7, Time: changed},
+		Boot:   booted,
 		Log:    silent(),
 	}
 	if mode == declared.Disabled {
@@ -213,15 +214,15 @@ func TestChecks(t *testing.T) {
 		{declared.Tuned, "tuned.room", Skip, "was not raised", "", func(in *Input) { in.Change.OldMax = "600000" }},
 		{declared.Tuned, "tuned.room", Skip, "not known", "", func(in *Input) { in.Change.OldMax = "" }},
 
-		{declared.Tuned, "table_full", Fail, "3 messages are there", "", func(in *Input) { in.Log.Messages, in.Log.First, in.Log.Last = 3, change, change }},
-		{declared.Tuned, "table_full", Skip, "reach back to", "", func(in *Input) { in.Log.Reach = change.Add(time.Hour) }},
+		{declared.Tuned, "table_full", Fail, "3 messages are there", "", func(in *Input) { in.Log.Messages, in.Log.First, in.Log.Last = 3, changed, changed }},
+		{declared.Tuned, "table_full", Skip, "reach back to", "", func(in *Input) { in.Log.Reach = changed.Add(time.Hour) }},
 		{declared.Tuned, "table_full", Skip, "no log that reaches until now", "", func(in *Input) { in.Log.Reach = time.Time{} }},
 		{declared.Tuned, "table_full", Skip, "no log was read", "", func(in *Input) { in.Log = nil }},
 		{declared.Tuned, "table_full", Pass, "other network namespaces", "", func(in *Input) { in.Log.Elsewhere = 3 }},
 
 		{declared.Tuned, "drop", Skip, "5 since boot, before the change or after", "", func(in *Input) { in.Stats = stats(5, 0) }},
 		{declared.Tuned, "drop", Fail, "5 since boot", "", func(in *Input) { in.Stats, in.Change.Time = stats(5, 0), time.Time{} }},
-		{declared.Tuned, "drop", Fail, "5 since boot", "table_full", func(in *Input) { in.Stats, in.Change.Time = stats(5, 0), boot.Add(-time.Hour) }},
+		{declared.Tuned, "drop", Fail, "5 since boot", "table_full", func(in *Input) { in.Stats, in.Change.Time = stats(5, 0), booted.Add(-time.Hour) }},
 		{declared.Tuned, "drop", Pass, "0 in 10 s, 5 since boot", "", func(in *Input) { in.Stats, in.Before, in.Watched = stats(5, 0), stats(5, 0), 10*time.Second }},
 		{declared.Tuned, "drop", Fail, "2 in 10 s, 5 since boot", "", func(in *Input) { in.Stats, in.Before, in.Watched = stats(5, 0), stats(3, 0), 10*time.Second }},
 		{declared.Tuned, "chaintoolong", Skip, "does not count", "", func(in *Input) {
