@@ -22,13 +22,14 @@ var docHosts = map[string]func(t *testing.T, name string) *host{
 	"ftp-1":       ftpHost,
 	"nat-1":       gateway,
 	"node-1":      kubernetesNode,
+	"node-2":      gateway,
 	"ufw-1":       ufwHost,
 	"firewalld-1": firewalldHost,
 	"firewalld-2": firewalldHost,
 }
 
 // machines are the hosts of docHosts that set what the machine has once.
-var machines = []string{"nat-1"}
+var machines = []string{"nat-1", "node-2"}
 
 // connectPeer gives the host an interface and addresses, and a neighbour: the
 // network namespace "peer".
