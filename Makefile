@@ -12,13 +12,16 @@ ACTIONLINT = github.com/rhysd/actionlint/cmd/actionlint@v1.7.12
 # Further arguments for go test: make test ARGS='-run TestCure -v'
 ARGS ?=
 
-.PHONY: help build demo test ns-test vm-test lint bench fuzz clean
+.PHONY: help build man demo test ns-test vm-test lint bench fuzz clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## bin/ctplan
 	CGO_ENABLED=0 go build -o bin/ctplan ./cmd/ctplan
+
+man: ## build/man: the manual pages of all commands
+	go run ./cmd/ctplan man build/man
 
 demo: ## the main job, for real, in a throw-away network and mount namespace (root)
 	@scripts/setup
@@ -29,7 +32,7 @@ test: ns-test ## all tests: ns-test, then vm-test
 	@$(MAKE) --no-print-directory vm-test
 
 ns-test: ## all tests on this machine; as root they change real rules, in namespaces
-	@scripts/setup
+	@scripts/setup cron:cron rpm:rpm rpmbuild:rpm sudo:sudo strace:strace logger:bsdutils
 	go test -timeout 20m $(ARGS) $$(go list ./... | grep -v /internal/test/vmtest$$)
 
 vm-test: ## whole machines in QEMU without KVM: modules, boots, CUTS power cuts (20)

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/ctplan/ctplan/internal/journal"
 	"github.com/ctplan/ctplan/planner"
@@ -26,6 +27,16 @@ func History(dir string) ([]journal.Transaction, error) {
 		return nil, err
 	}
 	return store.All()
+}
+
+// LastChange returns when a transaction last ended with its new state staying,
+// among those that are still known; the zero Time when there is none.
+func LastChange(dir string) (time.Time, error) {
+	store, err := journal.View(dir)
+	if err != nil {
+		return time.Time{}, err
+	}
+	return store.LastCommit()
 }
 
 // Back plans the way back to before transaction id, and so takes back every

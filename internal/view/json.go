@@ -24,7 +24,7 @@ func JSON(w io.Writer, p planner.Plan, o Options) error {
 	return EncodeJSON(w, planObject{
 		FormatVersion: planner.FormatVersion,
 		Command:       command(o.Verb),
-		planJSON:      newPlanJSON(p, o.Verb),
+		planJSON:      newPlanJSON(p, o),
 	})
 }
 
@@ -37,7 +37,7 @@ func FleetJSON(w io.Writer, plans []planner.Plan, o Options) error {
 		Summary:       FleetSummary(plans),
 	}
 	for _, p := range plans {
-		f.Plans = append(f.Plans, newPlanJSON(p, o.Verb))
+		f.Plans = append(f.Plans, newPlanJSON(p, o))
 	}
 	return EncodeJSON(w, f)
 }
@@ -156,6 +156,7 @@ type changeJSON struct {
 	Reasons  []string       `json:"reasons"`
 	Sources  []declared.Pos `json:"sources"`
 	Disrupts string         `json:"disrupts,omitempty"`
+	Causes   []causeJSON    `json:"causes,omitempty"`
 
 	Rules    *rulesJSON           `json:"rules,omitempty"`
 	File     *fileJSON            `json:"file,omitempty"`
@@ -202,7 +203,7 @@ type serviceJSON struct {
 	KeepsRules bool       `json:"keeps_rules"`
 }
 
-func newPlanJSON(p planner.Plan, v Verb) planJSON {
+func newPlanJSON(p planner.Plan, o Options) planJSON {
 	t := tally(p)
 	j := planJSON{
 		Host:     hostJSON{p.Host.Name, p.Host.Kernel},
@@ -215,7 +216,7 @@ func newPlanJSON(p planner.Plan, v Verb) planJSON {
 		Impact:   p.Impact,
 		Forecast: p.Forecast,
 		Summary: summaryJSON{
-			Text: Summary(p, v), Blocked: p.Blocked(), Empty: p.Empty(),
+			Text: Summary(p, o.Verb), Blocked: p.Blocked(), Empty: p.Empty(),
 			Create: t.Create, Update: t.Update, Delete: t.Delete, Run: t.Run,
 		},
 	}
@@ -223,7 +224,7 @@ func newPlanJSON(p planner.Plan, v Verb) planJSON {
 		j.Mode = "unmanaged"
 	}
 	for _, c := range p.Changes {
-		j.Changes = append(j.Changes, newChangeJSON(c))
+		j.Changes = append(j.Changes, newChangeJSON(c, o))
 	}
 	for _, b := range p.Blocks {
 		j.Blocks = append(j.Blocks, blockJSON{
@@ -237,7 +238,7 @@ func newPlanJSON(p planner.Plan, v Verb) planJSON {
 	return j
 }
 
-func newChangeJSON(c change.Change) changeJSON {
+func newChangeJSON(c change.Change, o Options) changeJSON {
 	m := c.Meta()
 	j := changeJSON{
 		Address:  m.Address,
@@ -245,6 +246,7 @@ func newChangeJSON(c change.Change) changeJSON {
 		Reasons:  list(m.Reasons),
 		Sources:  list(m.Sources),
 		Disrupts: m.Disrupts,
+		Causes:   causesJSON(o.Causes[m.Address]),
 	}
 	switch c := c.(type) {
 	case *change.RulesChange:

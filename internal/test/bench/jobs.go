@@ -16,10 +16,13 @@ type job struct {
 
 var jobs = []job{
 	{"empty", planEmpty},
+	{"drift", driftQuiet},
 	{"foreign", planForeign},
 	{"accepts", applyAccepts},
 	{"six", sixTasks},
 	{"impact", planImpact},
+	{"status", statusFull},
+	{"verify", verifyFull},
 	{"curve", curve},
 }
 

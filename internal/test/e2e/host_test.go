@@ -69,11 +69,12 @@ type host struct {
 
 // newHost makes a host with a copy of the machine's /etc, without what a
 // machine may have there that ctplan would edit. The binary stands in
-// /run/test/ctplan, where an ordinary user can start it too.
-func newHost(t *testing.T, backend live.Backend, name string) *host {
+// /run/test/ctplan, where an ordinary user can start it too. Each folder in private
+// is a copy too.
+func newHost(t *testing.T, backend live.Backend, name string, private ...string) *host {
 	t.Helper()
 	// Folders that a machine may lack come to be in the namespace alone.
-	ns := nstest.New(t, "/etc", "/var/lib")
+	ns := nstest.New(t, append([]string{"/etc", "/var/lib"}, private...)...)
 	ns.Use(backend)
 	h := &host{NS: ns, t: t, backend: backend, name: name}
 	h.Dir = "/run"
