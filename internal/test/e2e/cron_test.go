@@ -13,7 +13,7 @@ import (
 )
 
 // cronLine is the line of README.md that has cron look for drift.
-var cronLine = regexp.MustCompile(`(?m)^\*/10 \* \* \* \*  root  /usr/local/bin/(ctplan drift .*)$`)
+var cronLine = regexp.MustCompile(`(?m)^\*/10 \* \* \* \*  root  /usr/sbin/(ctplan drift .*)$`)
 
 // TestCron runs README.md's cron line, but every minute, by a real cron daemon
 // on two hosts side by side: what differs is mailed, and where nothing does
@@ -40,7 +40,7 @@ func TestCron(t *testing.T) {
 			if drifted {
 				h.sh("iptables -t raw -F CTPLAN-OUTPUT")
 			}
-			h.sh(`rm -rf /etc/cron* /var/spool/cron; mkdir -p /etc/cron.d /var/spool/cron/crontabs /run/mail /var/lib/node_exporter
+			h.sh(`rm -rf /etc/cron* /var/spool/cron; mkdir -p /etc/cron.d /var/spool/cron/crontabs /run/mail /var/lib/prometheus/node-exporter
 				chmod 1730 /var/spool/cron/crontabs; touch /etc/crontab
 				printf '#!/bin/sh\ncat > /run/mail/$$.part; mv /run/mail/$$.part /run/mail/$$.mail\n' > /usr/sbin/sendmail
 				chmod 755 /usr/sbin/sendmail

@@ -241,7 +241,7 @@ conntrack "web" {
 func (h *host) belongings() {
 	h.t.Helper()
 	h.write("/run/test/bin/ctplan", atTerminal)
-	h.sh("chmod 0755 /run/test/bin/ctplan; mkdir -p /var/lib/node_exporter /etc/systemd/system; ln -s /run/test /etc/ctplan")
+	h.sh("chmod 0755 /run/test/bin/ctplan; mkdir -p /var/lib/prometheus/node-exporter /etc/systemd/system; ln -s /run/test /etc/ctplan")
 	for _, folder := range []string{"contrib", "examples", "deploy"} {
 		if path, err := filepath.Abs(filepath.Join(repository, folder)); err == nil {
 			h.sh("[ ! -d '" + path + "' ] || cp -r '" + path + "' /run/test")
