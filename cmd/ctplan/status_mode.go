@@ -14,7 +14,7 @@ import (
 // has left there, and what it tells it from. The mode is empty where that is not
 // enough; then source says why.
 func modeOf(live host.Live, history func() ([]journal.Transaction, error)) (mode, source string) {
-	accepts := ""
+	accepts, stray := "", ""
 	for _, rs := range live.Rulesets {
 		for _, t := range rs.Tables {
 			for i := range t.Rules {
@@ -24,11 +24,18 @@ func modeOf(live host.Live, history func() ([]journal.Transaction, error)) (mode
 				}
 				at := fmt.Sprintf("%s %s %s", rs.Family, t.Name, r.Chain)
 				if t.Name == "raw" && (slices.Contains(r.Words, "--notrack") || slices.Contains(r.Words, "NOTRACK")) {
+					if !reached(t, r.Chain) {
+						stray = at
+						continue
+					}
 					return string(declared.Notrack), at + " takes packets out of tracking"
 				}
 				accepts = at
 			}
 		}
+	}
+	if stray != "" {
+		return string(declared.Notrack), stray + " has NOTRACK rules, but no rule leads there: nothing is taken out of tracking"
 	}
 	for _, f := range live.ModprobeFiles {
 		for _, e := range f.Entries {
@@ -57,6 +64,13 @@ func modeOf(live host.Live, history func() ([]journal.Transaction, error)) (mode
 		}
 	}
 	return "", "ctplan has no rules here, and no transaction that set sizes"
+}
+
+// reached reports whether a rule of another chain of the table names a chain.
+func reached(t host.Table, chain string) bool {
+	return slices.ContainsFunc(t.Rules, func(r host.Rule) bool {
+		return r.Chain != chain && slices.Contains(r.Words, chain)
+	})
 }
 
 // loadsNothing holds for the commands that ctplan writes in place of a load,

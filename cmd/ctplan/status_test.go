@@ -20,6 +20,11 @@ func TestModeOf(t *testing.T) {
 			Name: table, Rules: []host.Rule{{Chain: chain, Words: strings.Fields(rule), Text: rule}},
 		}}}}}
 	}
+	reached := func(l host.Live) host.Live {
+		t := &l.Rulesets[0].Tables[0]
+		t.Rules = append(t.Rules, host.Rule{Chain: "OUTPUT", Words: []string{"-j", t.Rules[0].Chain}})
+		return l
+	}
 	blocked := func(command string) host.Live {
 		return host.Live{ModprobeFiles: []host.ModprobeFile{{
 			File:    host.File{Path: "/etc/modprobe.d/netfilter.conf"},
@@ -40,8 +45,9 @@ func TestModeOf(t *testing.T) {
 		source  string
 	}{
 		"nothing":        {mode: "", source: "ctplan has no rules here"},
-		"untracks":       {live: rules("raw", "CTPLAN-OUTPUT", "-p tcp -j CT --notrack"), mode: "notrack", source: "ipv4 raw CTPLAN-OUTPUT"},
-		"old words":      {live: rules("raw", "CTPLAN-OUTPUT", "-j NOTRACK"), mode: "notrack", source: "ipv4 raw"},
+		"untracks":       {live: reached(rules("raw", "CTPLAN-OUTPUT", "-p tcp -j CT --notrack")), mode: "notrack", source: "ipv4 raw CTPLAN-OUTPUT takes"},
+		"old words":      {live: reached(rules("raw", "CTPLAN-OUTPUT", "-j NOTRACK")), mode: "notrack", source: "ipv4 raw CTPLAN-OUTPUT takes"},
+		"lost its jump":  {live: rules("raw", "CTPLAN-OUTPUT", "-j NOTRACK"), mode: "notrack", source: "no rule leads there"},
 		"by others":      {live: rules("raw", "PREROUTING", "-j NOTRACK"), mode: "", source: "ctplan has no rules"},
 		"blocks loading": {live: blocked("/bin/false"), mode: "disabled", source: "/etc/modprobe.d/netfilter.conf:2"},
 		"logs loading":   {live: blocked("/usr/local/bin/log"), mode: "", source: "no rules"},
