@@ -87,7 +87,8 @@ type planned struct {
 	live     host.Live
 	plan     planner.Plan
 
-	causes map[string][]cause.Cause // of drift, by address; nil where nothing differs or nobody asked
+	causes  map[string][]cause.Cause // of drift, by address; nil where nothing differs or nobody asked
+	ignored int                      // changes and blocks of drift that were left out
 }
 
 // diff makes the plan.

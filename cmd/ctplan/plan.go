@@ -168,7 +168,7 @@ func (e *env) showPlans(all []*planned, verb view.Verb, f formatFlags) error {
 	}
 	o := view.Options{Verb: verb, Color: e.colorFor(e.stdoutTerminal), Width: e.width, Full: f.full}
 	if len(all) == 1 {
-		o.Causes = all[0].causes
+		o.Causes, o.Ignored = all[0].causes, all[0].ignored
 	}
 	var err error
 	switch {
