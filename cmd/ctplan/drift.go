@@ -62,7 +62,7 @@ Exit status: 0 without drift, 1 on errors, 2 with drift. With --format nagios
 					err = errors.New("drift could not be checked: the configuration has errors")
 				}
 				if werr := view.NagiosError(e.stdout, err); werr != nil {
-					return werr
+					e.warnf("%v", werr)
 				}
 				return status(view.NagiosUnknown)
 			}
