@@ -230,11 +230,11 @@ func TestChecks(t *testing.T) {
 		{declared.Tuned, "table_full", Skip, "no log was read", "", func(in *Input) { in.Log = nil }},
 		{declared.Tuned, "table_full", Pass, "other network namespaces", "", func(in *Input) { in.Log.Elsewhere = 3 }},
 
-		{declared.Tuned, "drop", Skip, "5 since boot, before the change or after", "", func(in *Input) { in.Stats = stats(5, 0) }},
-		{declared.Tuned, "drop", Fail, "5 since boot", "", func(in *Input) { in.Stats, in.Change.Time = stats(5, 0), time.Time{} }},
-		{declared.Tuned, "drop", Fail, "5 since boot", "table_full", func(in *Input) { in.Stats, in.Change.Time = stats(5, 0), booted.Add(-time.Hour) }},
-		{declared.Tuned, "drop", Pass, "0 in 10 s, 5 since boot", "", func(in *Input) { in.Stats, in.Before, in.Watched = stats(5, 0), stats(5, 0), 10*time.Second }},
-		{declared.Tuned, "drop", Fail, "2 in 10 s, 5 since boot", "", func(in *Input) { in.Stats, in.Before, in.Watched = stats(5, 0), stats(3, 0), 10*time.Second }},
+		{declared.Tuned, "drop", Skip, "5 since counting began, before the change or after", "", func(in *Input) { in.Stats = stats(5, 0) }},
+		{declared.Tuned, "drop", Fail, "5 since counting began", "", func(in *Input) { in.Stats, in.Change.Time = stats(5, 0), time.Time{} }},
+		{declared.Tuned, "drop", Fail, "5 since counting began", "table_full", func(in *Input) { in.Stats, in.Change.Time = stats(5, 0), booted.Add(-time.Hour) }},
+		{declared.Tuned, "drop", Pass, "0 in 10 s, 5 since counting began", "", func(in *Input) { in.Stats, in.Before, in.Watched = stats(5, 0), stats(5, 0), 10*time.Second }},
+		{declared.Tuned, "drop", Fail, "2 in 10 s, 5 since counting began", "", func(in *Input) { in.Stats, in.Before, in.Watched = stats(5, 0), stats(3, 0), 10*time.Second }},
 		{declared.Tuned, "chaintoolong", Skip, "does not count", "", func(in *Input) {
 			for _, cpu := range in.Stats.CPUs {
 				delete(cpu.Counters, "chaintoolong")
