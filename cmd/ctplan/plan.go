@@ -83,7 +83,7 @@ there is something to change.`,
 			}
 			var reader *snapshot.Reader
 			if len(snapshots) == 0 {
-				if err := e.needRoot("planning for this host"); err != nil {
+				if err := e.needRootOr("planning for this host", offHost); err != nil {
 					return err
 				}
 				ctx, cancel := context.WithCancel(cmd.Context())

@@ -144,7 +144,7 @@ func TestChecks(t *testing.T) {
 		{declared.Disabled, "declared", Fail, "1 object differs: ctplan drift", "", func(in *Input) {
 			in.Plan.Changes = []change.Change{&change.ModuleChange{M: change.Meta{Address: "module.nf_conntrack"}}}
 		}},
-		{declared.Disabled, "declared", Fail, "holds apply back", "", func(in *Input) {
+		{declared.Disabled, "declared", Fail, "but 1 safety check holds apply back", "", func(in *Input) {
 			in.Plan.Blocks = []change.Block{{Address: "iptables.ipv4.nat", Why: "nat rules"}}
 		}},
 		{declared.Disabled, "disabled.modules", Fail, "1 is loaded", "", func(in *Input) {
