@@ -87,7 +87,8 @@ type planned struct {
 	live     host.Live
 	plan     planner.Plan
 
-	causes map[string][]cause.Cause // of drift, by address; nil where nothing differs or nobody asked
+	causes  map[string][]cause.Cause // of drift, by address; nil where nothing differs or nobody asked
+	ignored int                      // changes and blocks of drift that were left out
 }
 
 // diff makes the plan.
@@ -127,13 +128,18 @@ func (e *env) judge(p *planned) error {
 }
 
 // needRoot explains why reading a host takes root.
-func (e *env) needRoot(doing string) error {
+func (e *env) needRoot(doing string) error { return e.needRootOr(doing, "run it with sudo") }
+
+// needRootOr is the same with another way out.
+func (e *env) needRootOr(doing, way string) error {
 	if e.euid == 0 {
 		return nil
 	}
-	return hint(fmt.Errorf("%s needs root, because iptables-save does", doing),
-		"run it with sudo, or plan off the host: sudo ctplan snapshot -o FILE there, ctplan plan --snapshot FILE here")
+	return hint(fmt.Errorf("%s needs root, because iptables-save does", doing), "%s", way)
 }
+
+// offHost is the way out where a snapshot will do.
+const offHost = "run it with sudo, or plan off the host: sudo ctplan snapshot -o FILE there, ctplan plan --snapshot FILE here"
 
 // planHost drafts a plan for the host that ctplan runs on. The rules are being
 // read while the HCL is evaluated.

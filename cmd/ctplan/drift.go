@@ -62,7 +62,7 @@ Exit status: 0 without drift, 1 on errors, 2 with drift. With --format nagios
 					err = errors.New("drift could not be checked: the configuration has errors")
 				}
 				if werr := view.NagiosError(e.stdout, err); werr != nil {
-					return werr
+					e.warnf("%v", werr)
 				}
 				return status(view.NagiosUnknown)
 			}
@@ -134,7 +134,7 @@ func findDrift(cmd *cobra.Command, e *env, args []string, vars varFlags, ignore 
 	if err != nil {
 		return nil, err
 	}
-	dropIgnored(&p.plan, ignore)
+	p.ignored = dropIgnored(&p.plan, ignore)
 	return p, nil
 }
 
@@ -162,8 +162,10 @@ func (e *env) findCauses(ctx context.Context, p *planned, now time.Time) {
 	p.causes = cause.Find(f)
 }
 
-// dropIgnored takes away what the operator asked not to hear about.
-func dropIgnored(p *planner.Plan, globs []string) {
+// dropIgnored takes away what the operator asked not to hear about, and returns
+// how much that was.
+func dropIgnored(p *planner.Plan, globs []string) int {
+	found := len(p.Changes) + len(p.Blocks)
 	var patterns []*regexp.Regexp
 	for _, g := range globs {
 		// Unlike path.Match: addresses hold slashes, and brackets mean themselves.
@@ -175,4 +177,5 @@ func dropIgnored(p *planner.Plan, globs []string) {
 	}
 	p.Changes = slices.DeleteFunc(p.Changes, func(c change.Change) bool { return ignored(c.Meta().Address) })
 	p.Blocks = slices.DeleteFunc(p.Blocks, func(b change.Block) bool { return ignored(b.Address) })
+	return found - len(p.Changes) - len(p.Blocks)
 }

@@ -32,7 +32,7 @@ when a safety check holds it back.`,
 			var err error
 			if from != "" {
 				s, err = snapshot.ReadFile(from, e.stdin)
-			} else if err = e.needRoot("reading this host"); err == nil {
+			} else if err = e.needRootOr("reading this host", offHost); err == nil {
 				s, _, err = takeSnapshot(cmd.Context(), e, nil, varFlags{})
 			}
 			if err != nil {

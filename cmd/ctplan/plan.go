@@ -83,7 +83,7 @@ there is something to change.`,
 			}
 			var reader *snapshot.Reader
 			if len(snapshots) == 0 {
-				if err := e.needRoot("planning for this host"); err != nil {
+				if err := e.needRootOr("planning for this host", offHost); err != nil {
 					return err
 				}
 				ctx, cancel := context.WithCancel(cmd.Context())
@@ -168,7 +168,7 @@ func (e *env) showPlans(all []*planned, verb view.Verb, f formatFlags) error {
 	}
 	o := view.Options{Verb: verb, Color: e.colorFor(e.stdoutTerminal), Width: e.width, Full: f.full}
 	if len(all) == 1 {
-		o.Causes = all[0].causes
+		o.Causes, o.Ignored = all[0].causes, all[0].ignored
 	}
 	var err error
 	switch {

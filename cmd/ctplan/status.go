@@ -284,7 +284,7 @@ func (r *statusReader) readLog(ctx context.Context, loaded bool) <-chan *view.Lo
 }
 
 func newLog(f *kernlog.Full) *view.LogStatus {
-	l := &view.LogStatus{Messages: f.Messages, Sources: []string{}}
+	l := &view.LogStatus{Messages: f.Messages, Elsewhere: f.Elsewhere, Sources: []string{}}
 	if !f.Last.IsZero() {
 		l.Last = &f.Last
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -14,9 +15,12 @@ import (
 // has left there, and what it tells it from. The mode is empty where that is not
 // enough; then source says why.
 func modeOf(live host.Live, history func() ([]journal.Transaction, error)) (mode, source string) {
-	accepts := ""
+	accepts, stray := "", ""
 	for _, rs := range live.Rulesets {
 		for _, t := range rs.Tables {
+			if i := slices.IndexFunc(t.Chains, func(c host.ChainDecl) bool { return strings.HasPrefix(c.Name, declared.OwnPrefix) }); i >= 0 && t.Name == "raw" {
+				stray = cmp.Or(stray, fmt.Sprintf("%s raw %s", rs.Family, t.Chains[i].Name))
+			}
 			for i := range t.Rules {
 				r := &t.Rules[i]
 				if !strings.HasPrefix(r.Chain, declared.OwnPrefix) {
@@ -24,11 +28,17 @@ func modeOf(live host.Live, history func() ([]journal.Transaction, error)) (mode
 				}
 				at := fmt.Sprintf("%s %s %s", rs.Family, t.Name, r.Chain)
 				if t.Name == "raw" && (slices.Contains(r.Words, "--notrack") || slices.Contains(r.Words, "NOTRACK")) {
+					if !reached(t, r.Chain) {
+						continue
+					}
 					return string(declared.Notrack), at + " takes packets out of tracking"
 				}
 				accepts = at
 			}
 		}
+	}
+	if stray != "" {
+		return string(declared.Notrack), stray + " is there, but no NOTRACK rule that a packet comes to: nothing is taken out of tracking"
 	}
 	for _, f := range live.ModprobeFiles {
 		for _, e := range f.Entries {
@@ -36,6 +46,9 @@ func modeOf(live host.Live, history func() ([]journal.Transaction, error)) (mode
 				return string(declared.Disabled), fmt.Sprintf("%s:%d keeps nf_conntrack from loading", f.Path, e.Line)
 			}
 		}
+	}
+	if accepts != "" && live.Conntrack.Kind != host.ConntrackAbsent {
+		return "", accepts + " accepts packets, but neither NOTRACK rules nor a line in modprobe.d are there to tell"
 	}
 	if accepts != "" {
 		return string(declared.Disabled), accepts + " accepts packets, and no rule of ctplan's takes any out of tracking"
@@ -57,6 +70,13 @@ func modeOf(live host.Live, history func() ([]journal.Transaction, error)) (mode
 		}
 	}
 	return "", "ctplan has no rules here, and no transaction that set sizes"
+}
+
+// reached reports whether a rule of another chain of the table names a chain.
+func reached(t host.Table, chain string) bool {
+	return slices.ContainsFunc(t.Rules, func(r host.Rule) bool {
+		return r.Chain != chain && slices.Contains(r.Words, chain)
+	})
 }
 
 // loadsNothing holds for the commands that ctplan writes in place of a load,

@@ -17,8 +17,13 @@ import (
 func TestModeOf(t *testing.T) {
 	rules := func(table, chain, rule string) host.Live {
 		return host.Live{Rulesets: []host.Ruleset{{Family: host.IPv4, Tables: []host.Table{{
-			Name: table, Rules: []host.Rule{{Chain: chain, Words: strings.Fields(rule), Text: rule}},
+			Name: table, Chains: []host.ChainDecl{{Name: chain}}, Rules: []host.Rule{{Chain: chain, Words: strings.Fields(rule), Text: rule}},
 		}}}}}
+	}
+	reached := func(l host.Live) host.Live {
+		t := &l.Rulesets[0].Tables[0]
+		t.Rules = append(t.Rules, host.Rule{Chain: "OUTPUT", Words: []string{"-j", t.Rules[0].Chain}})
+		return l
 	}
 	blocked := func(command string) host.Live {
 		return host.Live{ModprobeFiles: []host.ModprobeFile{{
@@ -39,18 +44,25 @@ func TestModeOf(t *testing.T) {
 		mode    string
 		source  string
 	}{
-		"nothing":        {mode: "", source: "ctplan has no rules here"},
-		"untracks":       {live: rules("raw", "CTPLAN-OUTPUT", "-p tcp -j CT --notrack"), mode: "notrack", source: "ipv4 raw CTPLAN-OUTPUT"},
-		"old words":      {live: rules("raw", "CTPLAN-OUTPUT", "-j NOTRACK"), mode: "notrack", source: "ipv4 raw"},
+		"nothing":       {mode: "", source: "ctplan has no rules here"},
+		"untracks":      {live: reached(rules("raw", "CTPLAN-OUTPUT", "-p tcp -j CT --notrack")), mode: "notrack", source: "ipv4 raw CTPLAN-OUTPUT takes"},
+		"old words":     {live: reached(rules("raw", "CTPLAN-OUTPUT", "-j NOTRACK")), mode: "notrack", source: "ipv4 raw CTPLAN-OUTPUT takes"},
+		"lost its jump": {live: rules("raw", "CTPLAN-OUTPUT", "-j NOTRACK"), mode: "notrack", source: "no NOTRACK rule that a packet comes to"},
+		"was flushed": {live: host.Live{Rulesets: []host.Ruleset{{Family: host.IPv4, Tables: []host.Table{
+			{Name: "raw", Chains: []host.ChainDecl{{Name: "PREROUTING"}, {Name: "CTPLAN-OUTPUT"}}},
+			rules("filter", "CTPLAN-INPUT", "-j ACCEPT").Rulesets[0].Tables[0],
+		}}}}, mode: "notrack", source: "ipv4 raw CTPLAN-OUTPUT is there, but no NOTRACK rule"},
 		"by others":      {live: rules("raw", "PREROUTING", "-j NOTRACK"), mode: "", source: "ctplan has no rules"},
 		"blocks loading": {live: blocked("/bin/false"), mode: "disabled", source: "/etc/modprobe.d/netfilter.conf:2"},
 		"logs loading":   {live: blocked("/usr/local/bin/log"), mode: "", source: "no rules"},
-		"accepts alone":  {live: rules("filter", "CTPLAN-INPUT", "-p tcp -j ACCEPT"), mode: "disabled", source: "ipv4 filter CTPLAN-INPUT accepts"},
-		"set sizes":      {history: []journal.Transaction{sized}, mode: "tuned", source: "transaction 3 of 2026-11-01"},
-		"tried another":  {history: []journal.Transaction{sized, undone}, mode: "tuned", source: "transaction 3"},
-		"went back":      {history: []journal.Transaction{sized, back}, mode: "", source: "transaction 5 has taken back"},
-		"unreadable":     {history: []journal.Transaction{sized, broken}, mode: "", source: "journal 6 is broken"},
-		"no journals":    {err: errors.New("the folder is shut"), mode: "", source: "the folder is shut"},
+		"accepts alone":  {live: rules("filter", "CTPLAN-INPUT", "-p tcp -j ACCEPT"), mode: "", source: "neither NOTRACK rules"},
+		"and no kernel": {live: host.Live{Conntrack: host.Conntrack{Kind: host.ConntrackAbsent}, Rulesets: rules("filter", "CTPLAN-INPUT", "-p tcp -j ACCEPT").Rulesets},
+			mode: "disabled", source: "ipv4 filter CTPLAN-INPUT accepts"},
+		"set sizes":     {history: []journal.Transaction{sized}, mode: "tuned", source: "transaction 3 of 2026-11-01"},
+		"tried another": {history: []journal.Transaction{sized, undone}, mode: "tuned", source: "transaction 3"},
+		"went back":     {history: []journal.Transaction{sized, back}, mode: "", source: "transaction 5 has taken back"},
+		"unreadable":    {history: []journal.Transaction{sized, broken}, mode: "", source: "journal 6 is broken"},
+		"no journals":   {err: errors.New("the folder is shut"), mode: "", source: "the folder is shut"},
 	} {
 		mode, source := modeOf(tt.live, func() ([]journal.Transaction, error) { return tt.history, tt.err })
 		if mode != tt.mode || !strings.Contains(source, tt.source) {

@@ -113,7 +113,7 @@ func (e *env) observe(ctx context.Context, from string, watch time.Duration) (*s
 		s, err := snapshot.ReadFile(from, e.stdin)
 		return s, nil, err
 	}
-	if err := e.needRoot("reading this host"); err != nil {
+	if err := e.needRootOr("reading this host", offHost); err != nil {
 		return nil, nil, err
 	}
 	s, _, err := takeSnapshot(ctx, e, nil, varFlags{})

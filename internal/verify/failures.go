@@ -96,17 +96,17 @@ func (c *checker) counter(name, what string) {
 			c.add(name, Skip, what, "it was not counted all the while", evidence...)
 			return
 		}
-		why := fmt.Sprintf("%s in %s, %s since boot", number(grown), span(in.Watched), number(total))
+		why := fmt.Sprintf("%s in %s, %s since counting began", number(grown), span(in.Watched), number(total))
 		c.passes(grown == 0, name, what, why, evidence...)
 		return
 	}
 	switch {
 	case total == 0:
-		c.add(name, Pass, what, "0 since boot", evidence...)
+		c.add(name, Pass, what, "0 since counting began", evidence...)
 	case in.Change.Time.After(in.Boot):
-		c.add(name, Skip, what, number(total)+" since boot, before the change or after it: --wait 60s tells", evidence...)
+		c.add(name, Skip, what, number(total)+" since counting began, before the change or after it: --wait 60s tells", evidence...)
 	default:
-		c.add(name, Fail, what, number(total)+" since boot", evidence...)
+		c.add(name, Fail, what, number(total)+" since counting began", evidence...)
 	}
 }
 

@@ -72,9 +72,22 @@ func (c *checker) hooks() {
 		c.add(name, Fail, what, plural(len(rules), "rule asks", "rules ask")+" for it", rules...)
 	case !since414(c.in.Live.Host.Kernel):
 		c.add(name, Skip, what, "kernels before 4.14 track whatever the rules are; there is no entry in the table now")
+	case len(unread(c.in.Live)) > 0:
+		c.add(name, Skip, what, "no rule that was read asks for it, and the table is empty, but not all could be read", unread(c.in.Live)...)
 	default:
 		c.add(name, Pass, what, "no rule asks for it, and the table is empty")
 	}
+}
+
+// unread is what of the host's rules may ask for tracking and was not seen.
+func unread(l host.Live) []string {
+	list := slices.Clone(l.Notes)
+	for _, rs := range l.Rulesets {
+		for _, t := range rs.Incompatible {
+			list = append(list, fmt.Sprintf("%s %s: iptables-save does not show this table", rs.Family, t))
+		}
+	}
+	return list
 }
 
 // since414 reads the release of a kernel. What it cannot read is old.
@@ -91,8 +104,12 @@ func since414(release string) bool {
 // none does when a rule asks.
 func (c *checker) autoload() {
 	const name, what = "disabled.autoload", "nothing that asks for nf_conntrack gets it loaded"
-	if k := c.in.Live.Conntrack.Kind; k != host.ConntrackModule {
-		c.add(name, Pass, what, map[host.ConntrackKind]string{host.ConntrackBuiltin: "it is built in: there is nothing to load"}[k])
+	switch c.in.Live.Conntrack.Kind {
+	case host.ConntrackBuiltin:
+		c.add(name, Skip, what, "it is built into kernel "+c.in.Live.Host.Kernel+": there is nothing to load, and nothing keeps it from tracking but that no rule asks")
+		return
+	case host.ConntrackAbsent:
+		c.add(name, Pass, what, "kernel "+c.in.Live.Host.Kernel+" has none")
 		return
 	}
 	const probe = "/etc/modules-load.d/ctplan-verify.conf"

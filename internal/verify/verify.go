@@ -160,7 +160,11 @@ func (c *checker) declared() {
 	case len(evidence) == 0:
 		c.add(name, Pass, what, "")
 	case c.in.Plan.Blocked():
-		c.add(name, Fail, what, differ+", and a safety check holds apply back: ctplan plan shows why", evidence...)
+		why := plural(len(c.in.Plan.Blocks), "safety check holds", "safety checks hold") + " apply back: ctplan plan shows why"
+		if len(c.in.Plan.Changes) > 0 {
+			why = differ + ", and " + why
+		}
+		c.add(name, Fail, what, why, evidence...)
 	default:
 		c.add(name, Fail, what, differ+": ctplan drift shows how", evidence...)
 	}

@@ -144,7 +144,7 @@ func TestChecks(t *testing.T) {
 		{declared.Disabled, "declared", Fail, "1 object differs: ctplan drift", "", func(in *Input) {
 			in.Plan.Changes = []change.Change{&change.ModuleChange{M: change.Meta{Address: "module.nf_conntrack"}}}
 		}},
-		{declared.Disabled, "declared", Fail, "holds apply back", "", func(in *Input) {
+		{declared.Disabled, "declared", Fail, "but 1 safety check holds apply back", "", func(in *Input) {
 			in.Plan.Blocks = []change.Block{{Address: "iptables.ipv4.nat", Why: "nat rules"}}
 		}},
 		{declared.Disabled, "disabled.modules", Fail, "1 is loaded", "", func(in *Input) {
@@ -154,17 +154,27 @@ func TestChecks(t *testing.T) {
 			in.Live.Modules = append(in.Live.Modules, host.Module{Name: "nf_conntrack"})
 			in.Desired.AllowRisk = []declared.Risk{declared.RiskModuleHeld}
 		}},
-		{declared.Disabled, "disabled.modules", Skip, "built into kernel", "disabled.boot drop early_drop insert_failed chaintoolong", ct(func(c *host.Conntrack) { c.Kind, c.Loaded = host.ConntrackBuiltin, true })},
+		{declared.Disabled, "disabled.modules", Skip, "built into kernel", "disabled.autoload disabled.boot drop early_drop insert_failed chaintoolong", ct(func(c *host.Conntrack) { c.Kind, c.Loaded = host.ConntrackBuiltin, true })},
 		{declared.Disabled, "disabled.modules", Pass, "has none", "", ct(func(c *host.Conntrack) { c.Kind = host.ConntrackAbsent })},
-		{declared.Disabled, "disabled.hooks", Fail, "3 entries are in the table", "disabled.modules disabled.boot drop early_drop insert_failed chaintoolong", ct(func(c *host.Conntrack) { c.Kind, c.Loaded, c.Count = host.ConntrackBuiltin, true, 3 })},
-		{declared.Disabled, "disabled.hooks", Fail, "1 rule asks", "disabled.modules disabled.boot drop early_drop insert_failed chaintoolong", func(in *Input) {
+		{declared.Disabled, "disabled.hooks", Fail, "3 entries are in the table", "disabled.modules disabled.autoload disabled.boot drop early_drop insert_failed chaintoolong", ct(func(c *host.Conntrack) { c.Kind, c.Loaded, c.Count = host.ConntrackBuiltin, true, 3 })},
+		{declared.Disabled, "disabled.hooks", Fail, "1 rule asks", "disabled.modules disabled.autoload disabled.boot drop early_drop insert_failed chaintoolong", func(in *Input) {
 			in.Live.Conntrack.Kind, in.Live.Conntrack.Loaded = host.ConntrackBuiltin, true
 			in.Askers = []census.Asker{{Where: "ipv4 filter INPUT", Rule: "-m state --state NEW"}}
 		}},
-		{declared.Disabled, "disabled.hooks", Skip, "before 4.14", "disabled.modules disabled.boot drop early_drop insert_failed chaintoolong", func(in *Input) {
+		{declared.Disabled, "disabled.hooks", Skip, "before 4.14", "disabled.modules disabled.autoload disabled.boot drop early_drop insert_failed chaintoolong", func(in *Input) {
 			in.Live.Conntrack.Kind, in.Live.Conntrack.Loaded, in.Live.Host.Kernel = host.ConntrackBuiltin, true, "3.10.0-1160.el7"
 		}},
+		{declared.Disabled, "disabled.hooks", Skip, "not all could be read", "disabled.modules disabled.autoload disabled.boot drop early_drop insert_failed chaintoolong", func(in *Input) {
+			in.Live.Conntrack.Kind, in.Live.Conntrack.Loaded = host.ConntrackBuiltin, true
+			in.Live.Notes = []string{"ip6tables is not installed: IPv6 rules were not read"}
+		}},
+		{declared.Disabled, "disabled.hooks", Skip, "not all could be read", "disabled.modules disabled.autoload disabled.boot drop early_drop insert_failed chaintoolong", func(in *Input) {
+			in.Live.Conntrack.Kind, in.Live.Conntrack.Loaded = host.ConntrackBuiltin, true
+			in.Live.Rulesets = []host.Ruleset{{Family: host.IPv4, Incompatible: []string{"nat"}}}
+		}},
 		{declared.Disabled, "disabled.autoload", Fail, "brings it back", "", noBlock},
+		{declared.Disabled, "disabled.autoload", Skip, "built into kernel", "disabled.modules disabled.boot drop early_drop insert_failed chaintoolong", ct(func(c *host.Conntrack) { c.Kind, c.Loaded = host.ConntrackBuiltin, true })},
+		{declared.Disabled, "disabled.autoload", Pass, "has none", "", ct(func(c *host.Conntrack) { c.Kind = host.ConntrackAbsent })},
 		{declared.Disabled, "disabled.autoload", Fail, "brings it back", "", func(in *Input) {
 			in.Live.ModprobeFiles[0].Entries[0] = host.ModprobeEntry{Command: "blacklist", Module: "nf_conntrack", Line: 1}
 		}},
@@ -220,11 +230,11 @@ func TestChecks(t *testing.T) {
 		{declared.Tuned, "table_full", Skip, "no log was read", "", func(in *Input) { in.Log = nil }},
 		{declared.Tuned, "table_full", Pass, "other network namespaces", "", func(in *Input) { in.Log.Elsewhere = 3 }},
 
-		{declared.Tuned, "drop", Skip, "5 since boot, before the change or after", "", func(in *Input) { in.Stats = stats(5, 0) }},
-		{declared.Tuned, "drop", Fail, "5 since boot", "", func(in *Input) { in.Stats, in.Change.Time = stats(5, 0), time.Time{} }},
-		{declared.Tuned, "drop", Fail, "5 since boot", "table_full", func(in *Input) { in.Stats, in.Change.Time = stats(5, 0), booted.Add(-time.Hour) }},
-		{declared.Tuned, "drop", Pass, "0 in 10 s, 5 since boot", "", func(in *Input) { in.Stats, in.Before, in.Watched = stats(5, 0), stats(5, 0), 10*time.Second }},
-		{declared.Tuned, "drop", Fail, "2 in 10 s, 5 since boot", "", func(in *Input) { in.Stats, in.Before, in.Watched = stats(5, 0), stats(3, 0), 10*time.Second }},
+		{declared.Tuned, "drop", Skip, "5 since counting began, before the change or after", "", func(in *Input) { in.Stats = stats(5, 0) }},
+		{declared.Tuned, "drop", Fail, "5 since counting began", "", func(in *Input) { in.Stats, in.Change.Time = stats(5, 0), time.Time{} }},
+		{declared.Tuned, "drop", Fail, "5 since counting began", "table_full", func(in *Input) { in.Stats, in.Change.Time = stats(5, 0), booted.Add(-time.Hour) }},
+		{declared.Tuned, "drop", Pass, "0 in 10 s, 5 since counting began", "", func(in *Input) { in.Stats, in.Before, in.Watched = stats(5, 0), stats(5, 0), 10*time.Second }},
+		{declared.Tuned, "drop", Fail, "2 in 10 s, 5 since counting began", "", func(in *Input) { in.Stats, in.Before, in.Watched = stats(5, 0), stats(3, 0), 10*time.Second }},
 		{declared.Tuned, "chaintoolong", Skip, "does not count", "", func(in *Input) {
 			for _, cpu := range in.Stats.CPUs {
 				delete(cpu.Counters, "chaintoolong")

@@ -216,7 +216,7 @@ func newPlanJSON(p planner.Plan, o Options) planJSON {
 		Impact:   p.Impact,
 		Forecast: p.Forecast,
 		Summary: summaryJSON{
-			Text: Summary(p, o.Verb), Blocked: p.Blocked(), Empty: p.Empty(),
+			Text: o.summary(p), Blocked: p.Blocked(), Empty: p.Empty(),
 			Create: t.Create, Update: t.Update, Delete: t.Delete, Run: t.Run,
 		},
 	}

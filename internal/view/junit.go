@@ -70,7 +70,7 @@ func JUnit(w io.Writer, p planner.Plan, o Options) error {
 	}
 	s.Failures = len(s.Cases)
 	if len(s.Cases) == 0 {
-		s.Cases = append(s.Cases, junitCase{Class: class, Name: Summary(p, Drift)})
+		s.Cases = append(s.Cases, junitCase{Class: class, Name: o.summary(p)})
 	}
 	s.Tests = len(s.Cases)
 	out, err := xml.MarshalIndent(junitSuites{Tests: s.Tests, Failures: s.Failures, Suites: []junitSuite{s}}, "", "  ")

@@ -24,7 +24,7 @@ func FleetMarkdown(w io.Writer, plans []planner.Plan, o Options) error {
 	m := &markdownWriter{o: o}
 	m.para("## ctplan: " + prose(FleetSummary(plans)))
 	for _, p := range plans {
-		m.item(code(hostName(p)) + ": " + prose(Summary(p, o.Verb)))
+		m.item(code(hostName(p)) + ": " + prose(o.summary(p)))
 	}
 	m.para("")
 	for _, p := range plans {
@@ -50,7 +50,7 @@ func (m *markdownWriter) para(s string) { m.b.WriteString(s + "\n\n") }
 func (m *markdownWriter) item(s string) { m.b.WriteString("- " + s + "\n") }
 
 func (m *markdownWriter) plan(p planner.Plan) {
-	m.para("### " + code(hostName(p)) + ": " + prose(Summary(p, m.o.Verb)))
+	m.para("### " + code(hostName(p)) + ": " + prose(m.o.summary(p)))
 	mode := "mode " + code(string(p.Mode))
 	if p.Mode == declared.Unmanaged {
 		mode = "unmanaged"

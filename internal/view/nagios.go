@@ -51,6 +51,7 @@ func Nagios(w io.Writer, p planner.Plan, c host.Conntrack, o Options) error {
 	if len(named) > 0 {
 		text = hostName(p) + ": " + strings.TrimPrefix(text, "drift: ") + ": " + strings.Join(named, ", ")
 	}
+	text += o.leftOut(p)
 	perf := fmt.Sprintf("drift=%d;;0;0 blocks=%d;;0;0", len(p.Changes), len(p.Blocks))
 	if c.Loaded {
 		perf += fmt.Sprintf(" entries=%d;;;0;", c.Count)

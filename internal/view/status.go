@@ -105,6 +105,8 @@ type LogStatus struct {
 	Last     *time.Time `json:"last,omitempty"`
 	Since    *time.Time `json:"since,omitempty"` // from when on the log was read without a gap
 	Sources  []string   `json:"sources"`         // that were read
+
+	Elsewhere int64 `json:"elsewhere"` // more messages, about other network namespaces
 }
 
 // ChainStatus is what one of ctplan's chains has treated since its rules were loaded.
@@ -245,8 +247,15 @@ func (t *textWriter) bar(share float64, width int, sgr string) string {
 
 func (t *textWriter) growth(s Status) {
 	g := s.Growth
+	const madeRoom = "to track another connection one is thrown out, or else the packet is dropped"
 	if s.Max > 0 && s.Entries >= s.Max {
-		t.paintedField(red, "growth", "the table is full: packets that would open connections are dropped")
+		t.paintedField(red, "growth", "the table is full: "+madeRoom)
+		return
+	}
+	// Where one is thrown out for each that comes, their number stays just below
+	// the maximum, and does not grow.
+	if d := s.Drops; (g == nil || g.FullIn == nil) && d != nil && d.Recent != nil && d.Recent.EarlyDrop != nil && *d.Recent.EarlyDrop > 0 {
+		t.paintedField(red, "growth", "the table was full in the last "+seconds(d.Seconds)+": "+madeRoom)
 		return
 	}
 	if g == nil {
@@ -309,18 +318,24 @@ func (t *textWriter) waits(s Status) {
 func (t *textWriter) losses(s Status) {
 	t.drops(s.Drops)
 	l := s.Log
+	if l == nil {
+		return
+	}
+	others := ""
+	if l.Elsewhere > 0 {
+		others = fmt.Sprintf("; %s about other network namespaces", commas(l.Elsewhere))
+	}
 	switch {
-	case l == nil:
 	case l.Messages > 0:
 		text := count(int(l.Messages), "message") + " of a full table"
 		if l.Last != nil {
 			text += ", the last at " + l.Last.Format("2006-01-02 15:04:05")
 		}
-		t.paintedField(red, "log", text)
+		t.paintedField(red, "log", text+others)
 	case l.Since != nil:
-		t.field("log", "no message of a full table since "+l.Since.Format("2006-01-02 15:04:05")+" ("+Clean(strings.Join(l.Sources, ", "))+")")
+		t.field("log", "no message of a full table since "+l.Since.Format("2006-01-02 15:04:05")+" ("+Clean(strings.Join(l.Sources, ", "))+")"+others)
 	default:
-		t.field("log", "whether the kernel has logged a full table is not known: no log could be read")
+		t.field("log", "whether the kernel has logged a full table is not known: no log could be read"+others)
 	}
 }
 

@@ -84,6 +84,10 @@ func idleStatus() Status {
 func TestStatusText(t *testing.T) {
 	full := idleStatus()
 	full.Entries, full.Max, full.Tracking, full.Drops, full.Log, full.Table, full.Growth = 70_000, 65_536, TrackingUnknown, nil, nil, nil, nil
+	churns := idleStatus()
+	churns.Entries, churns.Tracking, churns.AskersAll = 65_534, TrackingActive, 2
+	churns.Drops = &DropStatus{DropCounts: DropCounts{EarlyDrop: ptr(uint64(7_358))}, Source: "netlink", Recent: &DropCounts{EarlyDrop: ptr(uint64(58))}, Seconds: 0.5}
+	churns.Log = &LogStatus{Since: busyStatus().Log.Since, Sources: []string{"/dev/kmsg"}, Elsewhere: 1_283}
 	levels := busyStatus()
 	levels.Growth.LevelsOff, levels.Growth.FullIn = ptr(int64(230_000)), ptr(86_400.0*3)
 	unloaded := Status{Host: "api-1", Kernel: "6.1.0", Mode: "disabled", ModeSource: "/etc/modprobe.d/netfilter.conf:1 keeps nf_conntrack from loading", Conntrack: host.ConntrackModule, Tracking: TrackingUnloaded}
@@ -97,6 +101,7 @@ func TestStatusText(t *testing.T) {
 		"status.color":        {busyStatus(), Options{Color: true}},
 		"status-idle.txt":     {idleStatus(), Options{}},
 		"status-full.txt":     {full, Options{}},
+		"status-churns.txt":   {churns, Options{}},
 		"status-levels.txt":   {levels, Options{}},
 		"status-unloaded.txt": {unloaded, Options{}},
 	} {

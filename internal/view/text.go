@@ -282,7 +282,7 @@ func (t *textWriter) summary(p planner.Plan) {
 	case p.Empty():
 		sgr = green
 	}
-	t.line(t.paint(sgr, Summary(p, t.o.Verb)))
+	t.line(t.paint(sgr, t.o.summary(p)))
 }
 
 func glyph(a change.Action) (glyph, sgr string) {

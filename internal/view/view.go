@@ -42,6 +42,22 @@ type Options struct {
 	// Causes are why objects differ, by the addresses of their changes; nil
 	// where nobody has looked.
 	Causes map[string][]cause.Cause
+	// Ignored is how many changes and blocks of a drift were left out.
+	Ignored int
+}
+
+// summary is Summary, with what was left out.
+func (o Options) summary(p planner.Plan) string { return Summary(p, o.Verb) + o.leftOut(p) }
+
+// leftOut says that the plan does not have all that was found.
+func (o Options) leftOut(p planner.Plan) string {
+	switch {
+	case o.Ignored == 0:
+		return ""
+	case p.Empty():
+		return ", but for " + count(o.Ignored, "finding") + " that --ignore leaves out"
+	}
+	return "; --ignore leaves out " + count(o.Ignored, "finding")
 }
 
 // Summary is the one line that ends every rendering, without a newline. It is

@@ -50,7 +50,8 @@ func (s *Stats) Total() Counters {
 
 // Since returns by how much the counters grew from before to s, each CPU's
 // modulo 2³²: a counter may have wrapped. A CPU that was not there before
-// counts whole. What either lacks is unknown.
+// counts whole. What either lacks is unknown, and so is what would have grown
+// by half of that and more: the counter has begun anew, with the module.
 func (s *Stats) Since(before *Stats) Counters {
 	return s.sum(func(cpu CPUStats, name string) (uint64, bool) {
 		n, ok := cpu.Counters[name]
@@ -59,7 +60,8 @@ func (s *Stats) Since(before *Stats) Counters {
 			return n, ok && len(before.CPUs) > 0
 		}
 		was, known := before.CPUs[i].Counters[name]
-		return uint64(uint32(n) - uint32(was)), ok && known
+		grown := uint32(n) - uint32(was)
+		return uint64(grown), ok && known && grown < 1<<31
 	})
 }
 

@@ -104,6 +104,10 @@ func TestStatsSince(t *testing.T) {
 	if got, want := after.Total(), (Counters{"drop": 11, "insert": 9, "chaintoolong": 4}); !maps.Equal(got, want) {
 		t.Errorf("total %v, want %v", got, want)
 	}
+	anew := &Stats{CPUs: []CPUStats{{0, Counters{"drop": 7, "insert": 9}}}}
+	if got, want := anew.Since(&Stats{CPUs: []CPUStats{{0, Counters{"drop": 7358, "insert": 9}}}}), (Counters{"insert": 0}); !maps.Equal(got, want) {
+		t.Errorf("grown by %v where a counter began anew, want %v", got, want)
+	}
 	if got := after.Since(&Stats{}); len(got) != 0 {
 		t.Errorf("grown by %v since nothing was read", got)
 	}

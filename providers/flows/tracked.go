@@ -1,11 +1,13 @@
 package flows
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 
 	"golang.org/x/sys/unix"
 
@@ -62,8 +64,32 @@ const ctxEvery = 1024
 // 250,000 entries take 0.4 s so, where reading /proc/net/nf_conntrack takes 0.7 s
 // without parsing a line of it (kernel 6.18, the same machine in turns). As conntrack(8)
 // does, listing takes entries that have timed out off the table (ctnetlink_dump_table
-// in net/netfilter/nf_conntrack_netlink.c).
+// in net/netfilter/nf_conntrack_netlink.c). The kernel lists bucket by bucket:
+// where the hash table is resized meanwhile it leaves out entries or lists them
+// twice, and says nothing. That is an error here, errResized.
 func Each(ctx context.Context, fn func(*Entry) error) error {
+	return undisturbed(hashsizeFile, func() error { return each(ctx, fn) })
+}
+
+// hashsizeFile has the number of buckets, of the whole machine.
+const hashsizeFile = "/sys/module/nf_conntrack/parameters/hashsize"
+
+var errResized = errors.New("reading the table of tracked connections: its hash table was resized meanwhile, so the list is not whole")
+
+// undisturbed calls list, and errs if the content of a file changes meanwhile.
+// A file that cannot be read does not change.
+func undisturbed(file string, list func() error) error {
+	before, _ := os.ReadFile(file)
+	if err := list(); err != nil {
+		return err
+	}
+	if after, _ := os.ReadFile(file); !bytes.Equal(before, after) {
+		return errResized
+	}
+	return nil
+}
+
+func each(ctx context.Context, fn func(*Entry) error) error {
 	var e Entry
 	var stop error
 	n := 0
@@ -96,6 +122,19 @@ var errEnough = errors.New("no more is wanted")
 // readTracked keeps at most limit entries; room is how many to expect. A limit
 // of 0 is none.
 func readTracked(room, limit int) (list []host.Flow, more bool, err error) {
+	for range resizedTries {
+		list, more, err = readOnce(room, limit)
+		if !errors.Is(err, errResized) {
+			break
+		}
+	}
+	return list, more, err
+}
+
+// resizedTries is how often the table is read where it is resized meanwhile.
+const resizedTries = 3
+
+func readOnce(room, limit int) (list []host.Flow, more bool, err error) {
 	list = make([]host.Flow, 0, room)
 	err = Each(context.Background(), func(e *Entry) error {
 		if limit > 0 && len(list) == limit {

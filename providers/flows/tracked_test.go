@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
@@ -166,4 +167,31 @@ func FuzzEntry(f *testing.F) {
 			t.Errorf("half an entry: %+v", fresh)
 		}
 	})
+}
+
+// TestUndisturbed: what is listed while the hash table is resized is not whole.
+func TestUndisturbed(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "hashsize")
+	set := func(text string) error { return os.WriteFile(file, []byte(text), 0o600) }
+	if err := set("65536\n"); err != nil {
+		t.Fatal(err)
+	}
+	failed := errors.New("x")
+	for name, tt := range map[string]struct {
+		file string
+		list func() error
+		want error
+	}{
+		"the same":    {file, func() error { return set("65536\n") }, nil},
+		"resized":     {file, func() error { return set("16384\n") }, errResized},
+		"fails":       {file, func() error { _ = set("1\n"); return failed }, failed},
+		"not telling": {file + "x", func() error { return nil }, nil},
+	} {
+		if err := undisturbed(tt.file, tt.list); err != tt.want {
+			t.Errorf("%s: %v, want %v", name, err, tt.want)
+		}
+		if err := set("65536\n"); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
