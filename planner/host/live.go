@@ -16,6 +16,7 @@ type Live struct {
 
 	Rulesets   []Ruleset   // in the kernel: what iptables-save prints, the backend ctplan writes through first
 	NFT        []NFTTable  // nftables in the kernel, as far as Rulesets do not hold them
+	NFTUnread  string      // why nftables could not be read: what it does with a packet is not known then
 	Namespaces []Namespace // other network namespaces of the machine in which something may need tracking
 	SavedRules []Ruleset   // rules files that exist or that the HCL names; File is set
 

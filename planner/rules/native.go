@@ -46,7 +46,7 @@ func NativeChains(l host.Live) change.Findings {
 			continue
 		}
 		for _, c := range t.Chains {
-			if c.Policy == "drop" || t.Drops {
+			if c.Base() && (c.Policy == "drop" || t.Drops) {
 				named = append(named, fmt.Sprintf("%s %s %s (%s, policy %s)", t.Family, t.Name, c.Name, c.Hook, words.Or(c.Policy, "accept")))
 			}
 		}
