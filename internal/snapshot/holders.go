@@ -47,16 +47,26 @@ func (n Namespace) live() (host.Namespace, error) {
 var builtinTables = []string{"filter", "nat", "mangle", "raw", "security"}
 
 // readNFT reads the tables of nftables that the rules do not hold.
-func readNFT(rules []Rules) ([]host.NFTTable, []string) {
+func (s *Snapshot) readNFT() {
 	tables, err := nft.Read(func(family, table string) bool {
 		if !slices.Contains(builtinTables, table) {
 			return false
 		}
-		return slices.ContainsFunc(rules, func(r Rules) bool {
+		return slices.ContainsFunc(s.Rules, func(r Rules) bool {
 			return r.Backend == host.NFT && family == nftFamily[r.Family] && !slices.Contains(r.Incompatible, table)
 		})
 	})
-	return tables, note(err, "rules of native nftables are not taken into account")
+	if err != nil {
+		s.NFTUnread = strings.ToValidUTF8(err.Error(), "\uFFFD")
+		s.Notes = append(s.Notes, note(err, "rules of native nftables are not taken into account")...)
+		return
+	}
+	if s.NFT = tables; len(tables) == 0 {
+		return
+	}
+	if s.Links, err = nft.Links(); err != nil {
+		s.Notes = append(s.Notes, note(err, "rules of native nftables that name one by its number are not known to match")...)
+	}
 }
 
 var nftFamily = map[host.Family]string{host.IPv4: "ip", host.IPv6: "ip6"}
@@ -101,7 +111,7 @@ func readOthers(ctx context.Context, root string, runner run.Runner, c host.Conn
 func readOther(ctx context.Context, runner run.Runner, f netns.Namespace) (Namespace, error) {
 	n := Namespace{Inode: f.Inode, Path: f.Path, PID: f.PID, Command: f.Command}
 	err := f.Do(func() error {
-		tables, nftErr := nft.Read(nil)
+		tables, nftErr := nft.ReadHolders()
 		// What needs no tracking there is nobody's business here.
 		n.NFT = slices.DeleteFunc(tables, func(t host.NFTTable) bool { return len(t.Items) == 0 })
 		raws, err := iptables.Tools{Runner: runner}.ReadLegacy(ctx)
