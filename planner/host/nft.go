@@ -37,9 +37,9 @@ func (c *NFTChain) Base() bool { return c.Hook != "" }
 // NFTRule is a rule: a program of expressions, one after the other, until one
 // breaks it off or gives a verdict.
 type NFTRule struct {
-	Handle uint64    `json:"handle"` // by which it is deleted
-	Text   string    `json:"text"`   // what it says, about as nft prints it
-	Exprs  []NFTExpr `json:"exprs,omitempty"`
+	Handle uint64     `json:"handle"` // by which it is deleted
+	Text   string     `json:"text"`   // what it says, about as nft prints it
+	Exprs  NFTProgram `json:"exprs,omitempty"`
 }
 
 // NFTExpr is an expression by the name that the kernel has for it, with its
@@ -66,7 +66,7 @@ type NFTExpr struct {
 	Key    uint32 `json:"key,omitempty"`    // meta, ct, rt, socket, fib (its result); exthdr: the type; objref: the type of the object; nat, reject, numgen, hash: the type
 	Op     uint32 `json:"op,omitempty"`     // cmp, range, bitwise, byteorder, exthdr, dynset
 	Flags  uint32 `json:"flags,omitempty"`  // lookup, fib, limit, exthdr, nat, masq, redir, queue, connlimit, …; quota
-	Code   uint32 `json:"code,omitempty"`   // reject: of ICMP; nat, tproxy: the family (NFPROTO_…)
+	Code   uint32 `json:"code,omitempty"`   // reject: of ICMP; socket: the level; nat, tproxy: the family (NFPROTO_…)
 	Dir    string `json:"dir,omitempty"`    // ct: original or reply; empty without a direction
 	Sets   bool   `json:"sets,omitempty"`   // meta, ct, payload, exthdr: it writes what it else loads
 
@@ -80,7 +80,7 @@ type NFTExpr struct {
 	Set     string `json:"set,omitempty"`     // lookup, dynset, objref: the set or map
 	Object  string `json:"object,omitempty"`  // objref: the object; match, target: their name, with "/REVISION" where that is not 0
 	// Inner are the expressions that a dynset adds to its elements.
-	Inner []NFTExpr `json:"inner,omitempty"`
+	Inner NFTProgram `json:"inner,omitempty"`
 }
 
 // NFTSet is a set, or a map.
