@@ -2,6 +2,7 @@ package snapshot
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -126,16 +127,36 @@ func readOther(ctx context.Context, runner run.Runner, f netns.Namespace) (Names
 // holderFacts adds what stands in native nftables and in other namespaces.
 // Processes come and go: they are no facts.
 func (s *Snapshot) holderFacts(add func(address string, values ...string)) {
+	if s.NFTUnread != "" {
+		add("nftables", s.NFTUnread)
+	}
 	for _, t := range s.NFT {
-		add("nftables."+t.Family+"."+t.Name, fmt.Sprint(t))
+		add("nftables."+t.Family+"."+t.Name, tableFact(t))
 	}
 	for _, n := range s.Namespaces {
-		values := []string{fmt.Sprint(n.NFT)}
+		var values []string
+		for _, t := range n.NFT {
+			values = append(values, tableFact(t))
+		}
 		for _, r := range n.Rules {
 			values = append(values, string(r.Family), r.Text)
 		}
 		add(fmt.Sprintf("netns.%d", n.Inode), values...)
 	}
+}
+
+// tableFact is what a plan depends on of a table: all but the elements of its
+// sets that go by themselves after a time.
+func tableFact(t host.NFTTable) string {
+	t.Sets = slices.Clone(t.Sets)
+	for i := range t.Sets {
+		t.Sets[i].Elements = t.Sets[i].Elements.Lasting()
+	}
+	text, err := json.Marshal(t)
+	if err != nil { // no value of these types has one
+		return err.Error()
+	}
+	return string(text)
 }
 
 // checkHolders refuses what no kernel reports.
@@ -156,6 +177,13 @@ func (s *Snapshot) checkHolders() error {
 	for _, t := range tables {
 		if !slices.Contains(families, t.Family) {
 			return fmt.Errorf("nftables: family %q", t.Family)
+		}
+		for i := range t.Sets {
+			for _, err := range t.Sets[i].Elements.All() {
+				if err != nil {
+					return fmt.Errorf("nftables: set %q of table %q: %w", t.Sets[i].Name, t.Name, err)
+				}
+			}
 		}
 	}
 	return nil

@@ -97,6 +97,24 @@ func (l Elements) All() iter.Seq2[NFTElement, error] {
 	}
 }
 
+// Lasting are those that do not go by themselves.
+func (l Elements) Lasting() Elements {
+	if !strings.Contains(string(l), "~") {
+		return l
+	}
+	var b []byte
+	for word := range strings.FieldsSeq(string(l)) {
+		if strings.HasSuffix(word, "~") {
+			continue
+		}
+		if len(b) > 0 {
+			b = append(b, ' ')
+		}
+		b = append(b, word...)
+	}
+	return Elements(b)
+}
+
 // Len is how many there are.
 func (l Elements) Len() int {
 	if l == "" {

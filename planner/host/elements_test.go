@@ -3,6 +3,7 @@ package host
 import (
 	"reflect"
 	"slices"
+	"strings"
 	"testing"
 )
 
@@ -36,6 +37,9 @@ func TestElements(t *testing.T) {
 	}
 	if n := l.Len(); n != len(want) {
 		t.Errorf("Len: %d", n)
+	}
+	if lasting := l.Lasting(); lasting.Len() != len(want)-1 || strings.Contains(string(lasting), "~") || !strings.HasPrefix(string(l), "0016 ") || !strings.HasPrefix(string(lasting), "0016 0050:") {
+		t.Errorf("Lasting: %q", lasting)
 	}
 	for _, bad := range []Elements{"0g", "00-1", "00:0", "00:=%zz", "00:@%"} {
 		for _, err := range bad.All() {
