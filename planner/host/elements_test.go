@@ -11,7 +11,7 @@ func TestElements(t *testing.T) {
 	want := []NFTElement{
 		{Key: []byte{0, 22}},
 		{Key: []byte{10, 0, 0, 0}, Last: []byte{10, 0, 0, 255}, Expires: true},
-		{Key: []byte{0, 80}, Verdict: "jump", Chain: "a chain=of~some: name"},
+		{Key: []byte{0, 80}, Verdict: "jump", Chain: "a chain=of~some: name~"},
 		{Key: []byte{1}, Verdict: "accept"},
 		{Key: []byte{2}, Data: []byte{127, 0, 0, 1}},
 		{Key: []byte{3}, Object: "limit 1"},
