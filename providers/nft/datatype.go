@@ -26,6 +26,7 @@ const (
 	typeAddress6    datatype = 8
 	typeEther       datatype = 9
 	typeEtherType   datatype = 10
+	typeARP         datatype = 11
 	typeProtocol    datatype = 12
 	typePort        datatype = 13
 	typeICMP        datatype = 14
@@ -33,6 +34,7 @@ const (
 	typeMark        datatype = 19
 	typeLink        datatype = 20
 	typeRealm       datatype = 22
+	typeClass       datatype = 23
 	typeUID         datatype = 24
 	typeGID         datatype = 25
 	typeCtState     datatype = 26
@@ -46,6 +48,8 @@ const (
 	typeFibType     datatype = 38
 	typeExists      datatype = 39
 	typeName        datatype = 41
+
+	typeVLAN datatype = 1 << 31 // ctplan's own: a field that begins in the middle of a byte
 
 	typeBits          = 6
 	typeMax           = 1 << typeBits
@@ -65,7 +69,7 @@ func (t datatype) isBits() bool { return t == typeCtState || t == typeCtStatus |
 // isNative is whether numbers are in the host's order.
 func (t datatype) isNative() bool {
 	switch t {
-	case typeMark, typeLink, typeRealm, typeUID, typeGID, typeCtState, typeCtStatus, typeFibType:
+	case typeMark, typeLink, typeRealm, typeClass, typeUID, typeGID, typeCtState, typeCtStatus, typeFibType:
 		return true
 	}
 	return false
@@ -74,13 +78,13 @@ func (t datatype) isNative() bool {
 // bytes is how many a part of a concatenation has; 0 where that is not known.
 func (t datatype) bytes() int {
 	switch t {
-	case typeAddress4, typeMark, typeLink, typeRealm, typeUID, typeGID, typeCtState, typeCtStatus, typeFibType:
+	case typeAddress4, typeMark, typeLink, typeRealm, typeClass, typeUID, typeGID, typeCtState, typeCtStatus, typeFibType:
 		return 4
 	case typeAddress6, typeName:
 		return 16
 	case typeEther:
 		return 6
-	case typePort, typeEtherType:
+	case typePort, typeEtherType, typeARP:
 		return 2
 	case typeProtocol, typeFamily, typeICMP, typeICMPv6, typeICMPCode, typeICMPv6Code, typeTCPFlags, typeDSCP, typePacket, typeExists:
 		return 1
@@ -138,6 +142,8 @@ func (t texts) numberText(typ datatype, data []byte, n uint64) string {
 	switch typ {
 	case typeMark:
 		return fmt.Sprintf("0x%08x", n)
+	case typeClass:
+		return fmt.Sprintf("%x:%x", n>>16, n&0xffff)
 	case typeLink:
 		if name := t.links.name(uint32(n)); name != "" {
 			return strconv.Quote(name)
@@ -155,7 +161,7 @@ func (t texts) numberText(typ datatype, data []byte, n uint64) string {
 		return name
 	}
 	switch typ {
-	case typeInteger, typePort, typeProtocol, typeICMP, typeICMPCode, typeICMPv6, typeICMPv6Code, typeLink, typeUID, typeGID, typeRealm:
+	case typeInteger, typeVLAN, typeARP, typePort, typeProtocol, typeICMP, typeICMPCode, typeICMPv6, typeICMPv6Code, typeLink, typeUID, typeGID, typeRealm:
 		return strconv.FormatUint(n, 10)
 	}
 	return "0x" + hex.EncodeToString(data)
@@ -180,6 +186,7 @@ func addressText(typ datatype, data []byte) string {
 var valueNames = map[datatype]map[uint64]string{
 	typeFamily:      {unix.NFPROTO_IPV4: "ipv4", unix.NFPROTO_IPV6: "ipv6"},
 	typeEtherType:   {unix.ETH_P_IP: "ip", unix.ETH_P_IPV6: "ip6", unix.ETH_P_ARP: "arp", unix.ETH_P_8021Q: "8021q", unix.ETH_P_8021AD: "8021ad"},
+	typeARP:         {1: "request", 2: "reply"},
 	typeCtDirection: {0: "original", 1: "reply"},
 	typePacket:      {0: "host", 1: "broadcast", 2: "multicast", 3: "other"},
 	typeFibType:     {0: "unspec", 1: "unicast", 2: "local", 3: "broadcast", 4: "anycast", 5: "multicast", 6: "blackhole", 7: "unreachable", 8: "prohibit"},

@@ -2,6 +2,7 @@ package nft
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -17,7 +18,7 @@ type field struct {
 }
 
 var (
-	etherFields = []field{{"ether daddr", 0, 6, typeEther}, {"ether saddr", 6, 6, typeEther}, {"ether type", 12, 2, typeEtherType}, {"vlan type", 16, 2, typeEtherType}}
+	etherFields = []field{{"ether daddr", 0, 6, typeEther}, {"ether saddr", 6, 6, typeEther}, {"ether type", 12, 2, typeEtherType}, {"vlan id", 14, 2, typeVLAN}, {"vlan type", 16, 2, typeEtherType}}
 	ip4Fields   = []field{
 		{"ip length", 2, 2, typeInteger}, {"ip id", 4, 2, typeInteger}, {"ip frag-off", 6, 2, typeInteger}, {"ip ttl", 8, 1, typeInteger},
 		{"ip protocol", 9, 1, typeProtocol}, {"ip checksum", 10, 2, typeInteger}, {"ip saddr", 12, 4, typeAddress4}, {"ip daddr", 16, 4, typeAddress4},
@@ -27,7 +28,7 @@ var (
 		{"ip6 length", 4, 2, typeInteger}, {"ip6 nexthdr", 6, 1, typeProtocol}, {"ip6 hoplimit", 7, 1, typeInteger},
 		{"ip6 saddr", 8, 16, typeAddress6}, {"ip6 daddr", 24, 16, typeAddress6},
 	}
-	arpFields = []field{{"arp htype", 0, 2, typeInteger}, {"arp ptype", 2, 2, typeEtherType}, {"arp operation", 6, 2, typeInteger},
+	arpFields = []field{{"arp htype", 0, 2, typeInteger}, {"arp ptype", 2, 2, typeEtherType}, {"arp operation", 6, 2, typeARP},
 		{"arp saddr ether", 8, 6, typeEther}, {"arp saddr ip", 14, 4, typeAddress4}, {"arp daddr ether", 18, 6, typeEther}, {"arp daddr ip", 24, 4, typeAddress4}}
 	portFields = []field{{"sport", 0, 2, typePort}, {"dport", 2, 2, typePort}}
 	tcpFields  = append(portFields[:2:2], field{"sequence", 4, 4, typeInteger}, field{"ackseq", 8, 4, typeInteger}, field{"flags", 13, 1, typeTCPFlags},
@@ -78,7 +79,27 @@ func (w *writer) payloadValue(e *host.NFTExpr) value {
 		w.implied(e.Base, prefix)
 		return value{name: prefix + f.name, typ: f.typ, size: int(e.Len)}
 	}
+	if joined := neighbours(fields, prefix, e.Offset, e.Len); len(joined) > 1 {
+		w.implied(e.Base, prefix)
+		raw.fields = joined
+	}
 	return raw
+}
+
+// neighbours are the fields that make up some bytes of a header; nil where they
+// do not.
+func neighbours(fields []field, prefix string, offset, size uint32) (joined []field) {
+	for size > 0 {
+		i := slices.IndexFunc(fields, func(f field) bool { return f.offset == offset && f.size <= size })
+		if i < 0 {
+			return nil
+		}
+		f := fields[i]
+		offset, size = offset+f.size, size-f.size
+		f.name = prefix + f.name
+		joined = append(joined, f)
+	}
+	return joined
 }
 
 // network are the fields of the network header. Without a word of the rule
@@ -99,11 +120,23 @@ func (w *writer) network(e *host.NFTExpr) []field {
 
 // implied takes out of the text what a field of a header says by itself.
 func (w *writer) implied(base uint32, prefix string) {
-	if base == baseTransport && prefix != "th " && w.l4At >= 0 {
-		w.out[w.l4At], w.l4At = "", -1
+	drop := func(at *int) {
+		if *at >= 0 {
+			w.out[*at], *at = "", -1
+		}
 	}
-	if base == baseNetwork && w.l3At >= 0 {
-		w.out[w.l3At], w.l3At = "", -1
+	switch base {
+	case baseLink:
+		drop(&w.linkAt)
+	case baseNetwork:
+		drop(&w.l3At)
+	case baseTransport:
+		if prefix != "th " {
+			drop(&w.l4At)
+		}
+		if prefix == "icmp " || prefix == "icmpv6 " {
+			drop(&w.l3At)
+		}
 	}
 }
 
@@ -116,7 +149,7 @@ type key struct {
 
 // metaKeys are by number (enum nft_meta_keys).
 var metaKeys = []key{
-	{"meta length", typeNative, 4}, {"meta protocol", typeEtherType, 2}, {"meta priority", typeMark, 4}, {"meta mark", typeMark, 4},
+	{"meta length", typeNative, 4}, {"meta protocol", typeEtherType, 2}, {"meta priority", typeClass, 4}, {"meta mark", typeMark, 4},
 	{"iif", typeLink, 4}, {"oif", typeLink, 4}, {"iifname", typeName, 16}, {"oifname", typeName, 16}, {"iiftype", typeNative, 2}, {"oiftype", typeNative, 2},
 	{"meta skuid", typeNative, 4}, {"meta skgid", typeNative, 4}, {"meta nftrace", typeInteger, 1}, {"rtclassid", typeNative, 4}, {"meta secmark", typeNative, 4},
 	{"meta nfproto", typeFamily, 1}, {"meta l4proto", typeProtocol, 1}, {"meta ibrname", typeName, 16}, {"meta obrname", typeName, 16}, {"meta pkttype", typePacket, 1},
@@ -194,9 +227,11 @@ var (
 	ipOptions        = map[uint32]string{7: "rr", 68: "..", 131: "lsrr", 137: "ssrr", 148: "ra"}
 )
 
-func extensionValue(e *host.NFTExpr) value {
+func (w *writer) extensionValue(e *host.NFTExpr) value {
 	prefix, names := "exthdr", extensionHeaders
 	switch e.Op {
+	case 0:
+		w.implied(baseNetwork, "")
 	case 1:
 		prefix, names = "tcp option", tcpOptions
 	case 2:

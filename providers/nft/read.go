@@ -3,6 +3,7 @@ package nft
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -214,10 +215,12 @@ func (r *reader) addChain(t *host.NFTTable, m *message) {
 		case unix.NFTA_HOOK_PRIORITY:
 			c.Priority = int(int32(bigEndian(value)))
 		case unix.NFTA_HOOK_DEV:
-			c.Devices = append(c.Devices, cstring(value))
+			if d := cstring(value); !slices.Contains(c.Devices, d) { // beside the list, which has it too
+				c.Devices = append(c.Devices, d)
+			}
 		case attrHookDevs:
 			each(value, func(name []byte) {
-				if d := cstring(name); len(c.Devices) == 0 || c.Devices[0] != d {
+				if d := cstring(name); !slices.Contains(c.Devices, d) {
 					c.Devices = append(c.Devices, d)
 				}
 			})

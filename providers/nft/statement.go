@@ -54,7 +54,7 @@ func (w *writer) statement(p *expression) {
 	case "match", "target":
 		w.say("xt " + p.Name + " " + strconv.Quote(extension(&p.NFTExpr)))
 	case "dynset":
-		w.dynset(p, n(5))
+		w.dynset(p, n(6))
 	default:
 		w.say(p.Name)
 	}
@@ -288,7 +288,7 @@ func (w *writer) dynset(p *expression, timeout uint64) {
 	}
 	inner := func(elem []byte) {
 		if e := oneExpression(elem, 0); e.Name != "" && e.Name != "counter" {
-			part := writer{texts: w.texts, l3At: -1, l4At: -1, from: -1}
+			part := w.texts.writer()
 			part.part(&e)
 			text += " " + strings.Join(part.out, " ")
 		}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/hex"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -22,8 +23,8 @@ type writer struct {
 
 	// What the rule has found out of the packet so far, and where the text says
 	// so: nft leaves that unsaid where a later part implies it.
-	l3, l4     int // 0: not known; NFPROTO_IPV4 or NFPROTO_IPV6; a protocol
-	l3At, l4At int // in out; -1: nowhere
+	l3, l4             int // 0: not known; NFPROTO_IPV4 or NFPROTO_IPV6; a protocol
+	linkAt, l3At, l4At int // in out; -1: nowhere
 
 	from int // in out: a comparison that begins a range; -1: none
 }
@@ -58,35 +59,33 @@ type value struct {
 	mask []byte
 	xor  []byte
 	big  bool // big-endian, where numbers of its type are not
+	// fields are what it is made of, where nft has joined comparisons of
+	// neighbours.
+	fields []field
 }
 
 // ruleText says what a rule does, about as nft prints it: good enough to find
 // the rule, not to make it again. What it does not know it shows by its name.
 func (t texts) ruleText(parts []expression, comment string) string {
-	w := &writer{texts: t, l3At: -1, l4At: -1, from: -1}
-	switch t.family {
-	case "ip":
-		w.l3 = unix.NFPROTO_IPV4
-	case "ip6":
-		w.l3 = unix.NFPROTO_IPV6
-	}
+	w := t.writer()
 	for i := range parts {
 		w.part(&parts[i])
 	}
 	if comment != "" {
 		w.say("comment " + strconv.Quote(comment))
 	}
-	var b strings.Builder
-	for _, s := range w.out {
-		if s == "" {
-			continue
-		}
-		if b.Len() > 0 {
-			b.WriteByte(' ')
-		}
-		b.WriteString(s)
+	return strings.Join(slices.DeleteFunc(w.out, func(s string) bool { return s == "" }), " ")
+}
+
+func (t texts) writer() *writer {
+	w := &writer{texts: t, linkAt: -1, l3At: -1, l4At: -1, from: -1}
+	switch t.family {
+	case "ip":
+		w.l3 = unix.NFPROTO_IPV4
+	case "ip6":
+		w.l3 = unix.NFPROTO_IPV6
 	}
-	return b.String()
+	return w
 }
 
 func (w *writer) say(s string) { w.out = append(w.out, s) }
@@ -115,7 +114,7 @@ func (w *writer) part(p *expression) {
 	case "payload":
 		w.loadOrSet(e, w.payloadValue(e))
 	case "exthdr":
-		w.loadOrSet(e, extensionValue(e))
+		w.loadOrSet(e, w.extensionValue(e))
 	case "rt", "socket", "fib", "hash", "numgen":
 		w.load(e.Dst, w.lookedUp(p))
 	case "bitwise":
@@ -160,7 +159,7 @@ func (w *writer) whole(v value, typ datatype) string {
 	}
 	s := v.name
 	if !zero(v.mask, 0) || !zero(v.xor, 0) {
-		if !zero(v.mask, 0xff) {
+		if !inverse(v.mask, v.xor) { // of the bits that are set, nothing is kept
 			s += " & " + w.value(v, v.mask)
 		}
 		switch {
@@ -221,6 +220,15 @@ func (w *writer) compare(v value, op uint32, data []byte) {
 			return
 		}
 	}
+	if len(v.fields) > 0 && op == cmpEq && len(v.mask) == 0 {
+		for _, f := range v.fields {
+			if int(f.size) <= len(data) {
+				w.say(f.name + " " + w.text(f.typ, data[:f.size]))
+				data = data[f.size:]
+			}
+		}
+		return
+	}
 	var text string
 	switch bits := prefixLen(v.mask); {
 	case len(v.mask) == 0:
@@ -231,12 +239,12 @@ func (w *writer) compare(v value, op uint32, data []byte) {
 	case v.typ.isAddress() && bits >= 0:
 		text = v.name + sign + " " + w.value(v, data) + "/" + strconv.Itoa(bits)
 	case v.typ.isBits():
-		text = v.name + " & " + bracketed(w.value(v, v.mask)) + orEquals(sign) + " " + bracketed(w.value(v, data))
+		text = v.name + sign + " " + w.value(v, data) + " / " + w.value(v, v.mask)
+	case v.typ == typeDSCP && len(data) == 1:
+		text = v.name + sign + " " + dscp(data[0]>>2)
+	case v.typ == typeVLAN:
+		text = v.name + sign + " " + w.value(v, data)
 	default:
-		if v.typ == typeDSCP && len(data) == 1 {
-			text = v.name + sign + " " + dscp(data[0]>>2)
-			break
-		}
 		text = v.name + " & " + w.value(v, v.mask) + orEquals(sign) + " " + w.value(v, data)
 	}
 	w.from = -1
@@ -257,8 +265,12 @@ func (w *writer) learn(name string, data []byte) {
 		if len(data) == 1 {
 			w.l3, w.l3At = int(data[0]), at
 		}
+	case "iiftype":
+		w.linkAt = at
 	case "meta protocol", "ether type":
 		switch bigEndian(data) {
+		case unix.ETH_P_8021Q:
+			w.linkAt = at
 		case unix.ETH_P_IP:
 			w.l3, w.l3At = unix.NFPROTO_IPV4, at
 		case unix.ETH_P_IPV6:
@@ -269,13 +281,6 @@ func (w *writer) learn(name string, data []byte) {
 			w.l4, w.l4At = int(data[0]), at
 		}
 	}
-}
-
-func bracketed(s string) string {
-	if strings.Contains(s, ",") {
-		return "(" + strings.ReplaceAll(s, ",", " | ") + ")"
-	}
-	return s
 }
 
 func orEquals(sign string) string {
@@ -371,6 +376,16 @@ func disjoint(mask, xor []byte) bool {
 	return true
 }
 
+// inverse is whether a mask keeps all bits but those.
+func inverse(mask, xor []byte) bool {
+	for i := range mask {
+		if i >= len(xor) || mask[i] != ^xor[i] {
+			return false
+		}
+	}
+	return true
+}
+
 // number is a number in the host's order.
 func number(b []byte) string {
 	if len(b) == 4 {
@@ -405,16 +420,16 @@ func (w *writer) lookedUp(p *expression) value {
 		if p.Key == 1 {
 			kind = "random"
 		}
-		return value{name: fmt.Sprintf("numgen %s mod %d%s", kind, p.Size, offset(p.Offset)), typ: typeMark, size: 4}
+		return value{name: fmt.Sprintf("numgen %s mod %d%s", kind, p.Size, offset(p.Offset)), typ: typeNative, size: 4}
 	}
 	if p.Key == 1 {
-		return value{name: fmt.Sprintf("symhash mod %d%s", p.Size, offset(p.Offset)), typ: typeMark, size: 4}
+		return value{name: fmt.Sprintf("symhash mod %d%s", p.Size, offset(p.Offset)), typ: typeNative, size: 4}
 	}
 	name := fmt.Sprintf("jhash %s mod %d", w.keyName(p.Src, p.Len), p.Size)
 	if seed := attrs[5]; seed != nil {
 		name += fmt.Sprintf(" seed 0x%x", bigEndian(seed))
 	}
-	return value{name: name + offset(p.Offset), typ: typeMark, size: 4}
+	return value{name: name + offset(p.Offset), typ: typeNative, size: 4}
 }
 
 func offset(n uint32) string {
