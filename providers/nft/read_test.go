@@ -261,7 +261,7 @@ func fuzzMessage(t *testing.T, b []byte, whole bool) {
 	r.addChain(&table, &m)
 	addObject(&table, &m)
 	r.addSet(&table, &m)
-	list := elementList{intervals: true, whole: true}
+	list := elementList{intervals: whole, whole: true}
 	each(m.attrs[attrListElements], list.add)
 	elements := list.elements()
 	for e, err := range elements.All() {

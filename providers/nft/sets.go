@@ -119,6 +119,10 @@ func (l *elementList) add(elem []byte) {
 	e := host.NFTElement{Key: bytes.Clone(attribute(attrs[attrElemKey], unix.NFTA_DATA_VALUE))}
 	l.size += 2*len(e.Key) + 1
 	flags := bigEndian(attrs[attrElemFlags])
+	if len(e.Key) == 0 && flags&elemCatchAll == 0 {
+		*l = elementList{size: l.size} // nothing that a set has: not whole
+		return
+	}
 	if flags&elemIntervalEnd != 0 {
 		l.ends = append(l.ends, e.Key)
 		return
