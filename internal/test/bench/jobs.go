@@ -20,6 +20,9 @@ var jobs = []job{
 	{"accepts", applyAccepts},
 	{"six", sixTasks},
 	{"impact", planImpact},
+	{"native", planNative},
+	{"elements", planElements},
+	{"nativeimpact", planNativeImpact},
 	{"curve", curve},
 }
 
