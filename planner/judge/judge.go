@@ -60,7 +60,7 @@ type tableStates struct {
 // stand compiles a table as it stands.
 func (t *tableStates) stand(id verdict.TableID, sections []*host.Table) {
 	t.models[id] = xtables.NewTable(id.Table, sections)
-	t.compiled[id] = t.compiler.Table(id, xt.Sources(id.Table, sections))
+	t.compiled[id] = t.compiler.Table(id, xt.XTables(t.family), xt.Sources(id.Table, sections))
 	t.order = append(t.order, id)
 }
 
@@ -83,7 +83,7 @@ func (t *tableStates) change(id verdict.TableID, ops []change.RuleOp, split func
 			}
 		}
 	}
-	t.compiled[id] = t.compiler.Table(id, xt.ModelSources(id.Table, m, t.words))
+	t.compiled[id] = t.compiler.Table(id, xt.XTables(t.family), xt.ModelSources(id.Table, m, t.words))
 	return t.stage("iptables." + string(t.family) + "." + id.Table)
 }
 
@@ -155,7 +155,7 @@ func New(d declared.Desired, l host.Live, f host.Family, sets []*host.Ruleset, w
 			facts.Addresses = append(facts.Addresses, a.Prefix)
 		}
 	}
-	c := verdict.NewCompiler(f, facts, xt.XTables(f), len(sets) > 1)
+	c := verdict.NewCompiler(f, facts, len(sets) > 1)
 	words := map[string][]string{}
 	for _, ch := range d.Chains {
 		for _, r := range ch.Rules {
