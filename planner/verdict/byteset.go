@@ -122,6 +122,9 @@ func (m *mixedSpans) key(buf *[registerBytes]byte, v []byte) []byte {
 	return buf[:len(v)]
 }
 
+// Len is how many members it has.
+func (s *ByteSet) Len() int { return len(s.target) }
+
 // Seal is called once all members are there.
 func (s *ByteSet) Seal() {
 	slices.SortFunc(s.spans, func(a, b byteSpan) int { return cmp.Compare(a.first, b.first) })

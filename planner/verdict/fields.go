@@ -29,6 +29,8 @@ const (
 	FieldOutIndex
 	FieldUser
 	FieldGroup
+	FieldInType // 2 bytes, of the host: ARPHRD_…
+	FieldOutType
 	FieldInName // 16 bytes
 	FieldOutName
 	FieldPktType     // one byte
@@ -73,12 +75,16 @@ var StateBits = [5]struct {
 	Bit   uint32
 }{{StateInvalid, 1}, {StateEstablished, 2}, {StateRelated, 4}, {StateNew, 8}, {StateUntracked, 64}}
 
-// size is how many bytes of a register it takes, of an address the least.
-func (f *Field) size() int {
+// Size is how many bytes of a register it takes, of an address the least.
+func (f *Field) Size() int {
 	switch f.Kind {
 	case FieldNone, FieldUnknown, FieldDoubtful, FieldOfConnection, FieldLink, FieldNetwork, FieldTransport:
 		return f.Len
-	case FieldEtherType, FieldConnSrcPort, FieldConnDstPort, FieldZone:
+	case FieldWayBack:
+		if f.Exists {
+			return 1
+		}
+	case FieldInType, FieldOutType, FieldEtherType, FieldConnSrcPort, FieldConnDstPort, FieldZone:
 		return 2
 	case FieldFamily, FieldProtocol, FieldPktType, FieldDirection, FieldConnFamily, FieldConnProto:
 		return 1
@@ -137,6 +143,8 @@ func (s *walk) load(m *machine, f *Field, to, n uint8) Truth {
 		m.put32(to, s.mark, s.markBits)
 	case FieldInIndex, FieldOutIndex, FieldInName, FieldOutName:
 		s.loadInterface(m, f, to)
+	case FieldInType, FieldOutType:
+		s.loadLinkType(m, f, to)
 	case FieldUser, FieldGroup:
 		return s.loadOwner(m, f, to)
 	case FieldPktType:
@@ -343,6 +351,23 @@ func (s *walk) loadInterface(m *machine, f *Field, to uint8) {
 		m.put32(to, index, ^uint32(0))
 	default:
 		m.notLo, m.loAt = true, to
+	}
+}
+
+// loadLinkType knows lo, and by what a packet came that has a source of Ethernet.
+func (s *walk) loadLinkType(m *machine, f *Field, to uint8) {
+	const ethernet, loopback = 1, 772
+	name := s.in
+	if f.Kind == FieldOutType {
+		name = s.out
+	}
+	switch {
+	case name == "":
+		m.put(to, []byte{0, 0})
+	case name == "lo":
+		m.put(to, []byte{loopback & 0xff, loopback >> 8})
+	case f.Kind == FieldInType && s.p.Known&KnownMAC != 0:
+		m.put(to, []byte{ethernet, 0})
 	}
 }
 

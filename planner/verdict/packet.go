@@ -145,6 +145,9 @@ type RuleRef struct {
 	Handle uint64
 }
 
+// Unread is the Native of rules that could not be read.
+const Unread = "unread"
+
 // String is the rule as iptables-save or nft prints it, or the policy in words.
 func (r *RuleRef) String() string {
 	switch {
@@ -152,10 +155,15 @@ func (r *RuleRef) String() string {
 		return "no rule"
 	case r.Chain == "":
 		return r.Policy
+	case r.Native == Unread:
+		return "nftables, which could not be read: " + r.Text
 	case r.Native != "":
 		chain := r.Native + " " + r.Table + " " + r.Chain
-		if r.Handle == 0 {
+		switch {
+		case r.Text == "" && r.Handle == 0:
 			return "policy " + r.Policy + " of " + chain
+		case r.Handle == 0:
+			return chain + ": " + r.Text
 		}
 		return fmt.Sprintf("%s handle %d: %s", chain, r.Handle, r.Text)
 	case r.Text == "" && r.Policy != "":

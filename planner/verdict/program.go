@@ -92,7 +92,7 @@ func (p *Program) add(s step, spans ...Span) {
 // Load loads a field. Where the packet has none, the rule ends.
 func (p *Program) Load(f Field, to int) {
 	p.reads = p.reads || f.Kind == FieldMark || f.Kind == FieldConnMark
-	p.add(step{kind: stepLoad, field: f, dst: uint8(to), n: uint8(f.size())}, Span{to, f.size()})
+	p.add(step{kind: stepLoad, field: f, dst: uint8(to), n: uint8(f.Size())}, Span{to, f.Size()})
 }
 
 // Value loads a value.
