@@ -121,9 +121,7 @@ func (r *Reader) Finish(files declared.Files, initScripts []string) (*Snapshot, 
 	for _, raw := range rules.raws {
 		s.Rules = append(s.Rules, newRules(raw))
 	}
-	var notes []string
-	s.NFT, notes = readNFT(s.Rules)
-	s.Notes = append(s.Notes, notes...)
+	s.readNFT()
 	others := <-r.other
 	s.Namespaces = others.list
 	s.Notes = append(s.Notes, others.notes...)

@@ -66,12 +66,12 @@ func (e *NFTElement) append(b []byte) []byte {
 	}
 	switch {
 	case e.Verdict != "":
-		b = append(append(b, ":="...), url.QueryEscape(e.Verdict)...)
+		b = append(append(b, ":="...), escape(e.Verdict)...)
 		if e.Chain != "" {
-			b = append(append(b, '='), url.QueryEscape(e.Chain)...)
+			b = append(append(b, '='), escape(e.Chain)...)
 		}
 	case e.Object != "":
-		b = append(append(b, ":@"...), url.QueryEscape(e.Object)...)
+		b = append(append(b, ":@"...), escape(e.Object)...)
 	case e.Data != nil:
 		b = hex.AppendEncode(append(b, ':'), e.Data)
 	}
@@ -80,6 +80,9 @@ func (e *NFTElement) append(b []byte) []byte {
 	}
 	return b
 }
+
+// escape is a name without a character that means something in a text.
+func escape(name string) string { return strings.ReplaceAll(url.QueryEscape(name), "~", "%7E") }
 
 // All are the elements. The error is that of one that cannot be read, which is
 // the last then.
@@ -95,6 +98,24 @@ func (l Elements) All() iter.Seq2[NFTElement, error] {
 			}
 		}
 	}
+}
+
+// Lasting are those that do not go by themselves.
+func (l Elements) Lasting() Elements {
+	if !strings.Contains(string(l), "~") {
+		return l
+	}
+	var b []byte
+	for word := range strings.FieldsSeq(string(l)) {
+		if strings.HasSuffix(word, "~") {
+			continue
+		}
+		if len(b) > 0 {
+			b = append(b, ' ')
+		}
+		b = append(b, word...)
+	}
+	return Elements(b)
 }
 
 // Len is how many there are.

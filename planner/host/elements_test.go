@@ -3,6 +3,7 @@ package host
 import (
 	"reflect"
 	"slices"
+	"strings"
 	"testing"
 )
 
@@ -10,7 +11,7 @@ func TestElements(t *testing.T) {
 	want := []NFTElement{
 		{Key: []byte{0, 22}},
 		{Key: []byte{10, 0, 0, 0}, Last: []byte{10, 0, 0, 255}, Expires: true},
-		{Key: []byte{0, 80}, Verdict: "jump", Chain: "a chain=of~some: name"},
+		{Key: []byte{0, 80}, Verdict: "jump", Chain: "a chain=of~some: name~"},
 		{Key: []byte{1}, Verdict: "accept"},
 		{Key: []byte{2}, Data: []byte{127, 0, 0, 1}},
 		{Key: []byte{3}, Object: "limit 1"},
@@ -36,6 +37,9 @@ func TestElements(t *testing.T) {
 	}
 	if n := l.Len(); n != len(want) {
 		t.Errorf("Len: %d", n)
+	}
+	if lasting := l.Lasting(); lasting.Len() != len(want)-1 || strings.Contains(string(lasting), "~") || !strings.HasPrefix(string(l), "0016 ") || !strings.HasPrefix(string(lasting), "0016 0050:") {
+		t.Errorf("Lasting: %q", lasting)
 	}
 	for _, bad := range []Elements{"0g", "00-1", "00:0", "00:=%zz", "00:@%"} {
 		for _, err := range bad.All() {

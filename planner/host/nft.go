@@ -1,7 +1,10 @@
 package host
 
 // NFTTable is a table of nftables that iptables-save does not show, or not
-// whole. Names and texts come from whoever wrote the rules.
+// whole. Names and texts come from whoever wrote the rules. Tables stand in the
+// order in which they were made, chains in that in which they were added to
+// theirs. Of base chains with one hook and priority the kernel calls the newest
+// first (net/netfilter/core.c, nf_hook_entries_grow; measured on 6.18).
 type NFTTable struct {
 	Family string     `json:"family"` // ip, ip6, inet, arp, bridge or netdev
 	Name   string     `json:"name"`
@@ -35,9 +38,9 @@ func (c *NFTChain) Base() bool { return c.Hook != "" }
 // NFTRule is a rule: a program of expressions, one after the other, until one
 // breaks it off or gives a verdict.
 type NFTRule struct {
-	Handle uint64    `json:"handle"` // by which it is deleted
-	Text   string    `json:"text"`   // what it says, about as nft prints it
-	Exprs  []NFTExpr `json:"exprs,omitempty"`
+	Handle uint64     `json:"handle"` // by which it is deleted
+	Text   string     `json:"text"`   // what it says, about as nft prints it
+	Exprs  NFTProgram `json:"exprs,omitempty"`
 }
 
 // NFTExpr is an expression by the name that the kernel has for it, with its
@@ -64,7 +67,7 @@ type NFTExpr struct {
 	Key    uint32 `json:"key,omitempty"`    // meta, ct, rt, socket, fib (its result); exthdr: the type; objref: the type of the object; nat, reject, numgen, hash: the type
 	Op     uint32 `json:"op,omitempty"`     // cmp, range, bitwise, byteorder, exthdr, dynset
 	Flags  uint32 `json:"flags,omitempty"`  // lookup, fib, limit, exthdr, nat, masq, redir, queue, connlimit, …; quota
-	Code   uint32 `json:"code,omitempty"`   // reject: of ICMP; nat, tproxy: the family (NFPROTO_…)
+	Code   uint32 `json:"code,omitempty"`   // reject: of ICMP; socket: the level; nat, tproxy: the family (NFPROTO_…)
 	Dir    string `json:"dir,omitempty"`    // ct: original or reply; empty without a direction
 	Sets   bool   `json:"sets,omitempty"`   // meta, ct, payload, exthdr: it writes what it else loads
 
@@ -78,7 +81,7 @@ type NFTExpr struct {
 	Set     string `json:"set,omitempty"`     // lookup, dynset, objref: the set or map
 	Object  string `json:"object,omitempty"`  // objref: the object; match, target: their name, with "/REVISION" where that is not 0
 	// Inner are the expressions that a dynset adds to its elements.
-	Inner []NFTExpr `json:"inner,omitempty"`
+	Inner NFTProgram `json:"inner,omitempty"`
 }
 
 // NFTSet is a set, or a map.

@@ -7,7 +7,6 @@ import (
 	"path/filepath"
 	"reflect"
 	"slices"
-	"strings"
 	"testing"
 
 	"github.com/vishvananda/netlink"
@@ -179,19 +178,15 @@ func TestOperatorBehindSudo(t *testing.T) {
 }
 
 func FuzzMessages(f *testing.F) {
-	f.Add([]byte(strings.Repeat("\x14\x00\x00\x00\x00\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02\x00\x00\x00", 2)))
-	f.Add([]byte("\x40\x00\x00\x00\x00\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02\x00\x00\x00\x2c\x00\x01\x80\x14\x00\x01\x80\x08\x00\x01\x00\x7f\x00\x00\x01\x08\x00\x02\x00\x7f\x00\x00\x01\x0c\x00\x02\x80\x05\x00\x01\x00\x06\x00\x00\x00\x06\x00\x02\x00"))
+	f.Add([]byte("\x02\x00\x00\x00"))
+	f.Add([]byte("\x02\x00\x00\x00\x2c\x00\x01\x80\x14\x00\x01\x80\x08\x00\x01\x00\x7f\x00\x00\x01\x08\x00\x02\x00\x7f\x00\x00\x01\x0c\x00\x02\x80\x05\x00\x01\x00\x06\x00\x00\x00\x06\x00\x02\x00"))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		messages(b, func(msg []byte) bool {
-			if flow, ok := parseTracked(msg); ok && (!flow.Orig.Src.IsValid() || !flow.Reply.Dst.IsValid() || flow.Protocol == 0) {
-				t.Errorf("half a flow: %+v", flow)
-			}
-			if s, ok := parseSocket(6, msg); ok && s.Local.Port() == 0 {
-				t.Errorf("half a socket: %+v", s)
-			}
-			return true
-		})
-		parseTracked(b)
+		if flow, ok := parseTracked(b); ok && (!flow.Orig.Src.IsValid() || !flow.Reply.Dst.IsValid() || flow.Protocol == 0) {
+			t.Errorf("half a flow: %+v", flow)
+		}
+		if s, ok := parseSocket(6, b); ok && s.Local.Port() == 0 {
+			t.Errorf("half a socket: %+v", s)
+		}
 		parseSocket(17, b)
 		parseSSH(string(b))
 		sets := listing{}

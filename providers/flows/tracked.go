@@ -6,6 +6,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/ctplan/ctplan/internal/netlink"
 	"github.com/ctplan/ctplan/planner/host"
 )
 
@@ -40,7 +41,7 @@ const (
 // is how many to expect. A limit of 0 is none.
 func readTracked(room, limit int) (list []host.Flow, more bool, err error) {
 	list = make([]host.Flow, 0, room)
-	err = dump(unix.NETLINK_NETFILTER, msgGetConntrack, []byte{unix.AF_UNSPEC, 0, 0, 0}, func(msg []byte) bool {
+	err = netlink.Dump(unix.NETLINK_NETFILTER, msgGetConntrack, []byte{unix.AF_UNSPEC, 0, 0, 0}, func(msg []byte) bool {
 		if limit > 0 && len(list) == limit {
 			more = true
 			return false
@@ -61,7 +62,7 @@ func parseTracked(msg []byte) (f host.Flow, ok bool) {
 	}
 	var protoOrig, protoReply uint8
 	liberal := 0
-	attributes(msg[4:], func(typ uint16, v []byte) {
+	netlink.Attributes(msg[4:], func(typ uint16, v []byte) {
 		switch typ {
 		case ctaTupleOrig:
 			f.Orig, protoOrig = parseTuple(v)
@@ -76,9 +77,9 @@ func parseTracked(msg []byte) (f host.Flow, ok bool) {
 				f.Mark = binary.BigEndian.Uint32(v)
 			}
 		case ctaProtoInfo:
-			attributes(v, func(typ uint16, v []byte) {
+			netlink.Attributes(v, func(typ uint16, v []byte) {
 				if typ == ctaProtoInfoTCP {
-					attributes(v, func(typ uint16, v []byte) {
+					netlink.Attributes(v, func(typ uint16, v []byte) {
 						switch {
 						case typ == ctaTCPState && len(v) == 1:
 							f.TCPState = v[0]
@@ -96,10 +97,10 @@ func parseTracked(msg []byte) (f host.Flow, ok bool) {
 }
 
 func parseTuple(b []byte) (t host.Tuple, proto uint8) {
-	attributes(b, func(typ uint16, v []byte) {
+	netlink.Attributes(b, func(typ uint16, v []byte) {
 		switch typ {
 		case ctaTupleIP:
-			attributes(v, func(typ uint16, v []byte) {
+			netlink.Attributes(v, func(typ uint16, v []byte) {
 				a, ok := netip.AddrFromSlice(v)
 				switch {
 				case !ok:
@@ -110,7 +111,7 @@ func parseTuple(b []byte) (t host.Tuple, proto uint8) {
 				}
 			})
 		case ctaTupleProto:
-			attributes(v, func(typ uint16, v []byte) {
+			netlink.Attributes(v, func(typ uint16, v []byte) {
 				switch {
 				case typ == ctaProtoNum && len(v) == 1:
 					proto = v[0]

@@ -1,0 +1,161 @@
+// Package netlink asks the kernel questions over netlink, and hands on what it
+// answers as it comes, without keeping it.
+//
+// It owns the socket, the framing of messages and the walk over attributes. It
+// knows no protocol: what a request says and an answer means is its caller's.
+package netlink
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// receiveBytes is the buffer of one read: the kernel fills at most 32 KiB of a
+// dump at a time (net/netlink/af_netlink.c, netlink_recvmsg), and messages are
+// used before the next read.
+const receiveBytes = 64 << 10
+
+// ErrInterrupted is when what a dump lists changed meanwhile
+// (NLM_F_DUMP_INTR): the answer may lack things that were there all the time.
+var ErrInterrupted = errors.New("it changed while it was being read")
+
+// Dump sends one request for a list to a bus (NETLINK_…), from the network
+// namespace that the calling thread stands in, and hands every message of the
+// answer to each, without its header. Messages live until each returns.
+func Dump(bus int, typ uint16, request []byte, each func(msg []byte) (more bool)) error {
+	s, err := Open(bus)
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	return s.Ask(typ, unix.NLM_F_DUMP, request, each)
+}
+
+// Socket is a socket to the kernel, with room for what it answers.
+type Socket struct {
+	fd  int
+	buf []byte
+	seq uint32
+}
+
+// Open opens a socket to a bus in the network namespace that the calling
+// thread stands in.
+func Open(bus int) (*Socket, error) {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, bus)
+	if err != nil {
+		return nil, os.NewSyscallError("socket", err)
+	}
+	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		unix.Close(fd)
+		return nil, os.NewSyscallError("bind", err)
+	}
+	return &Socket{fd: fd, buf: make([]byte, receiveBytes)}, nil
+}
+
+// Close closes the socket.
+func (s *Socket) Close() { unix.Close(s.fd) }
+
+// Ask sends one request and hands every message of the answer to each, until
+// that wants no more; then the socket is good for nothing but to be closed.
+// What the kernel refuses is a unix.Errno.
+func (s *Socket) Ask(typ, flags uint16, request []byte, each func(msg []byte) (more bool)) error {
+	s.seq++
+	msg := make([]byte, unix.NLMSG_HDRLEN, unix.NLMSG_HDRLEN+len(request))
+	binary.NativeEndian.PutUint32(msg, uint32(unix.NLMSG_HDRLEN+len(request)))
+	binary.NativeEndian.PutUint16(msg[4:], typ)
+	binary.NativeEndian.PutUint16(msg[6:], unix.NLM_F_REQUEST|flags)
+	binary.NativeEndian.PutUint32(msg[8:], s.seq)
+	if err := unix.Sendto(s.fd, append(msg, request...), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		return os.NewSyscallError("sendto", err)
+	}
+	interrupted := false
+	for {
+		n, _, err := unix.Recvfrom(s.fd, s.buf, 0)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return os.NewSyscallError("recvfrom", err)
+		}
+		done, changed, err := messages(s.buf[:n], each)
+		interrupted = interrupted || changed
+		if err != nil {
+			return err
+		}
+		if done && interrupted {
+			return ErrInterrupted
+		}
+		if done {
+			return nil
+		}
+	}
+}
+
+// messages walks what one read returned.
+func messages(b []byte, each func([]byte) bool) (done, changed bool, err error) {
+	for len(b) >= unix.NLMSG_HDRLEN {
+		size := int(binary.NativeEndian.Uint32(b))
+		if size < unix.NLMSG_HDRLEN || size > len(b) {
+			return true, changed, fmt.Errorf("a netlink message of %d bytes in %d", size, len(b))
+		}
+		body := b[unix.NLMSG_HDRLEN:size]
+		changed = changed || binary.NativeEndian.Uint16(b[6:])&unix.NLM_F_DUMP_INTR != 0
+		switch binary.NativeEndian.Uint16(b[4:]) {
+		case unix.NLMSG_DONE, unix.NLMSG_ERROR: // both may carry an error
+			if len(body) >= 4 {
+				if code := int32(binary.NativeEndian.Uint32(body)); code < 0 {
+					return true, changed, unix.Errno(-code)
+				}
+			}
+			return true, changed, nil
+		case unix.NLMSG_NOOP, unix.NLMSG_OVERRUN:
+		default:
+			if !each(body) {
+				return true, changed, nil
+			}
+		}
+		b = b[min(Align(size), len(b)):]
+	}
+	return false, changed, nil
+}
+
+// Align is a length as netlink pads it: to whole fours.
+func Align(n int) int { return (n + 3) &^ 3 }
+
+// typeMask is an attribute's type without NLA_F_NESTED and NLA_F_NET_BYTEORDER.
+const typeMask = 0x3fff
+
+// Attributes walks netlink attributes. It stops at the first that is not whole.
+func Attributes(b []byte, each func(typ uint16, value []byte)) {
+	for len(b) >= unix.NLA_HDRLEN {
+		size := int(binary.NativeEndian.Uint16(b))
+		if size < unix.NLA_HDRLEN || size > len(b) {
+			return
+		}
+		each(binary.NativeEndian.Uint16(b[2:])&typeMask, b[unix.NLA_HDRLEN:size])
+		b = b[min(Align(size), len(b)):]
+	}
+}
+
+// ByType sorts attributes into a list by their type; of one that stands twice
+// the last counts, and what the list has no place for is left out.
+func ByType(b []byte, into [][]byte) {
+	clear(into)
+	Attributes(b, func(typ uint16, value []byte) {
+		if int(typ) < len(into) {
+			into[typ] = value
+		}
+	})
+}
+
+// AppendAttribute adds an attribute and its padding.
+func AppendAttribute(b []byte, typ uint16, value []byte) []byte {
+	b = binary.NativeEndian.AppendUint16(b, uint16(unix.NLA_HDRLEN+len(value)))
+	b = binary.NativeEndian.AppendUint16(b, typ)
+	b = append(b, value...)
+	return append(b, make([]byte, Align(len(value))-len(value))...)
+}
