@@ -14,7 +14,8 @@ type NFTTable struct {
 	Drops  bool       `json:"drops,omitempty"` // some rule drops, rejects or queues
 	// Whole is whether Chains are all chains with all their rules, and Sets all
 	// sets. Without it Chains are base chains without rules, and what the table
-	// does with a packet is not known.
+	// does with a packet is not known. A machine with another order of bytes than
+	// little-endian has none that is whole: numbers of the host stand in rules.
 	Whole   bool `json:"whole,omitempty"`
 	Dormant bool `json:"dormant,omitempty"` // the kernel does not call its chains
 }
@@ -85,15 +86,17 @@ type NFTExpr struct {
 
 // NFTSet is a set, or a map.
 type NFTSet struct {
-	Name     string   `json:"name"`
-	Flags    uint32   `json:"flags,omitempty"`     // NFT_SET_…
-	KeyType  uint32   `json:"key_type,omitempty"`  // nft's own number of it
-	KeyLen   uint32   `json:"key_len"`             // bytes
-	DataType uint32   `json:"data_type,omitempty"` // map: the same; NFTVerdicts: of verdicts
-	DataLen  uint32   `json:"data_len,omitempty"`
-	Fields   []uint32 `json:"fields,omitempty"` // of a concatenation of intervals: the bytes of each part, each of which takes whole fours in a key
-	Exprs    []string `json:"exprs,omitempty"`  // what each element does with a packet that it matches: counter, limit, quota, connlimit, last
-	Elements Elements `json:"elements,omitempty"`
+	Name     string `json:"name"`
+	Flags    uint32 `json:"flags,omitempty"`     // NFT_SET_…
+	KeyType  uint32 `json:"key_type,omitempty"`  // nft's own number of it
+	KeyLen   uint32 `json:"key_len"`             // bytes
+	DataType uint32 `json:"data_type,omitempty"` // map: the same; NFTVerdicts: of verdicts
+	DataLen  uint32 `json:"data_len,omitempty"`
+	// ObjectType is of a map of objects: the type of those (NFT_OBJECT_…).
+	ObjectType uint32   `json:"object_type,omitempty"`
+	Fields     []uint32 `json:"fields,omitempty"` // of a concatenation of intervals: the bytes of each part, each of which takes whole fours in a key
+	Exprs      []string `json:"exprs,omitempty"`  // what each element does with a packet that it matches: counter, limit, quota, connlimit, last
+	Elements   Elements `json:"elements,omitempty"`
 	// Unread is whether Elements are not all of them.
 	Unread bool `json:"unread,omitempty"`
 }

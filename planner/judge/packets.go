@@ -168,6 +168,9 @@ func (j *Judge) route(c *Connection, first, back verdict.Packet, replied bool) {
 		if !j.Connections.Bridged {
 			p.Known |= verdict.KnownUnbridged
 		}
+		if in != "" && in != verdict.SomeInterface {
+			p.Known |= verdict.KnownWayBack // that is how it was found
+		}
 		// What is routed, sent, or TCP came to this host alone.
 		if hook != verdict.HookInput || p.Protocol == protocol.TCP {
 			p.PktType, p.Known = verdict.PktHost, p.Known|verdict.KnownPktType
