@@ -59,18 +59,49 @@ func Open(bus int) (*Socket, error) {
 // Close closes the socket.
 func (s *Socket) Close() { unix.Close(s.fd) }
 
+// Tell sends requests, one after the other in one go, and waits for no answer:
+// the kernel has done with them when it returns. Each is a type and a body.
+func Tell(bus int, requests ...Request) error {
+	s, err := Open(bus)
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	var b []byte
+	for _, r := range requests {
+		s.seq++
+		b = appendRequest(b, r.Type, 0, s.seq, r.Body)
+	}
+	return s.send(b)
+}
+
+// Request is one message to the kernel, behind its header.
+type Request struct {
+	Type uint16
+	Body []byte
+}
+
+func (s *Socket) send(b []byte) error {
+	return os.NewSyscallError("sendto", unix.Sendto(s.fd, b, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}))
+}
+
+func appendRequest(b []byte, typ, flags uint16, seq uint32, body []byte) []byte {
+	b = binary.NativeEndian.AppendUint32(b, uint32(unix.NLMSG_HDRLEN+len(body)))
+	b = binary.NativeEndian.AppendUint16(b, typ)
+	b = binary.NativeEndian.AppendUint16(b, unix.NLM_F_REQUEST|flags)
+	b = binary.NativeEndian.AppendUint32(b, seq)
+	b = binary.NativeEndian.AppendUint32(b, 0) // to the kernel
+	b = append(b, body...)
+	return append(b, make([]byte, Align(len(body))-len(body))...)
+}
+
 // Ask sends one request and hands every message of the answer to each, until
 // that wants no more; then the socket is good for nothing but to be closed.
 // What the kernel refuses is a unix.Errno.
 func (s *Socket) Ask(typ, flags uint16, request []byte, each func(msg []byte) (more bool)) error {
 	s.seq++
-	msg := make([]byte, unix.NLMSG_HDRLEN, unix.NLMSG_HDRLEN+len(request))
-	binary.NativeEndian.PutUint32(msg, uint32(unix.NLMSG_HDRLEN+len(request)))
-	binary.NativeEndian.PutUint16(msg[4:], typ)
-	binary.NativeEndian.PutUint16(msg[6:], unix.NLM_F_REQUEST|flags)
-	binary.NativeEndian.PutUint32(msg[8:], s.seq)
-	if err := unix.Sendto(s.fd, append(msg, request...), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
-		return os.NewSyscallError("sendto", err)
+	if err := s.send(appendRequest(nil, typ, flags, s.seq, request)); err != nil {
+		return err
 	}
 	interrupted := false
 	for {

@@ -27,27 +27,54 @@ func ReadHolders() ([]host.NFTTable, error) { return read(reader{links: &linkNam
 
 func read(r reader) ([]host.NFTTable, error) {
 	s, err := netlink.Open(unix.NETLINK_NETFILTER)
+	if errors.Is(err, unix.EPROTONOSUPPORT) {
+		return nil, nil // a kernel that nothing of netfilter can be asked, nf_tables included
+	}
 	if err != nil {
 		return nil, fmt.Errorf("reading nftables: %w", err)
 	}
 	defer s.Close()
 	r.socket = s
+	step := uint64(0)
 	for range maxTries {
 		before, err := r.generation()
+		if err == nil {
+			err = r.tables()
+		}
+		if errors.Is(err, netlink.ErrInterrupted) || errors.Is(err, unix.ENOENT) { // a table or set that has gone
+			continue
+		}
+		after := before
+		if err == nil {
+			after, err = r.generation()
+		}
 		if err != nil {
 			return nil, fmt.Errorf("reading nftables: %w", err)
 		}
-		if err = r.tables(); err == nil {
-			if after, err := r.generation(); err == nil && after == before {
-				return r.list, nil
-			}
-			continue
+		if after == before+step {
+			return r.list, nil
 		}
-		if !errors.Is(err, netlink.ErrInterrupted) && !errors.Is(err, unix.ENOENT) { // a table or set that has gone
+		if step, err = r.step(); err != nil {
 			return nil, fmt.Errorf("reading nftables: %w", err)
 		}
 	}
 	return nil, errUnsettled
+}
+
+// step is by how much asking for the generation moves it: old kernels count a
+// batch without changes too.
+func (r *reader) step() (uint64, error) {
+	var ids [4]uint64
+	for i := range ids {
+		var err error
+		if ids[i], err = r.generation(); err != nil {
+			return 0, err
+		}
+		if i > 0 && ids[i] != ids[i-1]+1 {
+			return 0, nil
+		}
+	}
+	return 1, nil
 }
 
 // maxTries is how often a ruleset is read that changes meanwhile.
@@ -89,7 +116,17 @@ func (r *reader) dump(kind uint16, family byte, attrs []byte, each func(m *messa
 
 // generation is the number of the ruleset: each change makes it another. It is
 // 0 on kernels that have none (before 3.18).
+//
+// It waits until no change is under way, with a batch that has none in it. While
+// the kernel prepares one, the number is still the old, and while it takes out
+// what is old, already the new; but dumps leave things out then, or have them
+// twice, and nothing tells (net/netfilter/nf_tables_api.c; measured on 6.18).
 func (r *reader) generation() (id uint64, err error) {
+	head := []byte{unix.AF_UNSPEC, unix.NFNETLINK_V0, 0, unix.NFNL_SUBSYS_NFTABLES}
+	batch := []netlink.Request{{Type: unix.NFNL_MSG_BATCH_BEGIN, Body: head}, {Type: unix.NFNL_MSG_BATCH_END, Body: head}}
+	if err := netlink.Tell(unix.NETLINK_NETFILTER, batch...); err != nil {
+		return 0, err
+	}
 	err = r.socket.Ask(unix.NFNL_SUBSYS_NFTABLES<<8|msgGetGen, 0, []byte{unix.AF_UNSPEC, unix.NFNETLINK_V0, 0, 0}, func(msg []byte) bool {
 		if r.m.parse(msg) {
 			id = r.m.number(unix.NFTA_GEN_ID)

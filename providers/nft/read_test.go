@@ -2,6 +2,7 @@ package nft
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -10,6 +11,7 @@ import (
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
+	own "github.com/ctplan/ctplan/internal/netlink"
 	"github.com/ctplan/ctplan/internal/test/nstest"
 	"github.com/ctplan/ctplan/planner/host"
 	"github.com/ctplan/ctplan/planner/nftables"
@@ -188,6 +190,85 @@ func TestRead(t *testing.T) {
 			t.Errorf("with no ruleset: %v, %v", tables, err)
 		}
 	})
+}
+
+// TestReadSettles reads a ruleset that changes all the time, two chains at once:
+// they are never read from two states of it.
+func TestReadSettles(t *testing.T) {
+	nstest.Inside(t, func(ns *nstest.NS) {
+		state := func(n int) string {
+			var b strings.Builder
+			b.WriteString("table inet t { chain a { }\n chain b { }\n}\nflush table inet t\ntable inet t {\n")
+			for _, chain := range []string{"a", "b"} {
+				fmt.Fprintf(&b, "chain %s {\n", chain)
+				for range 400 {
+					fmt.Fprintf(&b, "tcp dport %d accept\n", n)
+				}
+				b.WriteString("}\n")
+			}
+			return b.String() + "}\n"
+		}
+		ns.RunInput(state(1), "nft", "-f", "-")
+		stop, done := make(chan struct{}), make(chan struct{})
+		go func() {
+			defer close(done)
+			for n := 2; ; n++ {
+				select {
+				case <-stop:
+					return
+				default:
+					ns.RunInput(state(n), "nft", "-f", "-")
+				}
+			}
+		}()
+		states := map[string]bool{}
+		for range 300 {
+			tables, err := Read(nil)
+			if errors.Is(err, errUnsettled) {
+				continue
+			}
+			if err != nil || len(tables) != 1 || len(tables[0].Chains) != 2 {
+				t.Fatalf("%v, %+v", err, tables)
+			}
+			first := tables[0].Chains[0].Rules[0].Text
+			states[first] = true
+			for _, c := range tables[0].Chains {
+				for _, r := range c.Rules {
+					if r.Text != first || len(c.Rules) != 400 {
+						t.Fatalf("one rule says %q, another, in chain %s of %d rules, %q", first, c.Name, len(c.Rules), r.Text)
+					}
+				}
+			}
+		}
+		close(stop)
+		<-done
+		if len(states) < 5 {
+			t.Errorf("the ruleset was read in %d states: the test saw no change", len(states))
+		}
+	})
+}
+
+// TestElementBounds stops at what is too much.
+func TestElementBounds(t *testing.T) {
+	key := func(n uint32) []byte {
+		value := own.AppendAttribute(nil, unix.NFTA_DATA_VALUE, append(binary.BigEndian.AppendUint32(nil, n), make([]byte, 60)...))
+		return own.AppendAttribute(nil, attrElemKey, value)
+	}
+	list := elementList{whole: true}
+	for n := range uint32(10) {
+		list.add(key(n))
+	}
+	if !list.whole || list.elements().Len() != 10 {
+		t.Errorf("%+v", list)
+	}
+	for n := uint32(0); list.whole; n++ {
+		if list.add(key(n)); n > maxElements/64 {
+			t.Fatalf("%d elements, and no end", n)
+		}
+	}
+	if list.single != nil || list.size < maxElements {
+		t.Errorf("%d elements and %d bytes are left", len(list.single), list.size)
+	}
 }
 
 // TestReadHostile reads names and texts that nft itself would never write.

@@ -85,9 +85,6 @@ func (r *reader) readSet(name setName, s *host.NFTSet) error {
 	list := elementList{intervals: s.Flags&host.NFTSetInterval != 0 && s.Flags&host.NFTSetConcat == 0, whole: true}
 	err := r.dump(unix.NFT_MSG_GETSETELEM, name.table.family, request, func(m *message) {
 		each(m.attrs[attrListElements], list.add)
-		if list.size > maxElements {
-			list = elementList{size: list.size} // and not whole
-		}
 	})
 	if err != nil {
 		return err
@@ -111,6 +108,9 @@ type elementList struct {
 }
 
 func (l *elementList) add(elem []byte) {
+	if l.size > maxElements {
+		*l = elementList{size: l.size} // and not whole
+	}
 	if !l.whole {
 		return
 	}
