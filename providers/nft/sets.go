@@ -119,11 +119,8 @@ func (l *elementList) add(elem []byte) {
 	e := host.NFTElement{Key: bytes.Clone(attribute(attrs[attrElemKey], unix.NFTA_DATA_VALUE))}
 	l.size += 2*len(e.Key) + 1
 	flags := bigEndian(attrs[attrElemFlags])
-	if len(e.Key) == 0 && flags&elemCatchAll == 0 {
-		*l = elementList{size: l.size} // nothing that a set has: not whole
-		return
-	}
-	if flags&elemIntervalEnd != 0 {
+	odd := len(e.Key) == 0 && flags&elemCatchAll == 0
+	if flags&elemIntervalEnd != 0 && !odd {
 		l.ends = append(l.ends, e.Key)
 		return
 	}
@@ -132,6 +129,7 @@ func (l *elementList) add(elem []byte) {
 	}
 	if to := attrs[attrElemKeyEnd]; to != nil {
 		e.Last = bytes.Clone(attribute(to, unix.NFTA_DATA_VALUE))
+		odd = odd || len(e.Last) != len(e.Key) || bytes.Compare(e.Last, e.Key) < 0
 		if bytes.Equal(e.Last, e.Key) {
 			e.Last = nil
 		}
@@ -148,6 +146,10 @@ func (l *elementList) add(elem []byte) {
 	if ref := attrs[attrElemRef]; ref != nil {
 		e.Object = cstring(ref)
 		l.size += len(e.Object)
+	}
+	if odd { // nothing that a set has: not whole
+		*l = elementList{size: l.size}
+		return
 	}
 	e.Expires = attrs[attrElemExpires] != nil || bigEndian(attrs[attrElemTimeout]) != 0
 	l.single = append(l.single, e)
