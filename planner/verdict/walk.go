@@ -28,10 +28,11 @@ type walk struct {
 	sport, dport uint16
 	in, out      string
 
-	states           State
+	states, entered  State
 	mark, markBits   uint32 // value, and which bits of it are known
 	cmark, cmarkBits uint32
 	seen             bool  // by connection tracking
+	decided          bool  // the current base chain has decided on tracking
 	template         Truth // a CT target before has decided how it is tracked
 	sure             bool  // the current rule is surely reached
 	racing           bool  // raw tables of two backends want different things
@@ -84,9 +85,10 @@ func (e *Evaluator) Verdict(p *Packet) Decision {
 	// What the host sends to itself was tracked, or not, as it went out.
 	if p.Hook == HookInput && p.In == "lo" {
 		s.look(wire, "", "lo")
-		for _, c := range e.loop {
-			s.begin()
-			s.chain(c)
+		for i := range e.loop {
+			s.enter(&e.loop[i])
+			s.chain(e.loop[i].chain)
+			s.leave(&e.loop[i])
 		}
 		s.track(tracked)
 		s.template, s.decider, s.doubt = Yes, nil, nil
@@ -121,10 +123,7 @@ func (e *Evaluator) Verdict(p *Packet) Decision {
 			continue
 		}
 		before := s.doubt
-		s.begin()
-		if s.shared = h.shared; s.shared {
-			s.forgetMarks() // others of this priority may have set them
-		}
+		s.enter(h)
 		var got outcomes
 		if h.nat {
 			if got = s.natChain(h.chain); s.translates != nil {
@@ -132,6 +131,7 @@ func (e *Evaluator) Verdict(p *Packet) Decision {
 			}
 		} else {
 			got = s.chain(h.chain)
+			s.leave(h)
 		}
 		switch {
 		case got == refuses:
@@ -188,7 +188,24 @@ func (s *walk) track(as State) {
 	}
 }
 
-func (s *walk) begin() { s.sure, s.decider = true, nil }
+// enter begins with a base chain. What others of its priority may have done
+// before it, or do behind it, is not known.
+func (s *walk) enter(b *baseChain) {
+	s.sure, s.decider = true, nil
+	if s.shared = b.shared; s.shared {
+		s.forgetMarks()
+	}
+	if s.entered, s.decided = s.states, false; b.perhaps {
+		s.states |= StateUntracked
+	}
+}
+
+// leave takes that back, where the chain has not decided it.
+func (s *walk) leave(b *baseChain) {
+	if b.perhaps && !s.decided {
+		s.states = s.entered
+	}
+}
 
 // chain walks a built-in chain to its policy.
 func (s *walk) chain(c *compiledChain) outcomes {
@@ -366,6 +383,7 @@ func (s *walk) act(r *Rule, t *Target, chain *compiledChain) (leaves outcomes, g
 
 // attach gives the packet a template of tracking.
 func (s *walk) attach(r *Rule, t *Target) {
+	s.decided = true
 	s.zone = s.zone.set(r, t, min(s.rawCertainty(), Yes-s.template))
 	s.template = max(s.template, s.rawCertainty())
 	if !s.seen {
@@ -413,6 +431,7 @@ func (s *walk) rawCertainty() Truth {
 // notrack takes the packet out of tracking, unless something before it has
 // decided that (net/netfilter/xt_CT.c, xt_ct_target).
 func (s *walk) notrack(r *Rule) {
+	s.decided = true
 	switch min(s.rawCertainty(), Yes-s.template) {
 	case Yes:
 		s.states = StateUntracked

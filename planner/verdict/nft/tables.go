@@ -104,6 +104,7 @@ func (l *language) sources() []verdict.ChainSource {
 			out = append(out, source(c))
 		}
 	}
+	slices.Reverse(out) // of one priority, the newest is called first
 	return out
 }
 
