@@ -142,6 +142,15 @@ func (b *Base) view() viewKind {
 	return viewOut
 }
 
+// filters is whether the chain is where people look for what lets a packet
+// through. iptables has one such table; nft's chains may stand anywhere.
+func (b *Base) filters(native bool) bool {
+	if b.NAT || b.Hook == Prerouting || b.Hook == Postrouting {
+		return false
+	}
+	return b.Priority == PriorityFilter || native && b.Priority > PriorityNATDest
+}
+
 // blurred is whether the chain may see what translation makes of the packet at
 // this very place, or made of it before.
 func (b *Base) blurred() bool {
@@ -257,7 +266,7 @@ func standing(at NetHook, tables []*Table) []baseChain {
 			owner[b] = t
 			found = append(found, baseChain{
 				chain: b, view: b.base.view(), untracked: b.base.Priority < PriorityConntrack, nat: b.base.NAT,
-				filter:  b.base.Priority == PriorityFilter && !b.base.NAT,
+				filter:  b.base.filters(t.id.Native != ""),
 				blurred: b.base.blurred() && (t.refuses || b.policy == refuses),
 			})
 		}

@@ -143,7 +143,10 @@ func (e *Evaluator) Verdict(p *Packet) Decision {
 			}
 		default:
 			s.doubt = before
-			if h.filter || last == nil && !h.nat {
+			switch policy := s.decider == &h.chain.policyRef; {
+			case h.nat || last != nil && !h.filter:
+			case policy && last != nil && last.Policy == "": // a rule says more than that there was none
+			default:
 				last = s.decider
 			}
 		}

@@ -151,7 +151,8 @@ func TestNativeKnowsWhatDies(t *testing.T) {
 	}
 }
 
-// TestNativeSuggestLosesNothing applies what is suggested under the same.
+// TestNativeSuggestLosesNothing applies what is suggested under the same, which
+// keeps tracking on. Who asks for less is told what it would cut off.
 func TestNativeSuggestLosesNothing(t *testing.T) {
 	for name, ruleset := range natives {
 		t.Run(name, func(t *testing.T) {
@@ -160,12 +161,18 @@ func TestNativeSuggestLosesNothing(t *testing.T) {
 			h.RunInput(ruleset, "nft", "-f", "-")
 			talks := crowd(t, h, here, near, far)
 			before := living(talks)
-			suggested := h.ctplan(exitOK, "suggest")
-			t.Log(suggested.stdout, suggested.stderr)
-			config := h.config(suggested.stdout)
-			h.ctplan(exitOK, "apply", "--auto-approve", config)
+			suggested := h.ctplan(exitOK, "suggest").stdout
+			if !strings.Contains(suggested, `"tuned"`) {
+				t.Errorf("more than sizes is suggested:\n%s", suggested)
+			}
+			h.ctplan(exitOK, "apply", "--auto-approve", h.config(suggested))
 			if after := living(talks); !maps.Equal(before, after) {
-				t.Errorf("before: %v\nafter:  %v\n%s\n%s", before, after, suggested.stdout, strings.TrimSpace(h.rules()))
+				t.Errorf("before: %v\nafter:  %v\n%s\n%s", before, after, suggested, h.rules())
+			}
+			for _, part := range []string{"To decide: blocked by lost_flows", " of inet "} {
+				if less := h.try("suggest", "--mode", "notrack").stdout; !strings.Contains(less, part) {
+					t.Errorf("notrack is suggested without %q:\n%s", part, less)
+				}
 			}
 		})
 	}
