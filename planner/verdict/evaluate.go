@@ -109,6 +109,7 @@ type baseChain struct {
 	untracked, nat bool // it stands before tracking; it translates
 	filter         bool
 	shared         bool // others of its priority set marks that it reads, or read those that it sets
+	opens          bool // it is the first of its priority
 	perhaps        bool // others of its priority decide on tracking, and it asks for that
 	blurred        bool // it stands where sources, or destinations, are translated: before or behind that
 }
@@ -275,6 +276,7 @@ func standing(at NetHook, tables []*Table) []baseChain {
 		return cmp.Or(cmp.Compare(a.chain.base.place(), b.chain.base.place()), cmp.Compare(a.chain.base.Priority, b.chain.base.Priority))
 	})
 	for i := range found {
+		found[i].opens = i == 0 || found[i].chain.base.Priority != found[i-1].chain.base.Priority
 		for k := range found {
 			a, b := owner[found[i].chain], owner[found[k].chain]
 			if a == b || a.id.Native == "" && b.id.Native == "" || found[i].chain.base.Priority != found[k].chain.base.Priority {

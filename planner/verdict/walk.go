@@ -28,7 +28,8 @@ type walk struct {
 	sport, dport uint16
 	in, out      string
 
-	states, entered  State
+	states           State
+	entered, group   State  // the states as the current base chain began, and the first of its priority
 	mark, markBits   uint32 // value, and which bits of it are known
 	cmark, cmarkBits uint32
 	seen             bool  // by connection tracking
@@ -198,14 +199,17 @@ func (s *walk) enter(b *baseChain) {
 	if s.shared = b.shared; s.shared {
 		s.forgetMarks()
 	}
+	if b.opens {
+		s.group = s.states
+	}
 	if s.entered, s.decided = s.states, false; b.perhaps {
-		s.states |= StateUntracked
+		s.states |= s.group | StateUntracked
 	}
 }
 
 // leave takes that back, where the chain has not decided it.
 func (s *walk) leave(b *baseChain) {
-	if b.perhaps && !s.decided {
+	if b.perhaps && (!s.decided || s.entered == StateUntracked) {
 		s.states = s.entered
 	}
 }
@@ -386,12 +390,16 @@ func (s *walk) act(r *Rule, t *Target, chain *compiledChain) (leaves outcomes, g
 
 // attach gives the packet a template of tracking.
 func (s *walk) attach(r *Rule, t *Target) {
+	if s.seen {
+		if s.states&StateInvalid != 0 {
+			s.states = StateAny // a template is no connection, and is one to some matches
+		}
+		return
+	}
 	s.decided = true
 	s.zone = s.zone.set(r, t, min(s.rawCertainty(), Yes-s.template))
 	s.template = max(s.template, s.rawCertainty())
-	if !s.seen {
-		s.states |= StateAny &^ StateUntracked // a template is no connection, and is one to some matches
-	}
+	s.states |= StateAny &^ StateUntracked // as above
 }
 
 // Zone is where connection tracking keeps a packet's connection: 0 unless a
@@ -432,8 +440,19 @@ func (s *walk) rawCertainty() Truth {
 }
 
 // notrack takes the packet out of tracking, unless something before it has
-// decided that (net/netfilter/xt_CT.c, xt_ct_target).
+// decided that (net/netfilter/xt_CT.c, xt_ct_target; nft_ct.c, nft_notrack_eval).
+// Once tracking has seen it, that is so of a packet that has a connection.
 func (s *walk) notrack(r *Rule) {
+	if s.seen {
+		switch {
+		case s.states&StateInvalid == 0:
+		case s.states == StateInvalid && s.sure:
+			s.states = StateUntracked
+		default:
+			s.states |= StateUntracked
+		}
+		return
+	}
 	s.decided = true
 	switch min(s.rawCertainty(), Yes-s.template) {
 	case Yes:

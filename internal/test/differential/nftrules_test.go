@@ -266,6 +266,8 @@ func (g *native) does(chain, next string, early, base bool) string {
 			return way + g.pick("meta mark set 0x1", "meta mark set 0x0", "meta mark set meta mark or 0x2", "meta mark set meta mark xor 0x3", "counter")
 		case n < 97:
 			return way + g.ip() + " dscp set cs1"
+		case n < 98 && base:
+			return way + "notrack" // too late, but for what has no connection
 		}
 	}
 }

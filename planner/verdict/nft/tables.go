@@ -81,6 +81,7 @@ type language struct {
 	names  map[uint32]string // of interfaces, by index
 	sets   map[string]*set
 	filled map[string]bool // sets that packets fill
+	plain  bool            // nothing becomes a condition: for tests
 }
 
 // hooks of the kernel by nft's names.
