@@ -24,7 +24,7 @@ import (
 type Evaluator struct {
 	host  *hostFacts
 	hooks [3][]baseChain
-	loop  []*compiledChain // before tracking in OUTPUT, which packets over lo have passed
+	loop  []baseChain // before tracking in OUTPUT, which packets over lo have passed
 	// racing is whether tables before tracking of more than one backend have
 	// rules about tracking, some of them with templates: their order in a hook
 	// is not known.
@@ -108,7 +108,9 @@ type baseChain struct {
 	view           viewKind
 	untracked, nat bool // it stands before tracking; it translates
 	filter         bool
-	shared         bool // others of its priority set marks that it reads, or reads those that it sets
+	shared         bool // others of its priority set marks that it reads, or read those that it sets
+	opens          bool // it is the first of its priority
+	perhaps        bool // others of its priority decide on tracking, and it asks for that
 	blurred        bool // it stands where sources, or destinations, are translated: before or behind that
 }
 
@@ -141,6 +143,15 @@ func (b *Base) view() viewKind {
 	return viewOut
 }
 
+// filters is whether the chain is where people look for what lets a packet
+// through. iptables has one such table; nft's chains may stand anywhere.
+func (b *Base) filters(native bool) bool {
+	if b.NAT || b.Hook == Prerouting || b.Hook == Postrouting {
+		return false
+	}
+	return b.Priority == PriorityFilter || native && b.Priority > PriorityNATDest
+}
+
 // blurred is whether the chain may see what translation makes of the packet at
 // this very place, or made of it before.
 func (b *Base) blurred() bool {
@@ -171,6 +182,7 @@ type Table struct {
 	chains map[string]*compiledChain
 
 	sets, reads        bool // some rule sets marks, or reads them
+	states             bool // some rule asks for the state
 	untracks, template bool // some rule keeps out of tracking, or says how it is tracked
 	refuses            bool // some rule may refuse
 }
@@ -196,12 +208,15 @@ func (t *Table) note(r *Rule) {
 		target(r.choices[i].target.kind)
 	}
 	for i := range r.matches {
-		if k := r.matches[i].kind; k == matchMark || k == matchCMark {
+		switch r.matches[i].kind {
+		case matchMark, matchCMark:
 			t.reads = true
+		case matchCT, matchTrackedOnly:
+			t.states = true
 		}
 	}
 	if p := r.program; p != nil {
-		t.sets, t.reads = t.sets || p.sets, t.reads || p.reads
+		t.sets, t.reads, t.states = t.sets || p.sets, t.reads || p.reads, t.states || p.states
 		t.untracks, t.template = t.untracks || p.early, t.template || p.zones
 	}
 }
@@ -226,9 +241,6 @@ func (c *Compiler) Evaluator(tables []*Table) *Evaluator {
 			if b.base.Priority >= PriorityConntrack {
 				continue
 			}
-			if b.base.Hook == LocalOut && len(b.rules) > 0 {
-				e.loop = append(e.loop, b)
-			}
 			at := place{b.base.Hook, b.base.Priority}
 			if list := deciding[at]; (t.untracks || t.template) && !slices.Contains(list, t) {
 				deciding[at] = append(list, t)
@@ -239,7 +251,7 @@ func (c *Compiler) Evaluator(tables []*Table) *Evaluator {
 	for _, list := range deciding {
 		e.racing = e.racing || templates && len(list) > 1
 	}
-	slices.SortStableFunc(e.loop, func(a, b *compiledChain) int { return cmp.Compare(a.base.Priority, b.base.Priority) })
+	e.loop = slices.DeleteFunc(standing(LocalOut, tables), func(b baseChain) bool { return !b.untracked })
 	return e
 }
 
@@ -255,7 +267,7 @@ func standing(at NetHook, tables []*Table) []baseChain {
 			owner[b] = t
 			found = append(found, baseChain{
 				chain: b, view: b.base.view(), untracked: b.base.Priority < PriorityConntrack, nat: b.base.NAT,
-				filter:  b.base.Priority == PriorityFilter && !b.base.NAT,
+				filter:  b.base.filters(t.id.Native != ""),
 				blurred: b.base.blurred() && (t.refuses || b.policy == refuses),
 			})
 		}
@@ -264,10 +276,17 @@ func standing(at NetHook, tables []*Table) []baseChain {
 		return cmp.Or(cmp.Compare(a.chain.base.place(), b.chain.base.place()), cmp.Compare(a.chain.base.Priority, b.chain.base.Priority))
 	})
 	for i := range found {
+		found[i].opens = i == 0 || found[i].chain.base.Priority != found[i-1].chain.base.Priority
 		for k := range found {
 			a, b := owner[found[i].chain], owner[found[k].chain]
-			if a != b && (a.id.Native != "" || b.id.Native != "") && found[i].chain.base.Priority == found[k].chain.base.Priority && (a.sets && (b.reads || b.sets) || b.sets && a.reads) {
+			if a == b || a.id.Native == "" && b.id.Native == "" || found[i].chain.base.Priority != found[k].chain.base.Priority {
+				continue
+			}
+			if a.sets && (b.reads || b.sets) || b.sets && a.reads {
 				found[i].shared = true
+			}
+			if found[i].untracked && a.states && (b.untracks || b.template) {
+				found[i].perhaps = true
 			}
 		}
 	}

@@ -158,7 +158,7 @@ func (r *RuleRef) String() string {
 	case r.Native == Unread:
 		return "nftables, which could not be read: " + r.Text
 	case r.Native != "":
-		chain := r.Native + " " + r.Table + " " + r.Chain
+		chain := r.NativeChain()
 		switch {
 		case r.Text == "" && r.Handle == 0:
 			return "policy " + r.Policy + " of " + chain
@@ -170,6 +170,15 @@ func (r *RuleRef) String() string {
 		return "policy " + r.Policy + " of " + r.Chain
 	}
 	return "-A " + r.Chain + " " + r.Text
+}
+
+// NativeChain is the chain of nftables' own that it stands in, as nft names it;
+// empty for one of iptables.
+func (r *RuleRef) NativeChain() string {
+	if r == nil || r.Native == "" || r.Native == Unread {
+		return ""
+	}
+	return r.Native + " " + r.Table + " " + r.Chain
 }
 
 // Facts is what rules ask of a host beside the packet.

@@ -13,12 +13,13 @@ import (
 // Registers are 64 bytes, as in the kernel (NFT_REG32_00 to _15). Of each bit it
 // is known, or not, what it is. Numbers of the host stand in little-endian order.
 type Program struct {
-	steps []step
-	sets  bool // it sets marks
-	reads bool // it reads marks
-	early bool // it decides how the packet is tracked
-	zones bool // by a template
-	rated bool // it asks for a rate
+	steps  []step
+	sets   bool // it sets marks
+	reads  bool // it reads marks
+	states bool // it asks for the state, or what else a connection has
+	early  bool // it decides how the packet is tracked
+	zones  bool // by a template
+	rated  bool // it asks for a rate
 }
 
 // registerBytes is the size of the register file.
@@ -92,6 +93,7 @@ func (p *Program) add(s step, spans ...Span) {
 // Load loads a field. Where the packet has none, the rule ends.
 func (p *Program) Load(f Field, to int) {
 	p.reads = p.reads || f.Kind == FieldMark || f.Kind == FieldConnMark
+	p.states = p.states || f.Kind == FieldOfConnection || f.Kind >= FieldState && f.Kind <= FieldZone
 	p.add(step{kind: stepLoad, field: f, dst: uint8(to), n: uint8(f.Size())}, Span{to, f.Size()})
 }
 
@@ -113,6 +115,7 @@ func (p *Program) Vague() { p.add(step{kind: stepCondition, cond: &Condition{kin
 // Require asks for a condition.
 func (p *Program) Require(c Condition) {
 	p.reads = p.reads || c.kind == matchMark || c.kind == matchCMark
+	p.states = p.states || c.kind == matchCT || c.kind == matchTrackedOnly
 	p.add(step{kind: stepCondition, cond: &c})
 }
 

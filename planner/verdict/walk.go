@@ -29,9 +29,11 @@ type walk struct {
 	in, out      string
 
 	states           State
+	entered, group   State  // the states as the current base chain began, and the first of its priority
 	mark, markBits   uint32 // value, and which bits of it are known
 	cmark, cmarkBits uint32
 	seen             bool  // by connection tracking
+	decided          bool  // the current base chain has decided on tracking
 	template         Truth // a CT target before has decided how it is tracked
 	sure             bool  // the current rule is surely reached
 	racing           bool  // raw tables of two backends want different things
@@ -84,9 +86,10 @@ func (e *Evaluator) Verdict(p *Packet) Decision {
 	// What the host sends to itself was tracked, or not, as it went out.
 	if p.Hook == HookInput && p.In == "lo" {
 		s.look(wire, "", "lo")
-		for _, c := range e.loop {
-			s.begin()
-			s.chain(c)
+		for i := range e.loop {
+			s.enter(&e.loop[i])
+			s.chain(e.loop[i].chain)
+			s.leave(&e.loop[i])
 		}
 		s.track(tracked)
 		s.template, s.decider, s.doubt = Yes, nil, nil
@@ -121,10 +124,7 @@ func (e *Evaluator) Verdict(p *Packet) Decision {
 			continue
 		}
 		before := s.doubt
-		s.begin()
-		if s.shared = h.shared; s.shared {
-			s.forgetMarks() // others of this priority may have set them
-		}
+		s.enter(h)
 		var got outcomes
 		if h.nat {
 			if got = s.natChain(h.chain); s.translates != nil {
@@ -132,6 +132,7 @@ func (e *Evaluator) Verdict(p *Packet) Decision {
 			}
 		} else {
 			got = s.chain(h.chain)
+			s.leave(h)
 		}
 		switch {
 		case got == refuses:
@@ -143,7 +144,10 @@ func (e *Evaluator) Verdict(p *Packet) Decision {
 			}
 		default:
 			s.doubt = before
-			if h.filter || last == nil && !h.nat {
+			switch policy := s.decider == &h.chain.policyRef; {
+			case h.nat || last != nil && !h.filter:
+			case policy && last != nil && last.Policy == "": // a rule says more than that there was none
+			default:
 				last = s.decider
 			}
 		}
@@ -188,7 +192,27 @@ func (s *walk) track(as State) {
 	}
 }
 
-func (s *walk) begin() { s.sure, s.decider = true, nil }
+// enter begins with a base chain. What others of its priority may have done
+// before it, or do behind it, is not known.
+func (s *walk) enter(b *baseChain) {
+	s.sure, s.decider = true, nil
+	if s.shared = b.shared; s.shared {
+		s.forgetMarks()
+	}
+	if b.opens {
+		s.group = s.states
+	}
+	if s.entered, s.decided = s.states, false; b.perhaps {
+		s.states |= s.group | StateUntracked
+	}
+}
+
+// leave takes that back, where the chain has not decided it.
+func (s *walk) leave(b *baseChain) {
+	if b.perhaps && (!s.decided || s.entered == StateUntracked) {
+		s.states = s.entered
+	}
+}
 
 // chain walks a built-in chain to its policy.
 func (s *walk) chain(c *compiledChain) outcomes {
@@ -366,11 +390,16 @@ func (s *walk) act(r *Rule, t *Target, chain *compiledChain) (leaves outcomes, g
 
 // attach gives the packet a template of tracking.
 func (s *walk) attach(r *Rule, t *Target) {
+	if s.seen {
+		if s.states&StateInvalid != 0 {
+			s.states = StateAny // a template is no connection, and is one to some matches
+		}
+		return
+	}
+	s.decided = true
 	s.zone = s.zone.set(r, t, min(s.rawCertainty(), Yes-s.template))
 	s.template = max(s.template, s.rawCertainty())
-	if !s.seen {
-		s.states |= StateAny &^ StateUntracked // a template is no connection, and is one to some matches
-	}
+	s.states |= StateAny &^ StateUntracked // as above
 }
 
 // Zone is where connection tracking keeps a packet's connection: 0 unless a
@@ -411,8 +440,20 @@ func (s *walk) rawCertainty() Truth {
 }
 
 // notrack takes the packet out of tracking, unless something before it has
-// decided that (net/netfilter/xt_CT.c, xt_ct_target).
+// decided that (net/netfilter/xt_CT.c, xt_ct_target; nft_ct.c, nft_notrack_eval).
+// Once tracking has seen it, that is so of a packet that has a connection.
 func (s *walk) notrack(r *Rule) {
+	if s.seen {
+		switch {
+		case s.states&StateInvalid == 0:
+		case s.states == StateInvalid && s.sure:
+			s.states = StateUntracked
+		default:
+			s.states |= StateUntracked
+		}
+		return
+	}
+	s.decided = true
 	switch min(s.rawCertainty(), Yes-s.template) {
 	case Yes:
 		s.states = StateUntracked

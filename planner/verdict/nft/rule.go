@@ -127,6 +127,9 @@ func (b *builder) settle() {
 
 // held is what a register holds, if that is all there is in n bytes from there.
 func (b *builder) held(at, n int) *load {
+	if b.l.plain {
+		return nil
+	}
 	for i := range b.loads {
 		if l := &b.loads[i]; l.at == at && n <= l.n {
 			return l

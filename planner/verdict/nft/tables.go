@@ -81,6 +81,7 @@ type language struct {
 	names  map[uint32]string // of interfaces, by index
 	sets   map[string]*set
 	filled map[string]bool // sets that packets fill
+	plain  bool            // nothing becomes a condition: for tests
 }
 
 // hooks of the kernel by nft's names.
@@ -104,6 +105,7 @@ func (l *language) sources() []verdict.ChainSource {
 			out = append(out, source(c))
 		}
 	}
+	slices.Reverse(out) // of one priority, the newest is called first
 	return out
 }
 
