@@ -94,13 +94,8 @@ func carryOut(s *snapshot.Snapshot, p planner.Plan) {
 				}
 				return strings.Compare(path.Base(cmp.Or(a.As, a.File.Path)), path.Base(cmp.Or(b.As, b.File.Path)))
 			})
-		case *change.SysctlChange:
-			s.Sysctls[c.Key] = host.Sysctl{Value: c.After, Writable: true}
-			if c.Key == "net.netfilter.nf_conntrack_max" {
-				fmt.Sscan(c.After, &s.Conntrack.Max)
-			}
-		case *change.HashsizeChange:
-			s.Conntrack.Hashsize = c.After
+		case *change.SysctlChange, *change.HashsizeChange:
+			setSize(s, c)
 		case *change.ModuleChange:
 			s.Conntrack.Loaded = c.Load
 			s.Modules, s.Sysctls = []host.Module{}, map[string]host.Sysctl{}
@@ -243,4 +238,17 @@ func sense(f boot.Forecast) string {
 		fmt.Fprintf(&b, ", %s %s %d", r.File, r.State, r.Rules)
 	}
 	return b.String()
+}
+
+// setSize carries out a change of a size or of another value of the kernel.
+func setSize(s *snapshot.Snapshot, c change.Change) {
+	switch c := c.(type) {
+	case *change.SysctlChange:
+		s.Sysctls[c.Key] = host.Sysctl{Value: c.After, Writable: true}
+		if c.Key == "net.netfilter.nf_conntrack_max" {
+			fmt.Sscan(c.After, &s.Conntrack.Max)
+		}
+	case *change.HashsizeChange:
+		s.Conntrack.Hashsize = c.After
+	}
 }

@@ -47,13 +47,8 @@ func applied(t *testing.T, s *snapshot.Snapshot, d declared.Desired) *snapshot.S
 			tables[string(c.Family)+c.Table] = c.After
 		case *change.FileChange:
 			files[c.After.Path] = c.After
-		case *change.SysctlChange:
-			out.Sysctls[c.Key] = host.Sysctl{Value: c.After, Writable: true}
-			if c.Key == "net.netfilter.nf_conntrack_max" {
-				fmt.Sscan(c.After, &out.Conntrack.Max)
-			}
-		case *change.HashsizeChange:
-			out.Conntrack.Hashsize = c.After
+		case *change.SysctlChange, *change.HashsizeChange:
+			setSize(&out, c)
 		case *change.ModuleChange:
 			t.Fatalf("a module on a kernel that has it built in: %+v", c)
 		}

@@ -14,6 +14,37 @@ import (
 
 const module = "github.com/ctplan/ctplan/"
 
+// ranks are the rooms of the planner, from the bottom up. A room imports those
+// of lower ranks alone: none upward, none beside it.
+var ranks = [][]string{
+	{"host", "protocol"},
+	{"declared", "nets", "words"},
+	{"change", "etc", "verdict"},
+	{"xtables"},
+	{"nftables", "verdict/nft", "verdict/xt"},
+	{"judge", "modules", "rules"},
+	{"impact", "sizes", "service"},
+	{"sides", "boot"},
+	{"."},
+	{"importer", "suggest"},
+}
+
+// languages is the highest rank that providers may know: values, and the words
+// of rules and files. What decides stands above it.
+const languages = 4
+
+// rank is a room's, by its import path; -1 for what is no room.
+func rank(path string) int {
+	room, ok := strings.CutPrefix(path+"/", module+"planner/")
+	if !ok {
+		return -1
+	}
+	if room = strings.TrimSuffix(room, "/"); room == "" {
+		room = "."
+	}
+	return slices.IndexFunc(ranks, func(names []string) bool { return slices.Contains(names, room) })
+}
+
 // pkg is what go list says of a package.
 type pkg struct {
 	ImportPath   string
@@ -27,7 +58,7 @@ type pkg struct {
 
 // TestImports holds the shape of the design: commands stand on schema,
 // providers and internal packages, all of them stand on planner, and planner
-// stands on nothing.
+// stands on nothing. Within planner, rooms stand on those of lower ranks.
 func TestImports(t *testing.T) {
 	var pkgs []pkg
 	standard := map[string]bool{}
@@ -54,6 +85,11 @@ func TestImportsFinds(t *testing.T) {
 	for _, p := range []pkg{
 		{ImportPath: module + "planner", Deps: []string{"fmt", "golang.org/x/sys/unix"}},
 		{ImportPath: module + "planner", Deps: []string{module + "internal/run"}},
+		{ImportPath: module + "planner/verdict", Imports: []string{module + "planner/judge"}}, // upward
+		{ImportPath: module + "planner/impact", Imports: []string{module + "planner"}},        // upward, to the root
+		{ImportPath: module + "planner/sizes", Imports: []string{module + "planner/service"}}, // sideways
+		{ImportPath: module + "planner/attic"},                                                // a room without a rank
+		{ImportPath: module + "providers/kmod", Imports: []string{module + "planner/modules"}},
 		{ImportPath: module + "providers/kmod", Deps: []string{module + "providers/sysctl"}},
 		{ImportPath: module + "providers/kmod", Deps: []string{module + "schema"}},
 		{ImportPath: module + "providers/kmod", TestImports: []string{module + "internal/apply"}},
@@ -62,6 +98,7 @@ func TestImportsFinds(t *testing.T) {
 		{ImportPath: module + "internal/view", Imports: []string{"github.com/zclconf/go-cty/cty"}},
 		{ImportPath: module + "cmd/ctplan", Imports: []string{"github.com/hashicorp/hcl/v2"}},
 		{ImportPath: module + "cmd/ctplan", Deps: []string{"testing"}},
+		{ImportPath: module + "internal/apply", Imports: []string{module + "internal/test/testhost"}},
 		{ImportPath: module + "internal/apply", Imports: []string{module + "cmd/ctplan"}},
 		{ImportPath: module + "internal/undocumented"},
 	} {
@@ -92,19 +129,19 @@ func faults(p pkg, standard map[string]bool) []string {
 	if p.Doc == "" && name != "internal" {
 		fault("has no doc comment that says what it owns")
 	}
-	for _, dep := range p.Deps {
-		dep, isOwn := own(dep), own(dep) != ""
+	for _, path := range p.Deps {
+		dep, isOwn := own(path), own(path) != ""
 		switch {
-		case name == "planner":
-			if isOwn {
-				fault("must import the standard library only, but depends on %s", dep)
+		case within(name, "planner"):
+			if isOwn && !within(dep, "planner") || !isOwn && !standard[path] {
+				fault("must stand on the standard library and on planner, but depends on %s", path)
 			}
 		case within(name, "schema"):
 			if isOwn && !within(dep, "planner") && !within(dep, "schema") {
 				fault("must depend on planner only, but depends on %s", dep)
 			}
 		case within(name, "providers"):
-			if isOwn && dep != "planner" && dep != "internal/run" && dep != "internal/hostfile" && dep != "internal/netlink" && !within(dep, provider(name)) {
+			if isOwn && !within(dep, "planner") && dep != "internal/run" && dep != "internal/hostfile" && dep != "internal/netlink" && !within(dep, provider(name)) {
 				fault("a provider must depend on planner, internal/run, internal/hostfile and internal/netlink only, but depends on %s", dep)
 			}
 		case within(name, "internal"):
@@ -113,12 +150,8 @@ func faults(p pkg, standard map[string]bool) []string {
 			}
 		}
 	}
-	if name == "planner" {
-		for _, dep := range p.Deps {
-			if own(dep) == "" && !standard[dep] {
-				fault("must import the standard library only, but depends on %s", dep)
-			}
-		}
+	if within(name, "planner") && rank(p.ImportPath) < 0 {
+		fault("is a room without a rank")
 	}
 	if within(name, "cmd") && slices.Contains(p.Deps, "testing") {
 		fault("depends on testing, which is for tests alone")
@@ -130,6 +163,16 @@ func faults(p pkg, standard map[string]bool) []string {
 		}
 		if within(own(imp), "cmd") && !within(name, "cmd") {
 			fault("must not import the command %s", own(imp))
+		}
+		switch there := rank(imp); {
+		case there < 0:
+		case within(name, "planner") && there >= rank(p.ImportPath):
+			fault("imports %s, which does not stand below it", own(imp))
+		case within(name, "providers") && there > languages:
+			fault("imports %s, which decides: a provider knows values and words alone", own(imp))
+		}
+		if within(own(imp), "internal/test") && !within(name, "internal/test") {
+			fault("imports %s, which is for tests alone", own(imp))
 		}
 	}
 	for _, imp := range slices.Concat(p.TestImports, p.XTestImports) {

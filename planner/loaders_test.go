@@ -9,7 +9,6 @@ import (
 	"github.com/ctplan/ctplan/planner/declared"
 	"github.com/ctplan/ctplan/planner/etc"
 	"github.com/ctplan/ctplan/planner/host"
-	"github.com/ctplan/ctplan/planner/modules"
 )
 
 // told is what a plan says, by how it says it: "block ADDRESS WHERE" and
@@ -131,7 +130,7 @@ func TestInstallCommand(t *testing.T) {
 
 // TestServices: boot looks for each service once.
 func TestServices(t *testing.T) {
-	names := modules.Services()
+	names := etc.ServiceNames()
 	slices.Sort(names)
 	if unique := slices.Compact(slices.Clone(names)); len(unique) != len(names) || slices.Contains(names, "") {
 		t.Errorf("%q", names)

@@ -3,14 +3,10 @@ package planner
 import (
 	"fmt"
 	"math/rand/v2"
-	"net/netip"
 	"strings"
 	"testing"
 
-	"github.com/ctplan/ctplan/planner/host"
 	"github.com/ctplan/ctplan/planner/protocol"
-	"github.com/ctplan/ctplan/planner/verdict"
-	"github.com/ctplan/ctplan/planner/verdict/xt"
 	"github.com/ctplan/ctplan/planner/xtables"
 )
 
@@ -157,19 +153,5 @@ func TestCoversKeepsUnknownMatches(t *testing.T) {
 	}
 	if !all.Covers(limited) {
 		t.Error("a rule without matches does not cover a limited one")
-	}
-}
-
-// TestSetNomatch: of the members that hold an address the narrowest decides.
-func TestSetNomatch(t *testing.T) {
-	in := func(text string, out bool) host.IPSetEntry {
-		return host.IPSetEntry{Prefix: netip.MustParsePrefix(text), Nomatch: out}
-	}
-	facts := verdict.Facts{Sets: map[string]*host.IPSet{"nets": {Type: "hash:net", Prefixes: []host.IPSetEntry{in("10.1.0.0/16", true), in("10.0.0.0/8", false), in("10.1.2.0/24", false)}}}}
-	e := xt.NewEvaluator(host.IPv4, []host.Ruleset{parseLines(t, host.IPv4, "*filter\n:INPUT ACCEPT\n-A INPUT -m set --match-set nets src -j DROP\nCOMMIT\n")}, facts)
-	for src, want := range map[string]verdict.Verdict{"10.2.0.1": verdict.Dropped, "10.1.9.9": verdict.Accepted, "10.1.2.9": verdict.Dropped, "11.0.0.1": verdict.Accepted} {
-		if got := e.Verdict(packet(verdict.HookInput, protocol.TCP, src, "192.0.2.1", 40000, 80, verdict.StateNew)); got.Verdict != want {
-			t.Errorf("%s is %s, want %s", src, got.Verdict, want)
-		}
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/ctplan/ctplan/internal/test/golden"
 	"github.com/ctplan/ctplan/schema"
 )
 
@@ -155,7 +156,7 @@ func TestBad(t *testing.T) {
 		}
 		fmt.Fprintf(&out, "==== %s\n%s", tt.name, got)
 	}
-	golden(t, "bad.txt", out.Bytes())
+	golden.Check(t, "bad.txt", out.Bytes())
 }
 
 func TestBadForHost(t *testing.T) {
@@ -165,7 +166,7 @@ func TestBadForHost(t *testing.T) {
 		t.Fatal(diags.Err())
 	}
 	_, diags = config.For("api-1")
-	golden(t, "bad_host.txt", []byte(text(t, diags)))
+	golden.Check(t, "bad_host.txt", []byte(text(t, diags)))
 	for _, host := range []string{"api-2", "db-1", "API-3.example.net", "db-1.example.net"} {
 		if d, diags := config.For(host); diags.HasErrors() || d.Block == "" {
 			t.Errorf("%s: %v %v", host, d, diags.Err())
@@ -183,7 +184,7 @@ func TestBrokenFileBesideOthers(t *testing.T) {
 		{Name: "a.hcl", Content: []byte("variable \"n\" {\n")},
 		{Name: "b.hcl", Content: []byte(tuned("max = var.n\n  hashsize = 0"))},
 	}, schema.Vars{Flags: []string{"n=1"}}, nil)
-	golden(t, "bad_files.txt", []byte(text(t, diags)))
+	golden.Check(t, "bad_files.txt", []byte(text(t, diags)))
 }
 
 func TestReadSources(t *testing.T) {

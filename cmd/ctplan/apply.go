@@ -89,6 +89,13 @@ func (a *applier) run(ctx context.Context, args []string) error {
 	if err := a.recoverFirst(ctx, a.flags.lockTimeout); err != nil {
 		return err
 	}
+	return a.carryOut(ctx, c, file, p)
+}
+
+// carryOut plans by c, shows the plan, asks where somebody is to be asked, and
+// carries it out; or a saved plan, where file and p are not nil.
+func (a *applier) carryOut(ctx context.Context, c *config, file *planfile.Plan, p *planned) (err error) {
+	saved := file != nil
 	// Where nobody is asked, nothing else happens between reading and
 	// changing: one lock over both, and the host need not be read again.
 	var held *lock.Lock
@@ -120,9 +127,10 @@ func (a *applier) run(ctx context.Context, args []string) error {
 	}
 	if p.plan.Empty() {
 		if saved { // "nothing to change" holds for the host that was planned for
-			_, err = a.unchanged(ctx, p, file)
+			_, err := a.unchanged(ctx, p, file)
+			return err
 		}
-		return err
+		return nil
 	}
 	a.warnRemote(a.flags.confirmWithin)
 	if !saved && !a.flags.autoApprove {

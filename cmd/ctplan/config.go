@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"github.com/ctplan/ctplan/internal/cause"
 	"github.com/ctplan/ctplan/internal/snapshot"
 	"github.com/ctplan/ctplan/planner"
 	"github.com/ctplan/ctplan/planner/declared"
@@ -85,6 +86,8 @@ type planned struct {
 	snapshot *snapshot.Snapshot
 	live     host.Live
 	plan     planner.Plan
+
+	causes map[string][]cause.Cause // of drift, by address; nil where nothing differs or nobody asked
 }
 
 // diff makes the plan.
@@ -106,7 +109,7 @@ func planBy(plan func(declared.Desired, host.Live) (planner.Plan, error), desire
 	if err != nil {
 		return nil, err
 	}
-	return &planned{desired, digest, s, live, made}, nil
+	return &planned{desired: desired, digest: digest, snapshot: s, live: live, plan: made}, nil
 }
 
 // judge judges a plan, by the connections that are open on this host now if it

@@ -2,7 +2,8 @@ package main
 
 import (
 	"context"
-	"fmt"
+	"errors"
+	"io"
 	"regexp"
 	"slices"
 	"strings"
@@ -10,69 +11,111 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/ctplan/ctplan/internal/cause"
+	"github.com/ctplan/ctplan/internal/journal"
 	"github.com/ctplan/ctplan/internal/snapshot"
 	"github.com/ctplan/ctplan/internal/view"
 	"github.com/ctplan/ctplan/planner"
 	"github.com/ctplan/ctplan/planner/change"
+	"github.com/ctplan/ctplan/providers/trace"
 )
 
 func newDrift(e *env) *cobra.Command {
-	var (
-		vars    varFlags
-		format  formatFlags
-		quiet   bool
-		ignore  []string
-		metrics string
-	)
+	var d drift
 	cmd := &cobra.Command{
 		Use:   "drift [PATH]",
 		Short: "Tell whether the host still is as declared; for cron",
 		Long: `Compares the host with what the configuration declares, and shows how they
-differ. It has no way to change the host.
+differ, with the likely cause of each difference and what it is known from:
+package databases, logs, services, other programs, ctplan's own journals. It has
+no way to change the host.
+
+--quiet is for cron, which mails what a job prints: nothing while the host is as
+declared, the difference when it is not. --exit-code-only is for scripts.
+
+--format junit is for continuous integration. --format nagios is a monitoring
+plugin: one line with performance data, and its exit statuses.
 
 --ignore leaves out the changes whose address matches; * stands for anything:
 --ignore 'file./etc/*'.
 
-Exit status: 0 without drift, 1 on errors, 2 with drift.`,
+Exit status: 0 without drift, 1 on errors, 2 with drift. With --format nagios
+0 without drift, 2 (critical) with drift, 3 (unknown) on errors.`,
+		Example: `  ctplan drift /etc/ctplan
+  */10 * * * *  root  ctplan drift --quiet /etc/ctplan    # in /etc/cron.d
+  ctplan drift --exit-code-only /etc/ctplan || logger "drifted, or not known"`,
 		Args: atMost(1, "one path"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := format.check(cmd.Flags()); err != nil {
+			if err := d.format.check(cmd.Flags()); err != nil {
 				return err
 			}
-			p, err := findDrift(cmd, e, args, vars)
-			if metrics != "" {
-				if p != nil {
-					dropIgnored(&p.plan, ignore)
+			if d.quiet && d.silent {
+				return errors.New("--quiet and --exit-code-only say different things: give one of them")
+			}
+			if d.silent {
+				e.stdout, e.stderr = io.Discard, io.Discard
+			}
+			err := d.run(cmd, e, args)
+			var said status
+			if d.format.format == "nagios" && err != nil && (!errors.As(err, &said) || said == exitError) {
+				if errors.As(err, &said) {
+					err = errors.New("drift could not be checked: the configuration has errors")
 				}
-				if werr := writeMetrics(metrics, p, time.Now()); werr != nil && err == nil {
-					err = werr
+				if werr := view.NagiosError(e.stdout, err); werr != nil {
+					return werr
 				}
+				return status(view.NagiosUnknown)
 			}
-			if err != nil {
-				return err
-			}
-			dropIgnored(&p.plan, ignore)
-			if !quiet {
-				if err := e.showPlans([]*planned{p}, view.Drift, format); err != nil {
-					return err
-				}
-			}
-			if !p.plan.Empty() {
-				return status(exitChanges)
-			}
-			return nil
+			return err
 		},
 	}
 	flags := cmd.Flags()
-	vars.register(flags)
-	format.register(flags)
-	flags.BoolVarP(&quiet, "quiet", "q", false, "print nothing; the exit status tells")
-	flags.StringArrayVar(&ignore, "ignore", nil, "leave out changes with this `ADDRESS`, a glob (repeatable)")
-	flags.StringVar(&metrics, "metrics-file", "", "write Prometheus metrics to `FILE`, for node_exporter's textfile collector")
+	d.vars.register(flags)
+	d.format.register(flags, "junit", "nagios")
+	flags.BoolVarP(&d.quiet, "quiet", "q", false, "print nothing while nothing differs: for cron")
+	flags.BoolVar(&d.silent, "exit-code-only", false, "print nothing at all, errors neither; the exit status tells")
+	flags.StringArrayVar(&d.ignore, "ignore", nil, "leave out changes with this `ADDRESS`, a glob (repeatable)")
+	flags.StringVar(&d.metrics, "metrics-file", "", metricsUsage)
 	return cmd
 }
 
-func findDrift(cmd *cobra.Command, e *env, args []string, vars varFlags) (*planned, error) {
+// drift is a run of the command.
+type drift struct {
+	vars    varFlags
+	format  formatFlags
+	quiet   bool
+	silent  bool
+	ignore  []string
+	metrics string
+}
+
+func (d *drift) run(cmd *cobra.Command, e *env, args []string) error {
+	p, err := findDrift(cmd, e, args, d.vars, d.ignore)
+	if p != nil && len(p.plan.Changes) > 0 && (!d.silent || d.metrics != "") {
+		e.findCauses(cmd.Context(), p, time.Now())
+	}
+	if d.metrics != "" {
+		if werr := writeMetrics(d.metrics, e.driftMetrics(p, time.Now())); werr != nil && err == nil {
+			err = werr
+		}
+	}
+	if err != nil {
+		return err
+	}
+	if !d.quiet || !p.plan.Empty() {
+		if err := e.showPlans([]*planned{p}, view.Drift, d.format); err != nil {
+			return err
+		}
+	}
+	if !p.plan.Empty() {
+		return status(exitChanges)
+	}
+	return nil
+}
+
+// findDrift compares the host with what is declared, and leaves out what is to
+// be ignored.
+func findDrift(cmd *cobra.Command, e *env, args []string, vars varFlags, ignore []string) (*planned, error) {
 	if err := e.needRoot("looking for drift on this host"); err != nil {
 		return nil, err
 	}
@@ -87,7 +130,36 @@ func findDrift(cmd *cobra.Command, e *env, args []string, vars varFlags) (*plann
 		return nil, err
 	}
 	e.warnPending()
-	return c.planHost(reader)
+	p, err := c.planHost(reader)
+	if err != nil {
+		return nil, err
+	}
+	dropIgnored(&p.plan, ignore)
+	return p, nil
+}
+
+// pastTransactions is how many of ctplan's own transactions are looked at.
+const pastTransactions = 20
+
+// findCauses looks for what brought the drift about. What cannot be read is
+// said and is no error: that something differs is news without its cause.
+func (e *env) findCauses(ctx context.Context, p *planned, now time.Time) {
+	f := cause.Facts{Changes: p.plan.Changes, Live: p.live}
+	store, err := journal.View(e.stateDir())
+	if err == nil {
+		f.Journal = store.Path
+		f.Past, err = store.Newest(pastTransactions)
+	}
+	if err != nil {
+		e.warnf("looking for the cause in ctplan's own journals: %v", err)
+	}
+	if since := cause.Since(f.Past); !since.IsZero() {
+		f.Trace = trace.Read(ctx, trace.Query{Root: e.root, Since: since, Now: now, Files: cause.Files(f.Changes)})
+	}
+	for _, n := range f.Trace.Notes {
+		e.warnf("looking for the cause: %s", n)
+	}
+	p.causes = cause.Find(f)
 }
 
 // dropIgnored takes away what the operator asked not to hear about.
@@ -103,37 +175,4 @@ func dropIgnored(p *planner.Plan, globs []string) {
 	}
 	p.Changes = slices.DeleteFunc(p.Changes, func(c change.Change) bool { return ignored(c.Meta().Address) })
 	p.Blocks = slices.DeleteFunc(p.Blocks, func(b change.Block) bool { return ignored(b.Address) })
-}
-
-// writeMetrics writes what drift found, or with a nil p that it could not look.
-func writeMetrics(path string, p *planned, now time.Time) error {
-	var b strings.Builder
-	gauge := func(name, help string, value int64) {
-		fmt.Fprintf(&b, "# HELP %s %s\n# TYPE %s gauge\n%s %d\n", name, help, name, name, value)
-	}
-	success := int64(0)
-	if p != nil {
-		success = 1
-	}
-	gauge("ctplan_drift_success", "Whether the last ctplan drift could read the host and the configuration.", success)
-	gauge("ctplan_drift_last_run_timestamp_seconds", "When ctplan drift last ran, in seconds since 1970.", now.Unix())
-	if p != nil {
-		gauge("ctplan_drift_objects", "Objects that differ from what the configuration declares.", int64(len(p.plan.Changes)))
-		gauge("ctplan_drift_blocks", "Safety checks that would keep ctplan apply from mending the drift.", int64(len(p.plan.Blocks)))
-		gauge("ctplan_conntrack_entries", "Tracked connections.", p.snapshot.Conntrack.Count)
-		gauge("ctplan_conntrack_max", "Most connections that the kernel will track.", p.snapshot.Conntrack.Max)
-		if len(p.plan.Changes) > 0 {
-			b.WriteString("# HELP ctplan_drift_object An object that differs.\n# TYPE ctplan_drift_object gauge\n")
-		}
-		for _, c := range p.plan.Changes {
-			fmt.Fprintf(&b, "ctplan_drift_object{address=\"%s\",action=\"%s\"} 1\n", label(c.Meta().Address), c.Meta().Action.String())
-		}
-	}
-	// Not 0600: node_exporter does not run as root, and addresses are no secret.
-	return snapshot.WriteAtomic(path, []byte(b.String()), 0o644)
-}
-
-// label escapes a value of a Prometheus label.
-func label(s string) string {
-	return strings.NewReplacer(`\`, `\\`, `"`, `\"`, "\n", `\n`).Replace(view.Clean(s))
 }

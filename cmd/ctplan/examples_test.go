@@ -3,13 +3,12 @@ package main
 import (
 	"bytes"
 	"context"
-	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/ctplan/ctplan/internal/snapshot"
-	"github.com/ctplan/ctplan/internal/textdiff"
+	"github.com/ctplan/ctplan/internal/test/golden"
 	"github.com/ctplan/ctplan/planner/host"
 	"github.com/ctplan/ctplan/providers/iptables"
 )
@@ -47,20 +46,7 @@ func TestExamplePlans(t *testing.T) {
 				if status != exitOK && status != exitBlocked {
 					t.Errorf("exit status %d", status)
 				}
-				got := stdout.String() + stderr.String()
-				golden := filepath.Join("testdata", "examples", name+".txt")
-				if *update {
-					if err := os.WriteFile(golden, []byte(got), 0o644); err != nil {
-						t.Fatal(err)
-					}
-				}
-				want, err := os.ReadFile(golden)
-				if err != nil {
-					t.Fatalf("%v; go test ./cmd/ctplan -update writes it", err)
-				}
-				if diff := textdiff.Unified(golden, "now", string(want), got, 2); diff != "" {
-					t.Error(diff)
-				}
+				golden.Check(t, "examples/"+name+".txt", append(stdout.Bytes(), stderr.Bytes()...))
 			})
 		}
 	}

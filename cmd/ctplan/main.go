@@ -21,7 +21,7 @@ import (
 const (
 	exitOK      = 0 // done, or nothing to change
 	exitError   = 1
-	exitChanges = 2 // plan with --detailed-exitcode, and drift
+	exitChanges = 2 // plan with --detailed-exitcode, drift, and verify where a check fails
 	exitBlocked = 3 // a safety check holds the plan back
 )
 

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"flag"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -14,11 +13,10 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"github.com/ctplan/ctplan/internal/test/golden"
 	"github.com/ctplan/ctplan/internal/test/nstest"
 	"github.com/ctplan/ctplan/planner/host"
 )
-
-var update = flag.Bool("update", false, "rewrite the golden files in scripts")
 
 func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){"ctplan": func() {
@@ -44,7 +42,7 @@ func TestMain(m *testing.M) {
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata/script",
-		UpdateScripts:       *update,
+		UpdateScripts:       *golden.Update,
 		RequireExplicitExec: false,
 		RequireUniqueNames:  true,
 		Setup:               setup,
@@ -61,7 +59,7 @@ func TestHostScripts(t *testing.T) {
 			probe.Use(backend)
 			testscript.Run(t, testscript.Params{
 				Dir:                "testdata/host",
-				UpdateScripts:      *update,
+				UpdateScripts:      *golden.Update,
 				RequireUniqueNames: true,
 				Setup: func(env *testscript.Env) error {
 					tb, ok := env.T().(testing.TB)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -20,10 +21,12 @@ type formatFlags struct {
 	format string
 	json   bool
 	full   bool
+	more   []string // formats of this command alone
 }
 
-func (f *formatFlags) register(flags *pflag.FlagSet) {
-	flags.StringVar(&f.format, "format", "text", "text, json or markdown")
+func (f *formatFlags) register(flags *pflag.FlagSet, more ...string) {
+	f.more = more
+	flags.StringVar(&f.format, "format", "text", either(f.formats()))
 	flags.BoolVar(&f.json, "json", false, "the same as --format json")
 	flags.BoolVar(&f.full, "full", false, "show long changes in full")
 }
@@ -35,7 +38,17 @@ func (f *formatFlags) check(flags *pflag.FlagSet) error {
 	if f.json {
 		f.format = "json"
 	}
-	return oneOf("format", f.format, "text", "json", "markdown")
+	return oneOf("format", f.format, f.formats()...)
+}
+
+func (f *formatFlags) formats() []string {
+	return append([]string{"text", "json", "markdown"}, f.more...)
+}
+
+// either is "a, b or c".
+func either(words []string) string {
+	last := len(words) - 1
+	return strings.Join(words[:last], ", ") + " or " + words[last]
 }
 
 func newPlan(e *env) *cobra.Command {
@@ -84,28 +97,9 @@ there is something to change.`,
 			if err != nil {
 				return err
 			}
-			var all []*planned
-			if reader != nil {
-				e.warnPending()
-				p, err := c.planHost(reader)
-				if err != nil {
-					return err
-				}
-				if err := e.judge(p); err != nil {
-					return err
-				}
-				all = append(all, p)
-			}
-			for _, name := range snapshots {
-				s, err := snapshot.ReadFile(name, e.stdin)
-				if err != nil {
-					return err
-				}
-				p, err := c.planSnapshot(s)
-				if err != nil {
-					return err
-				}
-				all = append(all, p)
+			all, err := e.planAll(c, reader, snapshots)
+			if err != nil {
+				return err
 			}
 			if out != "" {
 				if err := savePlan(out, all[0]); err != nil {
@@ -130,6 +124,31 @@ there is something to change.`,
 	return cmd
 }
 
+// planAll plans for this host, or for those of snapshots where reader is nil.
+func (e *env) planAll(c *config, reader *snapshot.Reader, snapshots []string) ([]*planned, error) {
+	if reader != nil {
+		e.warnPending()
+		p, err := c.planHost(reader)
+		if err != nil {
+			return nil, err
+		}
+		return []*planned{p}, e.judge(p)
+	}
+	var all []*planned
+	for _, name := range snapshots {
+		s, err := snapshot.ReadFile(name, e.stdin)
+		if err != nil {
+			return nil, err
+		}
+		p, err := c.planSnapshot(s)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, p)
+	}
+	return all, nil
+}
+
 func savePlan(path string, p *planned) error {
 	return planfile.Write(path, &planfile.Plan{
 		FormatVersion: planner.FormatVersion,
@@ -148,8 +167,15 @@ func (e *env) showPlans(all []*planned, verb view.Verb, f formatFlags) error {
 		plans[i] = p.plan
 	}
 	o := view.Options{Verb: verb, Color: e.colorFor(e.stdoutTerminal), Width: e.width, Full: f.full}
+	if len(all) == 1 {
+		o.Causes = all[0].causes
+	}
 	var err error
 	switch {
+	case f.format == "junit":
+		err = view.JUnit(e.stdout, plans[0], o)
+	case f.format == "nagios":
+		err = view.Nagios(e.stdout, plans[0], all[0].snapshot.Conntrack, o)
 	case f.format == "json" && len(plans) == 1:
 		err = view.JSON(e.stdout, plans[0], o)
 	case f.format == "json":

@@ -22,7 +22,8 @@ change, apply changes it as one transaction, drift watches from cron.
 PATH is an HCL file or a folder of *.hcl files, by default the current folder.
 
 Exit status: 0 done or nothing to change, 1 error, 2 changes or drift present
-(plan only with --detailed-exitcode), 3 blocked by a safety check.`,
+(plan only with --detailed-exitcode) or a check of verify fails, 3 blocked by a
+safety check.`,
 		Args:          cobra.ArbitraryArgs,
 		SilenceErrors: true,
 		SilenceUsage:  true,
@@ -48,7 +49,7 @@ Exit status: 0 done or nothing to change, 1 error, 2 changes or drift present
 	root.SetUsageTemplate(strings.Replace(root.UsageTemplate(), "{{if .HasAvailableSubCommands}}\n  {{.CommandPath}} [command]{{end}}", "", 1)) // a second usage line
 	root.AddCommand(
 		newValidate(e), newFmt(e), newPlan(e), newShow(e), newApply(e),
-		newConfirm(e), newRollback(e), newHistory(e), newRecover(e), newWatchdog(e), newDrift(e), newStatus(e), newSnapshot(e), newSuggest(e), newImport(e), newVersion(e), newCompletion(e),
+		newConfirm(e), newRollback(e), newHistory(e), newRecover(e), newWatchdog(e), newDrift(e), newVerify(e), newStatus(e), newSnapshot(e), newSuggest(e), newImport(e), newVersion(e), newCompletion(e), newMan(),
 	)
 	return root
 }

@@ -35,7 +35,8 @@ type env struct {
 	stdinTerminal  bool // both ends of a prompt: stdin and stderr
 	stdoutTerminal bool
 	stderrTerminal bool
-	width          int // columns of stderr; 0 without a terminal
+	width          int                        // columns of stderr; 0 without a terminal
+	stdoutSize     func() (columns, rows int) // of the terminal now; nil without one
 	environ        []string
 	euid           int
 	root           string // prefix of all host paths; "" but for tests
@@ -58,7 +59,24 @@ func systemEnv() *env {
 			e.width = w
 		}
 	}
+	if e.stdoutTerminal {
+		e.stdoutSize = func() (columns, rows int) {
+			columns, rows, _ = term.GetSize(int(os.Stdout.Fd())) // 0 and 0 where it cannot be told
+			return columns, rows
+		}
+	}
 	return e
+}
+
+// utf8Terminal reports whether what reads the output shows characters beyond
+// ASCII, by the locale (locale(7)).
+func (e *env) utf8Terminal() bool {
+	for _, name := range []string{"LC_ALL", "LC_CTYPE", "LANG"} {
+		if v := strings.ToLower(e.getenv(name)); v != "" {
+			return strings.Contains(v, "utf-8") || strings.Contains(v, "utf8")
+		}
+	}
+	return false
 }
 
 func (e *env) getenv(name string) string {

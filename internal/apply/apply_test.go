@@ -276,6 +276,20 @@ func survive(fn func()) (crashed bool) {
 	return false
 }
 
+// cutOff carries out all steps and crashes before the commit.
+func cutOff(t *testing.T, env Env, steps []change.Step) {
+	t.Helper()
+	env.Fault = func(point string, _ int) error {
+		if point == "verify" {
+			panic(crash{})
+		}
+		return nil
+	}
+	if !survive(func() { Run(t.Context(), env, steps, Options{}) }) {
+		t.Fatal("nothing was cut off")
+	}
+}
+
 // TestEveryPoint fails and crashes every transaction at every point where it
 // can be cut off, and holds what comes of it against the old and the new host.
 func TestEveryPoint(t *testing.T) {
@@ -519,14 +533,7 @@ func TestForeignChange(t *testing.T) {
 	w := worlds()["notrack"]
 	f := w.make()
 	env := testEnv(t, f)
-	env.Fault = func(point string, i int) error {
-		if point == "verify" {
-			panic(crash{})
-		}
-		return nil
-	}
-	survive(func() { Run(t.Context(), env, w.steps, Options{}) })
-	env.Fault = nil
+	cutOff(t, env, w.steps)
 	foreign := change.RuleOp{Kind: change.InsertRule, Chain: "INPUT", Pos: 1, Rule: "-s 192.0.2.1/32 -j DROP"}
 	f.tables[v4]["filter"].Apply(foreign)
 	if _, err := Recover(t.Context(), env, nil); err != nil {
@@ -540,15 +547,8 @@ func TestForeignChange(t *testing.T) {
 		t.Error("CTPLAN-INPUT still stands")
 	}
 	// A file that somebody else wrote is not overwritten.
-	env.Fault = func(point string, i int) error {
-		if point == "verify" {
-			panic(crash{})
-		}
-		return nil
-	}
 	steps := []change.Step{file(text("/etc/rules.v4", "Gr\xf6\xdfe\n"), text("/etc/rules.v4", "new\n"))}
-	survive(func() { Run(t.Context(), env, steps, Options{}) })
-	env.Fault = nil
+	cutOff(t, env, steps)
 	f.files["/etc/rules.v4"] = text("/etc/rules.v4", "mine\n")
 	_, err := Recover(t.Context(), env, nil)
 	var incomplete *IncompleteError
@@ -565,14 +565,7 @@ func TestReboot(t *testing.T) {
 		w := worlds()[name]
 		f := w.make()
 		env := testEnv(t, f)
-		env.Fault = func(point string, i int) error {
-			if point == "verify" {
-				panic(crash{})
-			}
-			return nil
-		}
-		survive(func() { Run(t.Context(), env, w.steps, Options{}) })
-		env.Fault = nil
+		cutOff(t, env, w.steps)
 		old := w.make()
 		// What boot makes: the kernel as new, the files as they were left.
 		f.tables = map[rulesKey]map[string]*xtables.TableModel{}
@@ -603,14 +596,7 @@ func TestElsewhere(t *testing.T) {
 	w := worlds()["notrack"]
 	f := w.make()
 	env := testEnv(t, f)
-	env.Fault = func(point string, i int) error {
-		if point == "verify" {
-			panic(crash{})
-		}
-		return nil
-	}
-	survive(func() { Run(t.Context(), env, w.steps, Options{}) })
-	env.Fault = nil
+	cutOff(t, env, w.steps)
 	rewrite(t, filepath.Join(env.Dir, "000001.journal"), netNS(), "net:[1]")
 	state := f.String()
 	var elsewhere *ElsewhereError

@@ -97,8 +97,7 @@ type scene struct {
 func stage(t *testing.T, hang string) *scene {
 	t.Helper()
 	root := memory(t)
-	os.MkdirAll(filepath.Join(root, "etc"), 0o755)
-	os.WriteFile(filepath.Join(root, "etc/a"), []byte("old"), 0o644)
+	testhost.Lay(t, root, map[string]string{"/etc/a": "old"})
 	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), roleEnv+"="+applierRole, rootEnv+"="+root, hangEnv+"="+hang)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
@@ -287,8 +286,7 @@ func TestRejected(t *testing.T) {
 // No watchdog, no first step.
 func TestWatchdogFails(t *testing.T) {
 	root := memory(t)
-	os.MkdirAll(filepath.Join(root, "etc"), 0o755)
-	os.WriteFile(filepath.Join(root, "etc/a"), []byte("old"), 0o644)
+	testhost.Lay(t, root, map[string]string{"/etc/a": "old"})
 	env := diskEnv(root)
 	env.Watch = func(ctx context.Context, id int) error {
 		return StartWatchdog(ctx, env.Dir, "/bin/false", nil, id)

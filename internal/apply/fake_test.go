@@ -86,7 +86,7 @@ func (f *fake) load(key rulesKey, table string, lines ...string) {
 	if f.tables[key] == nil {
 		f.tables[key] = map[string]*xtables.TableModel{}
 	}
-	rs := host.Ruleset{Tables: []host.Table{parseLines(table, lines)}}
+	rs := host.Ruleset{Tables: []host.Table{tableOf(xtables.TableLines{Name: table, Lines: lines})}}
 	f.tables[key][table] = xtables.Model(rs, table)
 }
 
@@ -99,23 +99,9 @@ func (f fakeRules) Save(_ context.Context, family host.Family, b host.Backend) (
 	rs := host.Ruleset{Family: family, Backend: b}
 	tables := f.tables[rulesKey{family, b}]
 	for _, name := range slices.Sorted(maps.Keys(tables)) {
-		rs.Tables = append(rs.Tables, parseLines(name, tables[name].Lines()))
+		rs.Tables = append(rs.Tables, tableOf(xtables.TableLines{Name: name, Lines: tables[name].Lines()}))
 	}
 	return rs, nil
-}
-
-func parseLines(name string, lines []string) host.Table {
-	t := host.Table{Name: name}
-	for _, l := range lines {
-		if decl, ok := strings.CutPrefix(l, ":"); ok {
-			chain, policy, _ := strings.Cut(decl, " ")
-			t.Chains = append(t.Chains, host.ChainDecl{Name: chain, Policy: policy})
-			continue
-		}
-		chain, rule, _ := strings.Cut(strings.TrimPrefix(l, "-A "), " ")
-		t.Rules = append(t.Rules, host.Rule{Chain: chain, Text: rule})
-	}
-	return t
 }
 
 func (f fakeRules) Test(_ context.Context, family host.Family, b host.Backend, sections []change.Section) error {

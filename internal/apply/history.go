@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/ctplan/ctplan/internal/journal"
 	"github.com/ctplan/ctplan/planner"
@@ -26,6 +27,16 @@ func History(dir string) ([]journal.Transaction, error) {
 		return nil, err
 	}
 	return store.All()
+}
+
+// LastChange returns when a transaction last ended with its new state staying,
+// among those that are still known; the zero Time when there is none.
+func LastChange(dir string) (time.Time, error) {
+	store, err := journal.View(dir)
+	if err != nil {
+		return time.Time{}, err
+	}
+	return store.LastCommit()
 }
 
 // Back plans the way back to before transaction id, and so takes back every
@@ -210,82 +221,105 @@ func (b *wayBack) add(group []journal.Step) error {
 	case first.Rules != nil:
 		b.rules(group)
 	case first.File != nil:
-		now, err := b.host.Files.Read(first.File.Before.Path)
-		if err != nil {
-			return err
-		}
-		want, left := first.File.Before, last.File.After
-		switch {
-		case now.Exists == want.Exists && now.Content == want.Content:
-			return nil
-		case now.Exists != left.Exists || now.Content != left.Content:
-			b.block(meta.Address, want.Path, "it was changed by somebody else since, and going back would lose that")
-			return nil
-		case !now.Exists:
-			meta.Action = change.Create
-		case !want.Exists:
-			meta.Action = change.Delete
-		}
-		b.take(&change.FileChange{M: meta, Before: now, After: want},
-			change.Step{File: &change.FileStep{Before: now, After: want}})
+		return b.file(meta, first.File.Before, last.File.After)
 	case first.Sysctl != nil:
-		want, left := first.Sysctl.Before, last.Sysctl.After
-		now, err := b.host.Kernel.Sysctl(first.Sysctl.Key)
-		missing := errors.Is(err, fs.ErrNotExist)
-		if err != nil && !missing {
-			return err
-		}
-		switch {
-		case want == "": // it came with its module, and goes with it
-			return nil
-		case missing && b.returning:
-		case missing, sameValue(now, want):
-			return nil
-		case !sameValue(now, left):
-			b.block(meta.Address, first.Sysctl.Key, fmt.Sprintf("it is %q and no longer %q: something else set it since", now, left))
-			return nil
-		}
-		b.take(&change.SysctlChange{M: meta, Key: first.Sysctl.Key, Before: now, After: want},
-			change.Step{Sysctl: &change.SysctlStep{Key: first.Sysctl.Key, Before: now, After: want}})
+		return b.sysctl(meta, first.Sysctl, last.Sysctl.After)
 	case first.Hashsize != nil:
-		want, left := first.Hashsize.Before, last.Hashsize.After
-		now, err := b.host.Kernel.Hashsize()
-		switch {
-		case err != nil:
-			return err
-		case want == 0: // it came with its module, and goes with it
-			return nil
-		case now == 0 && b.returning:
-		case now == want, now == 0:
-			return nil
-		case now != left:
-			b.block(meta.Address, "hashsize", fmt.Sprintf("it is %d and no longer %d: something else set it since", now, left))
-			return nil
-		}
-		b.take(&change.HashsizeChange{M: meta, Before: now, After: want},
-			change.Step{Hashsize: &change.HashsizeStep{Before: now, After: want}})
+		return b.hashsize(meta, first.Hashsize.Before, last.Hashsize.After)
 	case first.Module != nil:
-		now, err := b.host.Kernel.Loaded(first.Module.Module)
-		if err != nil {
-			return err
-		}
-		want := !first.Module.Load
-		if now == want {
-			return nil
-		}
-		meta.Action = change.Delete
-		if want {
-			meta.Action = change.Create
-		}
-		b.take(&change.ModuleChange{M: meta, Module: first.Module.Module, Load: want},
-			change.Step{Module: &change.ModuleStep{Module: first.Module.Module, Load: want}})
-		if want {
-			b.values(first)
-		}
+		return b.module(meta, first)
 	case first.Service != nil && len(b.plan.Changes) > 0:
 		meta.Action = change.Run
 		meta.Disrupts = "there are no rules for a moment, and the connections that are open are forgotten if the module is reloaded"
 		b.take(&change.ServiceChange{M: meta, Step: *last.Service}, change.Step{Service: last.Service})
+	}
+	return nil
+}
+
+// file goes back to want from what was left, unless somebody else has changed
+// the file since.
+func (b *wayBack) file(meta change.Meta, want, left host.File) error {
+	now, err := b.host.Files.Read(want.Path)
+	if err != nil {
+		return err
+	}
+	switch {
+	case now.Exists == want.Exists && now.Content == want.Content:
+		return nil
+	case now.Exists != left.Exists || now.Content != left.Content:
+		b.block(meta.Address, want.Path, "it was changed by somebody else since, and going back would lose that")
+		return nil
+	case !now.Exists:
+		meta.Action = change.Create
+	case !want.Exists:
+		meta.Action = change.Delete
+	}
+	b.take(&change.FileChange{M: meta, Before: now, After: want},
+		change.Step{File: &change.FileStep{Before: now, After: want}})
+	return nil
+}
+
+// sysctl is the same of a key.
+func (b *wayBack) sysctl(meta change.Meta, first *change.SysctlStep, left string) error {
+	want := first.Before
+	now, err := b.host.Kernel.Sysctl(first.Key)
+	missing := errors.Is(err, fs.ErrNotExist)
+	if err != nil && !missing {
+		return err
+	}
+	switch {
+	case want == "": // it came with its module, and goes with it
+		return nil
+	case missing && b.returning:
+	case missing, sameValue(now, want):
+		return nil
+	case !sameValue(now, left):
+		b.block(meta.Address, first.Key, fmt.Sprintf("it is %q and no longer %q: something else set it since", now, left))
+		return nil
+	}
+	b.take(&change.SysctlChange{M: meta, Key: first.Key, Before: now, After: want},
+		change.Step{Sysctl: &change.SysctlStep{Key: first.Key, Before: now, After: want}})
+	return nil
+}
+
+// hashsize is the same of the hash table.
+func (b *wayBack) hashsize(meta change.Meta, want, left int64) error {
+	now, err := b.host.Kernel.Hashsize()
+	switch {
+	case err != nil:
+		return err
+	case want == 0: // it came with its module, and goes with it
+		return nil
+	case now == 0 && b.returning:
+	case now == want, now == 0:
+		return nil
+	case now != left:
+		b.block(meta.Address, "hashsize", fmt.Sprintf("it is %d and no longer %d: something else set it since", now, left))
+		return nil
+	}
+	b.take(&change.HashsizeChange{M: meta, Before: now, After: want},
+		change.Step{Hashsize: &change.HashsizeStep{Before: now, After: want}})
+	return nil
+}
+
+// module loads what was unloaded, and the other way round.
+func (b *wayBack) module(meta change.Meta, first journal.Step) error {
+	now, err := b.host.Kernel.Loaded(first.Module.Module)
+	if err != nil {
+		return err
+	}
+	want := !first.Module.Load
+	if now == want {
+		return nil
+	}
+	meta.Action = change.Delete
+	if want {
+		meta.Action = change.Create
+	}
+	b.take(&change.ModuleChange{M: meta, Module: first.Module.Module, Load: want},
+		change.Step{Module: &change.ModuleStep{Module: first.Module.Module, Load: want}})
+	if want {
+		b.values(first)
 	}
 	return nil
 }

@@ -24,6 +24,14 @@ type Conf struct {
 	As string
 }
 
+// String is the path, with the link by which boot reads it.
+func (c Conf) String() string {
+	if c.As == "" {
+		return c.Path
+	}
+	return c.Path + " as " + c.As
+}
+
 // Confs lists the files of the drop-in folders dirs, the folder that masks
 // the others first, in the order in which they are read: those whose names end
 // in .conf, or in one of suffixes. Masked files and

@@ -235,6 +235,9 @@ func (t *Transaction) take(r Record) error {
 			return err
 		}
 		s.Done = s.Done || r.Kind == Done
+		if r.Kind == Done {
+			t.Changed = r.Time
+		}
 		s.Undone = r.Kind == Undone
 	case Armed:
 		t.Outcome, t.Deadline = Waiting, r.Deadline

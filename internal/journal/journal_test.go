@@ -229,6 +229,38 @@ func TestPrune(t *testing.T) {
 	}
 }
 
+// TestLastCommit finds the newest transaction that stayed, behind one that was
+// taken back and one that is not finished.
+func TestLastCommit(t *testing.T) {
+	s, j := begin(t)
+	last := func() time.Time {
+		t.Helper()
+		at, err := s.LastCommit()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return at
+	}
+	if at := last(); !at.IsZero() {
+		t.Errorf("before any transaction ended, LastCommit is %v", at)
+	}
+	when := time.Date(2024, 2, 29, 1, 2, 3, 0, time.UTC)
+	write(t, j, step(0), Record{Kind: Commit, Time: when})
+	j.Close()
+	j = create(t, s)
+	write(t, j, Record{Kind: RolledBack, Time: when.Add(time.Hour)})
+	j.Close()
+	j = create(t, s)
+	write(t, j, step(0))
+	defer j.Close()
+	if at := last(); !at.Equal(when) {
+		t.Errorf("LastCommit is %v, want %v", at, when)
+	}
+	if at, err := (&Store{dir: filepath.Join(t.TempDir(), "none")}).LastCommit(); err != nil || !at.IsZero() {
+		t.Errorf("without a folder, LastCommit is %v, %v", at, err)
+	}
+}
+
 // A command of a killed process that still runs keeps recovery waiting.
 func TestReopenWaits(t *testing.T) {
 	s, j := begin(t)

@@ -147,6 +147,7 @@ func (o Outcome) Open() bool { return o != Committed && o != WasUndone }
 type Transaction struct {
 	Header
 	Outcome  Outcome
+	Changed  time.Time // when the last step was done; zero without one
 	Ended    time.Time // when the outcome came about
 	Reason   string    // why it was rolled back
 	Deadline int64     // nanoseconds of CLOCK_BOOTTIME; 0: none

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -104,6 +105,17 @@ func (s *Store) All() ([]Transaction, error) {
 	return s.load(ids)
 }
 
+// Newest reads up to n journals, newest first.
+func (s *Store) Newest(n int) ([]Transaction, error) {
+	ids, err := s.ids()
+	if err != nil {
+		return nil, err
+	}
+	ids = ids[max(0, len(ids)-n):]
+	slices.Reverse(ids)
+	return s.load(ids)
+}
+
 // Unfinished reads the journals that did not end, oldest first. Of the others
 // it reads the last line alone.
 func (s *Store) Unfinished() ([]Transaction, error) {
@@ -112,6 +124,21 @@ func (s *Store) Unfinished() ([]Transaction, error) {
 		return nil, err
 	}
 	return s.load(slices.DeleteFunc(ids, s.ended))
+}
+
+// LastCommit returns when the newest transaction whose new state stayed ended;
+// the zero Time when there is none. Of each journal it reads the last line alone.
+func (s *Store) LastCommit() (time.Time, error) {
+	ids, err := s.ids()
+	if err != nil {
+		return time.Time{}, err
+	}
+	for _, id := range slices.Backward(ids) {
+		if r := s.last(id); r.Kind == Commit {
+			return r.Time, nil
+		}
+	}
+	return time.Time{}, nil
 }
 
 func (s *Store) load(ids []int) ([]Transaction, error) {
@@ -171,25 +198,32 @@ func (s *Store) ids() ([]int, error) {
 
 // ended reports whether a journal's last record ends the transaction.
 func (s *Store) ended(id int) bool {
+	r := s.last(id)
+	return r.Kind == Commit || r.Kind == RolledBack
+}
+
+// last is a journal's last record, as far as it is one that can end it; else
+// the zero Record.
+func (s *Store) last(id int) Record {
 	f, err := s.open(id)
 	if err != nil {
-		return false
+		return Record{}
 	}
 	defer f.Close()
 	size, err := f.Seek(0, io.SeekEnd)
 	if err != nil {
-		return false
+		return Record{}
 	}
 	end := make([]byte, min(tail, size))
 	if _, err := f.ReadAt(end, size-int64(len(end))); err != nil {
-		return false
+		return Record{}
 	}
 	end, ok := bytes.CutSuffix(end, []byte("\n"))
 	var r Record
 	if !ok || json.Unmarshal(end[bytes.LastIndexByte(end, '\n')+1:], &r) != nil {
-		return false
+		return Record{}
 	}
-	return r.Kind == Commit || r.Kind == RolledBack
+	return r
 }
 
 func (s *Store) open(id int) (*os.File, error) {

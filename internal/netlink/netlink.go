@@ -103,25 +103,40 @@ func (s *Socket) Ask(typ, flags uint16, request []byte, each func(msg []byte) (m
 	if err := s.send(appendRequest(nil, typ, flags, s.seq, request)); err != nil {
 		return err
 	}
-	interrupted := false
-	for {
-		n, _, err := unix.Recvfrom(s.fd, s.buf, 0)
-		if errors.Is(err, unix.EINTR) {
-			continue
-		}
-		if err != nil {
-			return os.NewSyscallError("recvfrom", err)
-		}
-		done, changed, err := messages(s.buf[:n], each)
-		interrupted = interrupted || changed
+	var a answer
+	for !a.done {
+		n, err := s.receive(s.buf)
 		if err != nil {
 			return err
 		}
-		if done && interrupted {
-			return ErrInterrupted
+		if err := a.take(s.buf[:n], each); err != nil {
+			return err
 		}
-		if done {
-			return nil
+	}
+	return a.end()
+}
+
+// answer is how far an answer has come.
+type answer struct{ done, changed bool }
+
+func (a *answer) take(read []byte, each func([]byte) bool) error {
+	done, changed, err := messages(read, each)
+	a.done, a.changed = done, a.changed || changed
+	return err
+}
+
+func (a *answer) end() error {
+	if a.changed {
+		return ErrInterrupted
+	}
+	return nil
+}
+
+func (s *Socket) receive(buf []byte) (int, error) {
+	for {
+		n, _, err := unix.Recvfrom(s.fd, buf, 0)
+		if !errors.Is(err, unix.EINTR) {
+			return n, os.NewSyscallError("recvfrom", err)
 		}
 	}
 }
@@ -162,14 +177,34 @@ const typeMask = 0x3fff
 
 // Attributes walks netlink attributes. It stops at the first that is not whole.
 func Attributes(b []byte, each func(typ uint16, value []byte)) {
-	for len(b) >= unix.NLA_HDRLEN {
-		size := int(binary.NativeEndian.Uint16(b))
-		if size < unix.NLA_HDRLEN || size > len(b) {
-			return
-		}
-		each(binary.NativeEndian.Uint16(b[2:])&typeMask, b[unix.NLA_HDRLEN:size])
-		b = b[min(Align(size), len(b)):]
+	for a := Walk(b); a.Next(); {
+		each(a.Type, a.Value)
 	}
+}
+
+// Attribute is one netlink attribute of several, which Next moves on. It costs
+// nothing where there are millions of them.
+type Attribute struct {
+	Type  uint16 // without NLA_F_NESTED and NLA_F_NET_BYTEORDER
+	Value []byte
+	rest  []byte // what comes behind it
+}
+
+// Walk stands before the first attribute.
+func Walk(b []byte) Attribute { return Attribute{rest: b} }
+
+// Next reports whether there is another that is whole.
+func (a *Attribute) Next() bool {
+	if len(a.rest) < unix.NLA_HDRLEN {
+		return false
+	}
+	size := int(binary.NativeEndian.Uint16(a.rest))
+	if size < unix.NLA_HDRLEN || size > len(a.rest) {
+		return false
+	}
+	a.Type, a.Value = binary.NativeEndian.Uint16(a.rest[2:])&typeMask, a.rest[unix.NLA_HDRLEN:size]
+	a.rest = a.rest[min(Align(size), len(a.rest)):]
+	return true
 }
 
 // ByType sorts attributes into a list by their type; of one that stands twice

@@ -39,7 +39,14 @@ type Cmd struct {
 	// Run then returns the rest alone: what was not given is never lost, and a
 	// Runner may give nothing.
 	Follow func(lines []byte)
+
+	// Unprivileged runs it as nobody, without any capability, where ctplan runs
+	// as root: for what should be able to read alone.
+	Unprivileged bool
 }
+
+// nobody is the user and the group that own nothing (kernel.overflowuid).
+const nobody = 65534
 
 func (c Cmd) String() string { return strings.Join(append([]string{c.Path}, c.Args...), " ") }
 
@@ -97,6 +104,9 @@ func (e Exec) Run(ctx context.Context, c Cmd) ([]byte, error) {
 	// A group of its own: Ctrl-C at the terminal reaches ctplan alone, which
 	// decides whether the child may finish, and a kill reaches all children.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if c.Unprivileged && os.Geteuid() == 0 {
+		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: nobody, Gid: nobody}
+	}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	cmd.WaitDelay = time.Second
 	if e.Keep != nil {

@@ -3,12 +3,14 @@ package run_test
 import (
 	"context"
 	"errors"
+	"os"
 	"os/exec"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/ctplan/ctplan/internal/run"
+	"github.com/ctplan/ctplan/internal/test/testhost"
 )
 
 func TestRun(t *testing.T) {
@@ -77,5 +79,19 @@ func BenchmarkRun(b *testing.B) {
 		if err != nil || len(out) < 900_000 {
 			b.Fatal(len(out), err)
 		}
+	}
+}
+
+// TestUnprivileged: a command that should only read cannot do more.
+func TestUnprivileged(t *testing.T) {
+	if os.Geteuid() != 0 {
+		testhost.Lacks(t, "needs root, to be something less")
+	}
+	out, err := run.Exec{}.Run(context.Background(), run.Cmd{Path: "sh", Args: []string{"-c", "id -u; id -g; id -G; grep CapEff /proc/self/status; touch /etc/ctplan-test 2>/dev/null || echo refused"}, Unprivileged: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := "65534\n65534\n65534\nCapEff:\t0000000000000000\nrefused\n"; string(out) != want {
+		t.Errorf("got %q, want %q", out, want)
 	}
 }

@@ -83,7 +83,7 @@ const othersTime = 30 * time.Second
 
 // readOthers reads the other network namespaces. It does so only where their
 // rules matter to this host: where they can hold a module.
-func readOthers(ctx context.Context, root string, runner run.Runner, c host.Conntrack) (out othersResult) {
+func readOthers(ctx context.Context, root string, runner run.Runner, c host.Conntrack, noNFT bool) (out othersResult) {
 	if c.Kind != host.ConntrackModule || !c.Loaded {
 		return out
 	}
@@ -95,7 +95,7 @@ func readOthers(ctx context.Context, root string, runner run.Runner, c host.Conn
 	ctx, cancel := context.WithTimeout(ctx, othersTime)
 	defer cancel()
 	for _, f := range found {
-		n, err := readOther(ctx, runner, f)
+		n, err := readOther(ctx, runner, f, noNFT)
 		if errors.Is(err, netns.ErrGone) {
 			continue
 		}
@@ -109,10 +109,14 @@ func readOthers(ctx context.Context, root string, runner run.Runner, c host.Conn
 	return out
 }
 
-func readOther(ctx context.Context, runner run.Runner, f netns.Namespace) (Namespace, error) {
+func readOther(ctx context.Context, runner run.Runner, f netns.Namespace, noNFT bool) (Namespace, error) {
 	n := Namespace{Inode: f.Inode, Path: f.Path, PID: f.PID, Command: f.Command}
 	err := f.Do(func() error {
-		tables, nftErr := nft.ReadHolders()
+		var tables []host.NFTTable
+		var nftErr error
+		if !noNFT {
+			tables, nftErr = nft.ReadHolders()
+		}
 		// What needs no tracking there is nobody's business here.
 		n.NFT = slices.DeleteFunc(tables, func(t host.NFTTable) bool { return len(t.Items) == 0 })
 		raws, err := iptables.Tools{Runner: runner}.ReadLegacy(ctx)

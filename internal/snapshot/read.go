@@ -45,6 +45,7 @@ func Read(ctx context.Context, o Options) (*Snapshot, error) {
 // whose paths the HCL may name.
 type Reader struct {
 	root  string
+	noNFT bool // nf_tables is not loaded
 	s     Snapshot
 	rules <-chan rulesResult
 	rest  <-chan restResult
@@ -66,13 +67,14 @@ type restResult struct {
 // that are still running; a Reader that is not finished needs that.
 func Start(ctx context.Context, root string, runner run.Runner) (*Reader, error) {
 	rules := make(chan rulesResult, 1)
+	noNFT := kmod.Unloaded(root, "nf_tables") // reading must load nothing
 	go func() {
-		raws, notes, err := iptables.Tools{Runner: runner}.Read(ctx)
+		raws, notes, err := iptables.Tools{Runner: runner, NoNFT: noNFT}.Read(ctx)
 		rules <- rulesResult{raws, notes, err}
 	}()
 	// The commands start now, not when this goroutine first waits for something.
 	runtime.Gosched()
-	r := &Reader{root: root, rules: rules, s: Snapshot{FormatVersion: planner.FormatVersion}}
+	r := &Reader{root: root, noNFT: noNFT, rules: rules, s: Snapshot{FormatVersion: planner.FormatVersion}}
 	var err error
 	if r.s.Host, err = readHost(root); err != nil {
 		return nil, err
@@ -88,7 +90,7 @@ func Start(ctx context.Context, root string, runner run.Runner) (*Reader, error)
 	}()
 	others := make(chan othersResult, 1)
 	r.other = others
-	go func() { others <- readOthers(ctx, root, runner, r.s.Conntrack) }()
+	go func() { others <- readOthers(ctx, root, runner, r.s.Conntrack, noNFT) }()
 	return r, nil
 }
 
@@ -121,7 +123,9 @@ func (r *Reader) Finish(files declared.Files, initScripts []string) (*Snapshot, 
 	for _, raw := range rules.raws {
 		s.Rules = append(s.Rules, newRules(raw))
 	}
-	s.readNFT()
+	if !r.noNFT {
+		s.readNFT()
+	}
 	others := <-r.other
 	s.Namespaces = others.list
 	s.Notes = append(s.Notes, others.notes...)

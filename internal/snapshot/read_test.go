@@ -3,7 +3,6 @@ package snapshot
 import (
 	"context"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -12,6 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/ctplan/ctplan/internal/test/nstest"
+	"github.com/ctplan/ctplan/internal/test/testhost"
 	"github.com/ctplan/ctplan/planner/declared"
 	"github.com/ctplan/ctplan/planner/etc"
 	"github.com/ctplan/ctplan/planner/host"
@@ -24,22 +24,14 @@ func TestRead(t *testing.T) {
 
 func testRead(t *testing.T, ns *nstest.NS) {
 	ctx := context.Background()
-	write := func(path, content string) {
-		t.Helper()
-		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	write("/etc/sysctl.conf", "net.netfilter.nf_conntrack_max = 1000 # \xff\n")
-	write("/etc/iptables/rules.v4", "*filter\nCOMMIT\n")
-	write("/etc/init.d/iptables", "NF_MODULES_COMMON=(x_tables nf_nat nf_conntrack)\n")
-	write("/etc/own.rules", "*filter\nCOMMIT\n")
-	if err := os.MkdirAll("/etc/sysctl.d/00-folder.conf", 0o755); err != nil {
-		t.Fatal(err)
-	}
+	const sizes = "net.netfilter.nf_conntrack_max = 1000 # \xff\n"
+	testhost.Lay(t, "/etc", map[string]string{
+		"sysctl.conf":               sizes,
+		"sysctl.d/00-folder.conf/x": "", // a folder that is named like a file
+		"iptables/rules.v4":         "*filter\nCOMMIT\n",
+		"init.d/iptables":           "NF_MODULES_COMMON=(x_tables nf_nat nf_conntrack)\n",
+		"own.rules":                 "*filter\nCOMMIT\n",
+	})
 
 	for _, backend := range []host.Backend{host.NFT, host.Legacy} {
 		ns.Use(backend)
@@ -92,7 +84,7 @@ func testRead(t *testing.T, ns *nstest.NS) {
 			t.Errorf("%s: a second look differs in %q", backend, changed)
 		}
 		ns.Run("iptables", "-A", "INPUT", "-j", "ACCEPT")
-		write("/etc/sysctl.conf", "\n")
+		testhost.Lay(t, "/etc", map[string]string{"sysctl.conf": "\n"})
 		again, err = Read(ctx, Options{Files: declared.Files{RulesV4: "/etc/own.rules"}})
 		if err != nil {
 			t.Fatal(err)
@@ -101,7 +93,7 @@ func testRead(t *testing.T, ns *nstest.NS) {
 		if changed := Compare(s, again); !slices.Equal(changed, want) {
 			t.Errorf("%s: changed %q, want %q", backend, changed, want)
 		}
-		write("/etc/sysctl.conf", "net.netfilter.nf_conntrack_max = 1000 # \xff\n")
+		testhost.Lay(t, "/etc", map[string]string{"sysctl.conf": sizes})
 	}
 
 	if err := os.Remove("/etc/sysctl.conf"); err != nil {

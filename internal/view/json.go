@@ -24,7 +24,7 @@ func JSON(w io.Writer, p planner.Plan, o Options) error {
 	return EncodeJSON(w, planObject{
 		FormatVersion: planner.FormatVersion,
 		Command:       command(o.Verb),
-		planJSON:      newPlanJSON(p, o.Verb),
+		planJSON:      newPlanJSON(p, o),
 	})
 }
 
@@ -37,7 +37,7 @@ func FleetJSON(w io.Writer, plans []planner.Plan, o Options) error {
 		Summary:       FleetSummary(plans),
 	}
 	for _, p := range plans {
-		f.Plans = append(f.Plans, newPlanJSON(p, o.Verb))
+		f.Plans = append(f.Plans, newPlanJSON(p, o))
 	}
 	return EncodeJSON(w, f)
 }
@@ -147,6 +147,8 @@ type warningJSON struct {
 }
 
 // changeJSON has exactly one of its last six members, the one that Kind names.
+// Values and modules are shown as apply's steps have them. Rules, files and
+// services are not: a step says how to get there, a reader wants to see what is.
 type changeJSON struct {
 	Address  string         `json:"address"`
 	Action   string         `json:"action"`
@@ -154,13 +156,14 @@ type changeJSON struct {
 	Reasons  []string       `json:"reasons"`
 	Sources  []declared.Pos `json:"sources"`
 	Disrupts string         `json:"disrupts,omitempty"`
+	Causes   []causeJSON    `json:"causes,omitempty"`
 
-	Rules    *rulesJSON    `json:"rules,omitempty"`
-	File     *fileJSON     `json:"file,omitempty"`
-	Sysctl   *sysctlJSON   `json:"sysctl,omitempty"`
-	Hashsize *hashsizeJSON `json:"hashsize,omitempty"`
-	Module   *moduleJSON   `json:"module,omitempty"`
-	Service  *serviceJSON  `json:"service,omitempty"`
+	Rules    *rulesJSON           `json:"rules,omitempty"`
+	File     *fileJSON            `json:"file,omitempty"`
+	Sysctl   *change.SysctlStep   `json:"sysctl,omitempty"`
+	Hashsize *change.HashsizeStep `json:"hashsize,omitempty"`
+	Module   *change.ModuleStep   `json:"module,omitempty"`
+	Service  *serviceJSON         `json:"service,omitempty"`
 }
 
 type rulesJSON struct {
@@ -194,29 +197,13 @@ type fileStateJSON struct {
 	ContentBase64 *string `json:"content_base64,omitempty"`
 }
 
-type sysctlJSON struct {
-	Key    string `json:"key"`
-	Before string `json:"before"`
-	After  string `json:"after"`
-}
-
-type hashsizeJSON struct {
-	Before int64 `json:"before"`
-	After  int64 `json:"after"`
-}
-
-type moduleJSON struct {
-	Module string `json:"module"`
-	Load   bool   `json:"load"`
-}
-
 type serviceJSON struct {
 	Commands   [][]string `json:"commands"`
 	Families   []string   `json:"families"`
 	KeepsRules bool       `json:"keeps_rules"`
 }
 
-func newPlanJSON(p planner.Plan, v Verb) planJSON {
+func newPlanJSON(p planner.Plan, o Options) planJSON {
 	t := tally(p)
 	j := planJSON{
 		Host:     hostJSON{p.Host.Name, p.Host.Kernel},
@@ -229,7 +216,7 @@ func newPlanJSON(p planner.Plan, v Verb) planJSON {
 		Impact:   p.Impact,
 		Forecast: p.Forecast,
 		Summary: summaryJSON{
-			Text: Summary(p, v), Blocked: p.Blocked(), Empty: p.Empty(),
+			Text: Summary(p, o.Verb), Blocked: p.Blocked(), Empty: p.Empty(),
 			Create: t.Create, Update: t.Update, Delete: t.Delete, Run: t.Run,
 		},
 	}
@@ -237,7 +224,7 @@ func newPlanJSON(p planner.Plan, v Verb) planJSON {
 		j.Mode = "unmanaged"
 	}
 	for _, c := range p.Changes {
-		j.Changes = append(j.Changes, newChangeJSON(c))
+		j.Changes = append(j.Changes, newChangeJSON(c, o))
 	}
 	for _, b := range p.Blocks {
 		j.Blocks = append(j.Blocks, blockJSON{
@@ -251,7 +238,7 @@ func newPlanJSON(p planner.Plan, v Verb) planJSON {
 	return j
 }
 
-func newChangeJSON(c change.Change) changeJSON {
+func newChangeJSON(c change.Change, o Options) changeJSON {
 	m := c.Meta()
 	j := changeJSON{
 		Address:  m.Address,
@@ -259,6 +246,7 @@ func newChangeJSON(c change.Change) changeJSON {
 		Reasons:  list(m.Reasons),
 		Sources:  list(m.Sources),
 		Disrupts: m.Disrupts,
+		Causes:   causesJSON(o.Causes[m.Address]),
 	}
 	switch c := c.(type) {
 	case *change.RulesChange:
@@ -280,13 +268,13 @@ func newChangeJSON(c change.Change) changeJSON {
 		j.File = newFileJSON(c)
 	case *change.SysctlChange:
 		j.Kind = "sysctl"
-		j.Sysctl = &sysctlJSON{c.Key, c.Before, c.After}
+		j.Sysctl = &change.SysctlStep{Key: c.Key, Before: c.Before, After: c.After}
 	case *change.HashsizeChange:
 		j.Kind = "hashsize"
-		j.Hashsize = &hashsizeJSON{c.Before, c.After}
+		j.Hashsize = &change.HashsizeStep{Before: c.Before, After: c.After}
 	case *change.ModuleChange:
 		j.Kind = "module"
-		j.Module = &moduleJSON{c.Module, c.Load}
+		j.Module = &change.ModuleStep{Module: c.Module, Load: c.Load}
 	case *change.ServiceChange:
 		j.Kind = "service"
 		s := &serviceJSON{Commands: list(c.Step.Commands), Families: []string{}, KeepsRules: c.Step.KeepsRules}

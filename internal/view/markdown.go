@@ -109,6 +109,7 @@ func (m *markdownWriter) plan(p planner.Plan) {
 			m.change(c)
 		case m.o.Verb == Drift:
 			m.item(changeTitle(c))
+			m.causes(c)
 		}
 	}
 	m.b.WriteString("\n")
@@ -149,6 +150,7 @@ func (m *markdownWriter) change(c change.Change) {
 	if meta.Disrupts != "" {
 		m.item("**disrupts:** " + prose(meta.Disrupts))
 	}
+	m.causes(c)
 	m.b.WriteString("\n")
 	if rows := body(c, m.o.Full); len(rows) > 0 {
 		m.fence(rows)

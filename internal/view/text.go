@@ -151,6 +151,7 @@ func (t *textWriter) change(c change.Change) {
 	if m.Disrupts != "" {
 		t.painted(yellow, "    ", "disrupts: "+Clean(m.Disrupts))
 	}
+	t.causes(c)
 	rows := body(c, t.o.Full)
 	if len(rows) > 0 {
 		t.line("")
@@ -242,6 +243,7 @@ func override(b change.Block) string {
 func (t *textWriter) differences(p planner.Plan) {
 	for _, c := range p.Changes {
 		t.headline(c)
+		t.causes(c)
 	}
 	if len(p.Changes) > 0 {
 		t.line("")

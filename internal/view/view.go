@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/ctplan/ctplan/internal/cause"
 	"github.com/ctplan/ctplan/planner"
 	"github.com/ctplan/ctplan/planner/change"
 	"github.com/ctplan/ctplan/planner/declared"
@@ -36,6 +37,11 @@ type Options struct {
 	Color bool // text: SGR colours
 	Width int  // text: columns of the terminal; 0 means 80
 	Full  bool // text, markdown: long runs of lines in full
+	ASCII bool // text: bars of characters that every terminal has
+
+	// Causes are why objects differ, by the addresses of their changes; nil
+	// where nobody has looked.
+	Causes map[string][]cause.Cause
 }
 
 // Summary is the one line that ends every rendering, without a newline. It is

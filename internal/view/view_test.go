@@ -3,45 +3,20 @@ package view
 import (
 	"bytes"
 	"encoding/json"
-	"flag"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
+	"github.com/ctplan/ctplan/internal/test/golden"
 	"github.com/ctplan/ctplan/planner"
 	"github.com/ctplan/ctplan/planner/boot"
 	"github.com/ctplan/ctplan/planner/change"
 	"github.com/ctplan/ctplan/planner/declared"
 	"github.com/ctplan/ctplan/planner/host"
 	"github.com/ctplan/ctplan/planner/impact"
-	"github.com/google/go-cmp/cmp"
 )
-
-var update = flag.Bool("update", false, "write the golden files anew")
-
-// golden compares with testdata/name.
-func golden(t *testing.T, name string, got []byte) {
-	t.Helper()
-	path := filepath.Join("testdata", name)
-	if *update {
-		if err := os.MkdirAll("testdata", 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(path, got, 0o644); err != nil {
-			t.Fatal(err)
-		}
-		return
-	}
-	want, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if d := cmp.Diff(string(want), string(got)); d != "" {
-		t.Errorf("%s differs; read it, then run with -update\n%s", path, d)
-	}
-}
 
 func at(line int) declared.Pos { return declared.Pos{File: "examples/host.hcl", Line: line} }
 
@@ -371,13 +346,13 @@ func TestGolden(t *testing.T) {
 			if err := JSON(&js, tt.plan, o); err != nil {
 				t.Fatal(err)
 			}
-			golden(t, tt.name+".txt", plain.Bytes())
-			golden(t, tt.name+".md", md.Bytes())
+			golden.Check(t, tt.name+".txt", plain.Bytes())
+			golden.Check(t, tt.name+".md", md.Bytes())
 			if tt.name == "long" {
 				return // the rest says nothing new at great length
 			}
-			golden(t, tt.name+".color", colour.Bytes())
-			golden(t, tt.name+".json", js.Bytes())
+			golden.Check(t, tt.name+".color", colour.Bytes())
+			golden.Check(t, tt.name+".json", js.Bytes())
 			if stripSGR(colour.String()) != plain.String() {
 				t.Error("colour changes more than the colour")
 			}
@@ -397,9 +372,9 @@ func TestGoldenFleet(t *testing.T) {
 	if err := FleetJSON(&js, plans, Options{}); err != nil {
 		t.Fatal(err)
 	}
-	golden(t, "fleet.txt", text.Bytes())
-	golden(t, "fleet.md", md.Bytes())
-	golden(t, "fleet.json", js.Bytes())
+	golden.Check(t, "fleet.txt", text.Bytes())
+	golden.Check(t, "fleet.md", md.Bytes())
+	golden.Check(t, "fleet.json", js.Bytes())
 }
 
 func TestSummary(t *testing.T) {

@@ -106,8 +106,8 @@ func sortGroups(g []FlowGroup) {
 	})
 }
 
-// fate is what happens to a connection, as groups are told apart.
-type fate struct {
+// Fate is what happens to a connection, as groups are told apart.
+type Fate struct {
 	Result        FlowResult
 	operator      bool
 	way           judge.Way
@@ -119,8 +119,8 @@ type fate struct {
 }
 
 // Decide judges one connection. ok is false for one that is cut off already.
-func Decide(j *judge.Judge, c *judge.Connection) (f fate, ok bool) {
-	f = fate{operator: c.Operator, way: c.Way, proto: c.Packets[0].Protocol, port: c.Port}
+func Decide(j *judge.Judge, c *judge.Connection) (f Fate, ok bool) {
+	f = Fate{operator: c.Operator, way: c.Way, proto: c.Packets[0].Protocol, port: c.Port}
 	today := j.At(j.Stages[0], c, false)
 	if today.Untracked && c.Strict {
 		// The entry from before it left tracking knows nothing of what was said
@@ -170,8 +170,8 @@ func sameRule(a, b *verdict.RuleRef) bool {
 
 // tally collects fates; examples are the first of each.
 type tally struct {
-	groups map[fate]*found
-	order  []fate
+	groups map[Fate]*found
+	order  []Fate
 }
 
 type found struct {
@@ -179,9 +179,9 @@ type found struct {
 	examples []string
 }
 
-func (t *tally) add(f fate, c *judge.Connection) {
+func (t *tally) add(f Fate, c *judge.Connection) {
 	if t.groups == nil {
-		t.groups = map[fate]*found{}
+		t.groups = map[Fate]*found{}
 	}
 	g := t.groups[f]
 	if g == nil {

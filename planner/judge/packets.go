@@ -161,23 +161,26 @@ func (j *Judge) ofSocket(c *Connection, s *host.Socket, listens bool) {
 	c.Operator = j.isOperator(c)
 }
 
+// passes adds a packet that passes a hook.
+func (j *Judge) passes(c *Connection, p verdict.Packet, hook verdict.Hook, in, out string) {
+	p.Hook, p.In, p.Out = hook, in, out
+	if !j.Connections.Bridged {
+		p.Known |= verdict.KnownUnbridged
+	}
+	if in != "" && in != verdict.SomeInterface {
+		p.Known |= verdict.KnownWayBack // that is how it was found
+	}
+	// What is routed, sent, or TCP came to this host alone.
+	if hook != verdict.HookInput || p.Protocol == protocol.TCP {
+		p.PktType, p.Known = verdict.PktHost, p.Known|verdict.KnownPktType
+	}
+	c.Packets[c.Count] = p
+	c.Count++
+}
+
 // route says through which hooks and interfaces the two directions pass.
 func (j *Judge) route(c *Connection, first, back verdict.Packet, replied bool) {
-	add := func(p verdict.Packet, hook verdict.Hook, in, out string) {
-		p.Hook, p.In, p.Out = hook, in, out
-		if !j.Connections.Bridged {
-			p.Known |= verdict.KnownUnbridged
-		}
-		if in != "" && in != verdict.SomeInterface {
-			p.Known |= verdict.KnownWayBack // that is how it was found
-		}
-		// What is routed, sent, or TCP came to this host alone.
-		if hook != verdict.HookInput || p.Protocol == protocol.TCP {
-			p.PktType, p.Known = verdict.PktHost, p.Known|verdict.KnownPktType
-		}
-		c.Packets[c.Count] = p
-		c.Count++
-	}
+	add := func(p verdict.Packet, hook verdict.Hook, in, out string) { j.passes(c, p, hook, in, out) }
 	switch c.Way = j.Places.Way(first.Src, first.Dst); c.Way {
 	case Loop:
 		add(first, verdict.HookOutput, "", "lo")

@@ -12,51 +12,6 @@ import (
 	"github.com/ctplan/ctplan/planner/words"
 )
 
-// services are those that need connection tracking, and for what; those that
-// restore rules files need what stands in the files.
-var services = []struct{ name, does string }{
-	{"netfilter-persistent", ""}, {"iptables-persistent", ""}, {"iptables", ""}, {"ip6tables", ""}, {nftService, ""},
-	{"docker", "makes nat rules for its containers"},
-	{"containerd", "runs containers, whose network plugins make nat rules"},
-	{"crio", "runs containers, whose network plugins make nat rules"},
-	{"podman-restart", "starts containers, for which podman makes nat rules"},
-	{"kubelet", "runs pods, for which kube-proxy makes nat rules"},
-	{"kube-proxy", "makes nat rules"},
-	{"k3s", "makes nat rules"},
-	{"k3s-agent", "makes nat rules"},
-	{"rke2-server", "makes nat rules"},
-	{"rke2-agent", "makes nat rules"},
-	{"libvirtd", "makes nat rules for its networks"},
-	{"virtnetworkd", "makes nat rules for its networks"},
-	{"lxc-net", "makes nat rules for its bridge"},
-	{"lxd", "makes nat rules for its networks"},
-	{"snap.lxd.daemon", "makes nat rules for its networks"},
-	{"incus", "makes nat rules for its networks"},
-	{"firewalld", "filters by connection state"},
-	{"ufw", "filters by connection state"},
-	{"shorewall", "filters by connection state"},
-	{"shorewall6", "filters by connection state"},
-	{"ferm", "filters, mostly by connection state"},
-	{"firehol", "filters by connection state"},
-	{"csf", "filters by connection state"},
-	{"tailscaled", "makes nat rules and rules on connection marks"},
-	{"openvswitch-switch", "can track connections in its bridges"},
-	{"conntrackd", "shares tracked connections with other hosts"},
-}
-
-// nftService is the service that loads nftables.conf.
-const nftService = "nftables"
-
-// Services are the names of the services that a plan can be about, as boot
-// knows them.
-func Services() []string {
-	names := make([]string, len(services))
-	for i, s := range services {
-		names[i] = s.name
-	}
-	return names
-}
-
 // loaders sees to what would load connection tracking again, or would fail at
 // boot because it cannot. What only modprobe loads is kept out by the block:
 // those lines are named. What the block does not stop blocks the plan.
@@ -69,17 +24,17 @@ func (p *stage) loaders() {
 	if p.l.Boot == nil {
 		return
 	}
-	for _, s := range services {
+	for _, s := range etc.Services {
 		var how []string
-		if slices.Contains(p.l.Boot.Running, s.name) {
+		if slices.Contains(p.l.Boot.Running, s.Name) {
 			how = append(how, "runs")
 		}
-		if slices.Contains(p.l.Boot.Services, s.name) {
+		if slices.Contains(p.l.Boot.Services, s.Name) {
 			how = append(how, "starts at boot")
 		}
-		if len(how) > 0 && s.does != "" {
-			p.Warn("service."+s.name, fmt.Sprintf(`%s %s and %s, which it cannot without connection tracking: stop and disable it, or use mode = "tuned"`,
-				s.name, strings.Join(how, " and "), s.does), p.d.ModeSource)
+		if len(how) > 0 && s.Does != "" {
+			p.Warn("service."+s.Name, fmt.Sprintf(`%s %s and %s, which it cannot without connection tracking: stop and disable it, or use mode = "tuned"`,
+				s.Name, strings.Join(how, " and "), s.Does), p.d.ModeSource)
 		}
 	}
 }
@@ -156,7 +111,7 @@ func (p *stage) scriptLoads() {
 // nftFiles: nft loads a file whole or not at all, so one line that needs
 // connection tracking leaves a host that cannot load it without any of them.
 func (p *stage) nftFiles() {
-	enabled := p.l.Boot != nil && slices.Contains(p.l.Boot.Services, nftService)
+	enabled := p.l.Boot != nil && slices.Contains(p.l.Boot.Services, etc.NFTablesService)
 	for _, f := range p.l.NFTFiles {
 		for i, l := range f.Lines {
 			where := fmt.Sprintf("%s:%d: %s", f.Path, l.Line, l.Text)

@@ -47,8 +47,8 @@ var Helpers = []Helper{
 	{"snmp", nil, []uint8{protocol.UDP}, 161, []DataKind{{"snmp-answers", protocol.UDP, true, 161}}},
 }
 
-// use is what shows that a helper is at work here.
-type use struct {
+// Use is what shows that a helper is at work here.
+type Use struct {
 	where string
 	Sure  bool // it reads connections that are there, or a rule assigns it
 	Ways  []judge.Way
@@ -60,7 +60,7 @@ func (p *stage) helpersInUse(judges []*judge.Judge) {
 	for _, h := range Helpers {
 		for _, w := range []judge.Way{judge.In, judge.Out, judge.Forward} {
 			var missing []DataKind
-			var found use
+			var found Use
 			var by *verdict.RuleRef
 			var family host.Family
 			for _, j := range judges {
@@ -82,7 +82,7 @@ func (p *stage) helpersInUse(judges []*judge.Judge) {
 	}
 }
 
-func (p *stage) reportHelper(h Helper, w judge.Way, f host.Family, u use, missing []DataKind, by *verdict.RuleRef) {
+func (p *stage) reportHelper(h Helper, w judge.Way, f host.Family, u Use, missing []DataKind, by *verdict.RuleRef) {
 	var names, blocks []string
 	for _, d := range missing {
 		names = append(names, d.name)
@@ -145,8 +145,8 @@ func (d DataKind) accept(w judge.Way) string {
 
 // UsesHelper looks for a helper's traces: a rule that assigns it, its module
 // where tracking assigns it by itself, and connections to its port.
-func UsesHelper(j *judge.Judge, h Helper) (use, bool) {
-	var u use
+func UsesHelper(j *judge.Judge, h Helper) (Use, bool) {
+	var u Use
 	way := func(w judge.Way) {
 		if !slices.Contains(u.Ways, w) {
 			u.Ways = append(u.Ways, w)

@@ -198,20 +198,9 @@ func (c *cover) lets(j *judge.Judge, q alikeKey) bool {
 
 // opens tries one first packet.
 func (c *cover) opens(j *judge.Judge, q alikeKey, from, to netip.Addr) bool {
-	p := verdict.Packet{Protocol: q.proto, State: q.state, Tuple: host.Tuple{Src: from, Dst: to, SrcPort: q.sport, DstPort: q.dport}, In: q.in, Out: q.out, Known: verdict.KnownReply | verdict.KnownTuples | verdict.KnownConnMark | verdict.KnownStatus}
-	p.Orig, p.Reply = p.Tuple, host.Tuple{Src: to, Dst: from, SrcPort: q.dport, DstPort: q.sport}
-	p.Hook = [...]verdict.Hook{judge.In: verdict.HookInput, judge.Out: verdict.HookOutput, judge.Forward: verdict.HookForward}[q.way]
-	if q.proto == protocol.TCP {
-		p.TCPFlags = verdict.TCPSyn
-	}
-	if q.state == verdict.StateRelated {
+	p := j.First(q.way, q.proto, host.Tuple{Src: from, Dst: to, SrcPort: q.sport, DstPort: q.dport}, q.in, q.out)
+	if p.State = q.state; q.state == verdict.StateRelated {
 		p.Status = host.StatusExpected
-	}
-	if !j.Connections.Bridged {
-		p.Known |= verdict.KnownUnbridged
-	}
-	if q.proto == protocol.TCP || q.way != judge.In {
-		p.PktType, p.Known = verdict.PktHost, p.Known|verdict.KnownPktType
 	}
 	return j.Admitting.Verdict(&p).Verdict == verdict.Accepted
 }

@@ -121,6 +121,18 @@ func (m *Condition) eval(s *walk) Truth {
 		return m.ct.eval(s)
 	case matchTrackedOnly:
 		return s.tracked(Maybe, TruthOf(m.not))
+	case matchType:
+		return s.addrType(m.dst, m.a).invert(m.not)
+	case matchSet:
+		return m.set.has(s, m.dst, m.dst2).invert(m.not)
+	}
+	return m.evalOptional(s)
+}
+
+// evalOptional is eval of what is not known of every packet.
+func (m *Condition) evalOptional(s *walk) Truth {
+	p := s.p
+	switch m.kind {
 	case matchOwner:
 		id, known := p.UID, KnownUID
 		if m.either {
@@ -157,10 +169,6 @@ func (m *Condition) eval(s *walk) Truth {
 			return Maybe
 		}
 		return TruthOf(m.a != 0)
-	case matchType:
-		return s.addrType(m.dst, m.a).invert(m.not)
-	case matchSet:
-		return m.set.has(s, m.dst, m.dst2).invert(m.not)
 	}
 	return Maybe
 }

@@ -18,8 +18,8 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/ctplan/ctplan/planner/etc"
 	"github.com/ctplan/ctplan/planner/host"
-	"github.com/ctplan/ctplan/planner/modules"
 )
 
 var (
@@ -44,7 +44,7 @@ func Read(root string) host.Boot {
 	case strings.TrimSpace(string(comm)) == "init" && links(root, enabled):
 		b.Init = host.InitSysv
 	}
-	for _, s := range modules.Services() {
+	for _, s := range etc.ServiceNames() {
 		if runs(root, s) {
 			b.Running = append(b.Running, s)
 		}

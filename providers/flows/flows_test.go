@@ -3,8 +3,6 @@ package flows
 import (
 	"net"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"reflect"
 	"slices"
 	"testing"
@@ -13,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ctplan/ctplan/internal/test/nstest"
+	"github.com/ctplan/ctplan/internal/test/testhost"
 	"github.com/ctplan/ctplan/planner/host"
 )
 
@@ -155,19 +154,11 @@ func portText(a netip.AddrPort) string {
 // TestOperatorBehindSudo finds the session that sudo hides, by the socket that
 // an ssh server among the parents holds.
 func TestOperatorBehindSudo(t *testing.T) {
-	root := t.TempDir()
-	for pid, stat := range map[string]string{"50": "50 (ctplan) S 40 1", "40": "40 (a) b) S 30 1", "30": "30 (sshd-session) S 1 1"} {
-		dir := filepath.Join(root, "proc", pid, "fd")
-		if err := os.MkdirAll(dir, 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(filepath.Join(root, "proc", pid, "stat"), []byte(stat), 0o644); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.Symlink("socket:["+pid+"00]", filepath.Join(dir, "3")); err != nil {
-			t.Fatal(err)
-		}
-	}
+	root := testhost.Tree(t, map[string]string{
+		"/proc/50/stat": "50 (ctplan) S 40 1", "/proc/50/fd/3": "-> socket:[5000]",
+		"/proc/40/stat": "40 (a) b) S 30 1", "/proc/40/fd/3": "-> socket:[4000]",
+		"/proc/30/stat": "30 (sshd-session) S 1 1", "/proc/30/fd/3": "-> socket:[3000]",
+	})
 	s := host.Socket{Protocol: 6, Local: netip.MustParseAddrPort("10.0.0.1:22"), Remote: netip.MustParseAddrPort("10.0.0.9:5000")}
 	other := s
 	other.Remote = netip.MustParseAddrPort("10.0.0.9:5001")
@@ -181,8 +172,9 @@ func FuzzMessages(f *testing.F) {
 	f.Add([]byte("\x02\x00\x00\x00"))
 	f.Add([]byte("\x02\x00\x00\x00\x2c\x00\x01\x80\x14\x00\x01\x80\x08\x00\x01\x00\x7f\x00\x00\x01\x08\x00\x02\x00\x7f\x00\x00\x01\x0c\x00\x02\x80\x05\x00\x01\x00\x06\x00\x00\x00\x06\x00\x02\x00"))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		if flow, ok := parseTracked(b); ok && (!flow.Orig.Src.IsValid() || !flow.Reply.Dst.IsValid() || flow.Protocol == 0) {
-			t.Errorf("half a flow: %+v", flow)
+		var e Entry
+		if e.parse(b) && (!e.Orig.Src.IsValid() || !e.Reply.Dst.IsValid() || e.Protocol == 0) {
+			t.Errorf("half an entry: %+v", e)
 		}
 		if s, ok := parseSocket(6, b); ok && s.Local.Port() == 0 {
 			t.Errorf("half a socket: %+v", s)

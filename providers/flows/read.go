@@ -2,7 +2,6 @@ package flows
 
 import (
 	"cmp"
-	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -35,17 +34,17 @@ func Read(o Options) (*host.Connections, []string) {
 	var notes []string
 	failed := func(what string, err error) {
 		if err != nil {
-			notes = append(notes, fmt.Sprintf("reading %s: %v: what the plan does to connections is judged without", what, err))
+			if what != "" {
+				err = fmt.Errorf("reading %s: %w", what, err)
+			}
+			notes = append(notes, fmt.Sprintf("%v: what the plan does to connections is judged without", err))
 		}
 	}
 	// A dump walks every bucket of the machine's table, which takes 10 ms where
 	// this namespace has nothing in it.
 	if o.Tracked && o.Expect > 0 {
 		list, more, err := readTracked(int(max(0, min(o.Expect+o.Expect/16, 4<<20))), o.Limit)
-		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EPROTONOSUPPORT) {
-			err = errors.New("the kernel has no ctnetlink")
-		}
-		failed("the table of tracked connections", err)
+		failed("", err)
 		c.Flows, c.Total = list, int64(len(list))
 		if more {
 			c.Total = max(o.Expect, c.Total)
@@ -84,6 +83,30 @@ func readEphemeral(root string) host.PortRange {
 	return r
 }
 
+// Addresses reads the addresses of this network namespace, without the names of
+// their interfaces. They are never nil.
+func Addresses() ([]host.Address, error) {
+	list, err := addresses(nil)
+	if err != nil {
+		return list, fmt.Errorf("reading the addresses: %w", err)
+	}
+	return list, nil
+}
+
+// addresses are those of the interfaces named by their index.
+func addresses(names map[int]string) ([]host.Address, error) {
+	list := []host.Address{}
+	addrs, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
+	for _, a := range addrs {
+		ip, ok := netip.AddrFromSlice(a.IP)
+		bits, _ := a.Mask.Size()
+		if ip = ip.Unmap(); ok && bits <= ip.BitLen() {
+			list = append(list, host.Address{Interface: names[a.LinkIndex], Prefix: netip.PrefixFrom(ip, bits)})
+		}
+	}
+	return list, err
+}
+
 // readPlaces reads addresses and routes.
 func readPlaces(c *host.Connections) error {
 	links, err := netlink.LinkList()
@@ -97,17 +120,8 @@ func readPlaces(c *host.Connections) error {
 			c.Bridged = true
 		}
 	}
-	addrs, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
-	if err != nil {
+	if c.Addresses, err = addresses(names); err != nil {
 		return err
-	}
-	c.Addresses = []host.Address{}
-	for _, a := range addrs {
-		ip, ok := netip.AddrFromSlice(a.IP)
-		bits, _ := a.Mask.Size()
-		if ip = ip.Unmap(); ok && bits <= ip.BitLen() {
-			c.Addresses = append(c.Addresses, host.Address{Interface: names[a.LinkIndex], Prefix: netip.PrefixFrom(ip, bits)})
-		}
 	}
 	routes, err := netlink.RouteList(nil, netlink.FAMILY_ALL)
 	if err != nil {

@@ -1,9 +1,7 @@
 package initscript_test
 
 import (
-	"os"
 	"os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -11,6 +9,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/ctplan/ctplan/internal/test/inittest"
+	"github.com/ctplan/ctplan/internal/test/testhost"
 	"github.com/ctplan/ctplan/planner/host"
 	"github.com/ctplan/ctplan/providers/initscript"
 )
@@ -375,20 +374,10 @@ func FuzzParseConfig(f *testing.F) {
 }
 
 func TestPaths(t *testing.T) {
-	root := t.TempDir()
-	for _, dir := range []string{"/etc/rc.d/init.d", "/usr/libexec/iptables", "/etc/sysconfig"} {
-		if err := os.MkdirAll(filepath.Join(root, dir), 0o755); err != nil {
-			t.Fatal(err)
-		}
-	}
-	for _, name := range []string{"/etc/rc.d/init.d/iptables", "/usr/libexec/iptables/ip6tables.init", "/etc/sysconfig/iptables-config"} {
-		if err := os.WriteFile(filepath.Join(root, name), nil, 0o755); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := os.Symlink("rc.d/init.d", filepath.Join(root, "/etc/init.d")); err != nil {
-		t.Fatal(err)
-	}
+	root := testhost.Tree(t, map[string]string{
+		"/etc/rc.d/init.d/iptables": "", "/usr/libexec/iptables/ip6tables.init": "", "/etc/sysconfig/iptables-config": "",
+		"/etc/init.d": "-> rc.d/init.d",
+	})
 	check := func(want []string) func([]string, error) {
 		return func(got []string, err error) {
 			t.Helper()

@@ -23,6 +23,10 @@ import (
 type Tools struct {
 	Runner run.Runner    // nil: run.Exec
 	Wait   time.Duration // for the xtables lock of the legacy backend, in whole seconds; 0: DefaultWait
+
+	// NoNFT says that nf_tables is not loaded, so that nftables holds nothing:
+	// Read does not ask it then, since a question would load it.
+	NoNFT bool
 }
 
 // DefaultWait is how long a restore waits for the xtables lock.
@@ -122,20 +126,24 @@ func (t Tools) Read(ctx context.Context) ([]Raw, []string, error) {
 
 func (t Tools) readFamily(ctx context.Context, f host.Family) ([]Raw, []string, error) {
 	save := command(f) + "-save"
-	raw, err := t.save(ctx, f, save)
-	if err != nil {
-		return nil, nil, err
+	backend := backendOf(save)
+	raw := Raw{Family: f}
+	if !t.NoNFT || backend != host.NFT {
+		var err error
+		if raw, err = t.save(ctx, f, save); err != nil {
+			return nil, nil, err
+		}
 	}
 	raw.Primary = true
-	if b := backendOf(save); b != "" {
-		raw.Backend = b
+	if backend != "" {
+		raw.Backend = backend
 	}
 	if raw.Backend == "" {
 		raw.Backend, raw.Version = t.askVersion(ctx, command(f))
 	}
 
 	var notes []string
-	other, present, note := otherBackend(f, raw.Backend)
+	other, present, note := t.otherBackend(f, raw.Backend)
 	if note != "" {
 		notes = append(notes, note)
 	}
@@ -239,9 +247,12 @@ func header(line string) (host.Backend, string) {
 
 // otherBackend reports whether the backend that plain iptables does not speak
 // to has tables, and a note when that cannot be told.
-func otherBackend(f host.Family, primary host.Backend) (other host.Backend, present bool, note string) {
+func (t Tools) otherBackend(f host.Family, primary host.Backend) (other host.Backend, present bool, note string) {
 	if primary == host.NFT {
 		return host.Legacy, legacyTables(f), ""
+	}
+	if t.NoNFT {
+		return host.NFT, false, ""
 	}
 	present, err := nftTables(f)
 	if err != nil {

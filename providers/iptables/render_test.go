@@ -1,25 +1,22 @@
 package iptables_test
 
 import (
-	"flag"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
-	"os"
 	"slices"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/ctplan/ctplan/internal/test/golden"
 	"github.com/ctplan/ctplan/internal/test/nstest"
 	"github.com/ctplan/ctplan/planner/change"
 	"github.com/ctplan/ctplan/planner/declared"
 	"github.com/ctplan/ctplan/planner/host"
 	"github.com/ctplan/ctplan/providers/iptables"
 )
-
-var update = flag.Bool("update", false, "rewrite the golden files")
 
 func prefixes(list ...string) []netip.Prefix {
 	var out []netip.Prefix
@@ -85,19 +82,7 @@ func TestRenderGolden(t *testing.T) {
 		}
 		fmt.Fprintf(&b, "# %s\n%s", f, script)
 	}
-	const golden = "testdata/render.golden"
-	if *update {
-		if err := os.WriteFile(golden, []byte(b.String()), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(golden)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(string(want), b.String()); diff != "" {
-		t.Error(diff)
-	}
+	golden.Check(t, "render.golden", []byte(b.String()))
 	for _, c := range chains {
 		if c.Name != declared.OwnPrefix+c.Hook || len(c.Rules) == 0 {
 			t.Errorf("chain %+v", c)

@@ -392,20 +392,10 @@ func FuzzScript(f *testing.F) {
 }
 
 func TestSavedPaths(t *testing.T) {
-	root := t.TempDir()
-	if got := iptables.SavedPaths(root, declared.Files{}); len(got) != 0 {
+	if got := iptables.SavedPaths(t.TempDir(), declared.Files{}); len(got) != 0 {
 		t.Error(got)
 	}
-	for _, dir := range []string{"/etc/iptables", "/etc/sysconfig"} {
-		if err := os.MkdirAll(root+dir, 0o755); err != nil {
-			t.Fatal(err)
-		}
-	}
-	for _, f := range []string{"/etc/iptables/rules.v4", "/etc/sysconfig/ip6tables"} {
-		if err := os.WriteFile(root+f, nil, 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
+	root := testhost.Tree(t, map[string]string{"/etc/iptables/rules.v4": "", "/etc/sysconfig/ip6tables": ""})
 	want := []iptables.SavedPath{{Family: host.IPv4, Path: "/etc/iptables/rules.v4"}, {Family: host.IPv6, Path: "/etc/sysconfig/ip6tables"}}
 	if diff := cmp.Diff(want, iptables.SavedPaths(root, declared.Files{})); diff != "" {
 		t.Error(diff)

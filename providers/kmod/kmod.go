@@ -28,6 +28,7 @@ const (
 	sysModule    = "/sys/module/nf_conntrack"
 	hashsizeFile = sysModule + "/parameters/hashsize"
 	procModules  = "/proc/modules"
+	countFile    = "/proc/sys/net/netfilter/nf_conntrack_count"
 )
 
 // ReadConntrack reads the state of nf_conntrack, seen from root. The sizes
@@ -55,7 +56,7 @@ func ReadConntrack(root string) (host.Conntrack, error) {
 		}
 		return n
 	}
-	c.Count = number("/proc/sys/net/netfilter/nf_conntrack_count")
+	c.Count = number(countFile)
 	c.Max = number("/proc/sys/net/netfilter/nf_conntrack_max")
 	c.Drops, c.EarlyDrops = readDrops(root)
 	// sysfs says it exactly, but to root alone; the sysctl can be stale on
@@ -69,6 +70,9 @@ func ReadConntrack(root string) (host.Conntrack, error) {
 	}
 	return c, errors.Join(errs...)
 }
+
+// ReadCount reads how many entries this network namespace has.
+func ReadCount(root string) (int64, error) { return readNumber(root, countFile) }
 
 // readDrops reads how often the table has been full since boot: a line for each
 // CPU, in hexadecimal, under a line of names (net/netfilter/nf_conntrack_standalone.c,
@@ -99,6 +103,16 @@ func readDrops(root string) (drops, early int64) {
 		}
 	}
 	return drops, early
+}
+
+// Unloaded reports whether a module is there to be loaded, and is not: to ask
+// the kernel for what it serves would load it. False where that is not known.
+func Unloaded(root, module string) bool {
+	if exists(root, "/sys/module/"+module) || !exists(root, procModules) {
+		return false
+	}
+	kind, err := kindOf(root, module)
+	return err == nil && kind == host.ConntrackModule
 }
 
 // kindOf tells what a module is to this kernel, loaded or not.

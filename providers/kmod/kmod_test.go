@@ -224,3 +224,34 @@ func TestUnload(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+// TestUnloaded: only what is there to be loaded, and is not, counts as such.
+func TestUnloaded(t *testing.T) {
+	const folder = "lib/modules/6.1.0-test/"
+	host := func(files map[string]string) string {
+		all := map[string]string{
+			"proc/sys/kernel/osrelease": "6.1.0-test\n", "proc/modules": "x_tables 1 0 - Live 0x0\n",
+			folder + "modules.dep": "kernel/net/netfilter/nf_tables.ko.xz: kernel/net/netfilter/nfnetlink.ko.xz\n", folder + "modules.builtin": "",
+		}
+		for name, content := range files {
+			if all[name] = content; content == "none" {
+				delete(all, name)
+			}
+		}
+		return testhost.Tree(t, all)
+	}
+	for name, tt := range map[string]struct {
+		files map[string]string
+		want  bool
+	}{
+		"a module, not loaded": {nil, true},
+		"loaded":               {map[string]string{"sys/module/nf_tables/initstate": "live\n"}, false},
+		"built in":             {map[string]string{folder + "modules.builtin": "kernel/net/netfilter/nf_tables.ko\n"}, false},
+		"no modules":           {map[string]string{"proc/modules": "none"}, false},
+		"not known":            {map[string]string{folder + "modules.dep": "none", folder + "modules.builtin": "none"}, false},
+	} {
+		if got := kmod.Unloaded(host(tt.files), "nf_tables"); got != tt.want {
+			t.Errorf("%s: %v, want %v", name, got, tt.want)
+		}
+	}
+}

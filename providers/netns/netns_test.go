@@ -1,7 +1,6 @@
 package netns
 
 import (
-	"bufio"
 	"errors"
 	"net"
 	"os"
@@ -18,22 +17,9 @@ import (
 // the process has gone; and does something there.
 func TestFind(t *testing.T) {
 	nstest.Inside(t, func(ns *nstest.NS) {
-		cmd := ns.Command("sh", "-c", "echo ready && read x")
+		cmd := ns.Command("sh", "-c", "echo ready; read x || exit 0")
 		cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
-		stdin, err := cmd.StdinPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		stdout, err := cmd.StdoutPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		if line, err := bufio.NewReader(stdout).ReadString('\n'); line != "ready\n" {
-			t.Fatal(line, err)
-		}
+		stop := nstest.Start(t, cmd)
 		find := func(is func(Namespace) bool) *Namespace {
 			list, err := Find("")
 			if err != nil {
@@ -75,8 +61,7 @@ func TestFind(t *testing.T) {
 		}
 		proc := filepath.Join("/proc", strconv.Itoa(cmd.Process.Pid), "ns/net")
 		ns.Run("mount", "--bind", proc, mount)
-		stdin.Close()
-		cmd.Wait()
+		stop()
 		byPath := find(func(n Namespace) bool { return n.Inode == byPID.Inode })
 		if byPath == nil || byPath.Path != mount || byPath.PID != 0 {
 			t.Fatalf("by its mount: %+v", byPath)

@@ -16,6 +16,7 @@ type job struct {
 
 var jobs = []job{
 	{"empty", planEmpty},
+	{"drift", driftQuiet},
 	{"foreign", planForeign},
 	{"accepts", applyAccepts},
 	{"six", sixTasks},
@@ -23,6 +24,8 @@ var jobs = []job{
 	{"native", planNative},
 	{"elements", planElements},
 	{"nativeimpact", planNativeImpact},
+	{"status", statusFull},
+	{"verify", verifyFull},
 	{"curve", curve},
 }
 

@@ -55,7 +55,7 @@ func TestBuiltin(t *testing.T) {
 			if n := strings.TrimSpace(h.sh(send)); n != "0" {
 				t.Errorf("%s connections are tracked in disabled", n)
 			}
-			if out := h.ctplan(0, "status").stdout; !strings.Contains(out, "connection tracking: built in, 0 of ") {
+			if out := h.ctplan(0, "status").stdout; !strings.Contains(out, "tracking  built in, idle: ") || !strings.Contains(out, " 0 of ") {
 				t.Errorf("status says:\n%s", out)
 			}
 

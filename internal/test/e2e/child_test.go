@@ -8,10 +8,11 @@ import (
 	"os"
 	"os/exec"
 	"sync"
-	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ctplan/ctplan/internal/test/nstest"
 )
 
 // childEnv names what this test binary does instead of testing, when a test
@@ -19,7 +20,7 @@ import (
 const childEnv = "CTPLAN_E2E_CHILD"
 
 func runChild(name string, args []string) int {
-	children := map[string]func([]string) error{"flood": flood, "serve": serve, "call": call, "faults": faults, "killed": killed}
+	children := map[string]func([]string) error{"flood": flood, "drip": drip, "serve": serve, "call": call, "faults": faults, "killed": killed, "mix": mix}
 	if err := children[name](args); err != nil {
 		fmt.Fprintf(os.Stderr, "%s: %v\n", name, err)
 		return 1
@@ -36,48 +37,13 @@ func (h *host) child(name string, args ...string) *exec.Cmd {
 	}
 	cmd := h.Command(self, args...)
 	cmd.Env = append(cmd.Env, childEnv+"="+name)
-	cmd.Stderr = os.Stderr
 	return cmd
 }
 
 // start runs a child until the test ends, and waits for its first line.
 func (h *host) start(name string, args ...string) {
 	h.t.Helper()
-	startChild(h.t, h.child(name, args...))
-}
-
-// startChild returns a function that closes the child's standard input and
-// returns the rest of its output.
-func startChild(t *testing.T, cmd *exec.Cmd) (stop func() []byte) {
-	t.Helper()
-	stdin, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	stdout, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	var once sync.Once
-	var rest []byte
-	stop = func() []byte {
-		once.Do(func() {
-			stdin.Close()
-			rest, _ = io.ReadAll(stdout)
-			if err := cmd.Wait(); err != nil {
-				t.Errorf("child: %v", err)
-			}
-		})
-		return rest
-	}
-	t.Cleanup(func() { stop() })
-	if _, err := io.ReadFull(stdout, make([]byte, len("ready\n"))); err != nil {
-		t.Fatalf("child: %v", err)
-	}
-	return stop
+	nstest.Start(h.t, h.child(name, args...))
 }
 
 const (
@@ -144,6 +110,34 @@ func flood([]string) error {
 	return json.NewEncoder(os.Stdout).Encode(r)
 }
 
+// dripRate is how many flows a second drip opens.
+const dripRate = 250
+
+// drip opens one UDP flow after the other over loopback, at an even rate, until
+// standard input closes. What is refused is left.
+func drip([]string) error {
+	source, err := net.ListenUDP("udp4", &net.UDPAddr{})
+	if err != nil {
+		return err
+	}
+	defer source.Close()
+	fmt.Println("ready")
+	over := make(chan struct{})
+	go func() {
+		io.Copy(io.Discard, os.Stdin)
+		close(over)
+	}()
+	begun := time.Now()
+	for n := 0; ; n++ {
+		select {
+		case <-over:
+			return nil
+		case <-time.After(time.Until(begun.Add(time.Duration(n) * time.Second / dripRate))):
+			source.WriteToUDP([]byte("flow"), &net.UDPAddr{IP: net.IPv4(127, 2, byte(n>>8), byte(n)), Port: 9})
+		}
+	}
+}
+
 // serve echoes on the TCP addresses until standard input closes.
 func serve(addresses []string) error {
 	for _, address := range addresses {
@@ -164,6 +158,11 @@ func serve(addresses []string) error {
 			}
 		}()
 	}
+	return waitForEnd()
+}
+
+// waitForEnd says that a child is ready, and returns when its standard input closes.
+func waitForEnd() error {
 	fmt.Println("ready")
 	io.Copy(io.Discard, os.Stdin)
 	return nil

@@ -290,6 +290,21 @@ func guard(h *host) {
 	h.RunInput(strings.NewReplacer("NEAR", "fd31::/64", "-A INPUT -p ICMP -m state --state NEW", "-A INPUT -p ipv6-icmp", "-A OUTPUT -o lo", "-A OUTPUT -p ipv6-icmp -j ACCEPT\n-A OUTPUT -o lo").Replace(stateful), "ip6tables-restore")
 }
 
+// crossroads is a stateful host between two others, with a crowd that is
+// connected to it and through it, counted as living does.
+func crossroads(t *testing.T, b live.Backend) (h *host, talks []*talk, before map[string]int) {
+	t.Helper()
+	h = newHost(t, b, "crossroads")
+	here, near, far := network(t, h)
+	guard(h)
+	talks = crowd(t, h, here, near, far)
+	before = living(talks)
+	if all := total(before); all != len(talks) {
+		t.Fatalf("of %d connections %d work under the stateful rules: %v", len(talks), all, before)
+	}
+	return h, talks, before
+}
+
 // crowd opens connections of every kind through the stateful rules, and shows
 // that each works.
 func crowd(t *testing.T, h *host, here, near, far *space) []*talk {

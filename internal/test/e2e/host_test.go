@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ctplan/ctplan/internal/test/nstest"
+	"github.com/ctplan/ctplan/internal/test/testhost"
 	"github.com/ctplan/ctplan/internal/textdiff"
 	live "github.com/ctplan/ctplan/planner/host"
 )
@@ -68,11 +69,12 @@ type host struct {
 
 // newHost makes a host with a copy of the machine's /etc, without what a
 // machine may have there that ctplan would edit. The binary stands in
-// /run/test/ctplan, where an ordinary user can start it too.
-func newHost(t *testing.T, backend live.Backend, name string) *host {
+// /run/test/ctplan, where an ordinary user can start it too. Each folder in private
+// is a copy too.
+func newHost(t *testing.T, backend live.Backend, name string, private ...string) *host {
 	t.Helper()
 	// Folders that a machine may lack come to be in the namespace alone.
-	ns := nstest.New(t, "/etc", "/var/lib")
+	ns := nstest.New(t, append([]string{"/etc", "/var/lib"}, private...)...)
 	ns.Use(backend)
 	h := &host{NS: ns, t: t, backend: backend, name: name}
 	h.Dir = "/run"
@@ -157,12 +159,7 @@ func (h *host) example(name string) string {
 
 func (h *host) write(path, content string) {
 	h.t.Helper()
-	if err := os.MkdirAll(filepath.Dir(h.Path(path)), 0o755); err != nil {
-		h.t.Fatal(err)
-	}
-	if err := os.WriteFile(h.Path(path), []byte(content), 0o644); err != nil {
-		h.t.Fatal(err)
-	}
+	testhost.Lay(h.t, h.Path("/"), map[string]string{path: content})
 }
 
 func (h *host) read(path string) string {

@@ -170,14 +170,7 @@ func TestImpactIsExact(t *testing.T) {
 	} {
 		for _, b := range backends {
 			t.Run(tt.name+"/"+string(b), func(t *testing.T) {
-				h := newHost(t, b, "crossroads")
-				here, near, far := network(t, h)
-				guard(h)
-				talks := crowd(t, h, here, near, far)
-				before := living(talks)
-				if all := total(before); all != len(talks) {
-					t.Fatalf("of %d connections %d work under the stateful rules: %v", len(talks), all, before)
-				}
+				h, talks, before := crossroads(t, b)
 				config := h.config(fmt.Sprintf("conntrack \"x\" {\n mode = %q\n stateful_rules = \"remove\"\n allow_risk = [\"lost_flows\", \"lost_services\"]\n %s\n}\n", tt.mode, tt.blocks))
 				got := willLose(t, h, config)
 				h.ctplan(exitOK, "apply", "--auto-approve", config)

@@ -66,7 +66,7 @@ func TestXtablesLockHeld(t *testing.T) {
 	path := h.config(webUntracked)
 	before := h.state()
 	holder := h.Command("flock", "/run/xtables.lock", "sh", "-c", "echo ready; exec cat")
-	stop := startChild(t, holder)
+	stop := nstest.Start(t, holder)
 	start := time.Now()
 	r := h.try("apply", "--auto-approve", path)
 	waited := time.Since(start)
@@ -82,7 +82,7 @@ func TestXtablesLockHeld(t *testing.T) {
 
 	// A lock that comes free in time is no error.
 	brief := h.Command("flock", "/run/xtables.lock", "sh", "-c", "echo ready; sleep 1")
-	startChild(t, brief)
+	nstest.Start(t, brief)
 	h.ctplan(exitOK, "apply", "--auto-approve", path)
 }
 
@@ -91,7 +91,7 @@ func TestCtplanLockHeld(t *testing.T) {
 	h := newHost(t, "nft", "web-1")
 	path := h.config(webUntracked)
 	before := h.state()
-	stop := startChild(t, h.Command("flock", "/run/ctplan.lock", "sh", "-c", "echo ready; exec cat"))
+	stop := nstest.Start(t, h.Command("flock", "/run/ctplan.lock", "sh", "-c", "echo ready; exec cat"))
 	r := h.try("apply", "--auto-approve", path)
 	stop()
 	h.refused(before, r, exitError, "/run/ctplan.lock")

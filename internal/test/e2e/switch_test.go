@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ctplan/ctplan/internal/test/nstest"
 	live "github.com/ctplan/ctplan/planner/host"
 )
 
@@ -122,7 +123,7 @@ func pair(t *testing.T, backend live.Backend) (server, client *host) {
 // time before and after.
 func calling(t *testing.T, client *host, happens func()) called {
 	t.Helper()
-	stop := startChild(t, client.child("call", served...))
+	stop := nstest.Start(t, client.child("call", served...))
 	time.Sleep(500 * time.Millisecond)
 	happens()
 	time.Sleep(500 * time.Millisecond)

@@ -29,11 +29,13 @@ package nstest
 import (
 	"bytes"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 
@@ -61,9 +63,18 @@ func New(t testing.TB, private ...string) *NS {
 	share(t)
 	cmd := exec.Command("/bin/sh", "-c", setup(private)+" && echo ready && exec cat")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS}
+	Start(t, cmd) // cat ends with its standard input, at the latest with this process
+	return newNS(t, cmd.Process.Pid)
+}
+
+// Start starts a command that says "ready" on a line of its own when it is, and
+// ends when its standard input does. It waits for that line. stop ends the
+// command and returns what else it printed; the end of the test does so too.
+func Start(t testing.TB, cmd *exec.Cmd) (stop func() []byte) {
+	t.Helper()
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
-	stdin, err := cmd.StdinPipe() // cat ends when it closes, at the latest with this process
+	stdin, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -72,18 +83,21 @@ func New(t testing.TB, private ...string) *NS {
 		t.Fatal(err)
 	}
 	if err := cmd.Start(); err != nil {
-		t.Fatalf("making namespaces: %v", err)
+		t.Fatalf("starting %s: %v", cmd, err)
 	}
-	ready := make([]byte, len("ready\n"))
-	if _, err := stdout.Read(ready); err != nil || string(ready) != "ready\n" {
-		cmd.Wait()
-		t.Fatalf("setting up namespaces: %s", stderr.String())
-	}
-	t.Cleanup(func() {
+	stop = sync.OnceValue(func() []byte {
 		stdin.Close()
-		cmd.Wait()
+		rest, _ := io.ReadAll(stdout)
+		if err := cmd.Wait(); err != nil {
+			t.Errorf("%s: %v\n%s", cmd, err, stderr.String())
+		}
+		return rest
 	})
-	return newNS(t, cmd.Process.Pid)
+	t.Cleanup(func() { stop() })
+	if _, err := io.ReadFull(stdout, make([]byte, len("ready\n"))); err != nil {
+		t.Fatalf("%s did not get ready: %v", cmd, err) // stop says why
+	}
+	return stop
 }
 
 // Inside calls fn in a child of its own, which runs this one test again and

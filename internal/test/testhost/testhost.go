@@ -14,6 +14,13 @@ import (
 func Tree(t testing.TB, files map[string]string) string {
 	t.Helper()
 	root := t.TempDir()
+	Lay(t, root, files)
+	return root
+}
+
+// Lay writes files below root as Tree does. A file that is there is written anew.
+func Lay(t testing.TB, root string, files map[string]string) {
+	t.Helper()
 	for name, content := range files {
 		p := filepath.Join(root, name)
 		if err := os.MkdirAll(filepath.Dir(p), 0o755); err != nil {
@@ -29,7 +36,6 @@ func Tree(t testing.TB, files map[string]string) string {
 			t.Fatal(err)
 		}
 	}
-	return root
 }
 
 // Lacks ends a test that this machine cannot run, for the reason why. On a

@@ -17,7 +17,7 @@ import (
 // came of it. The planner's formulas are held to the same rows.
 func defaults(t *testing.T) string {
 	t.Helper()
-	text, err := os.ReadFile(filepath.Join("..", "..", "..", "planner", "sizes", "testdata", "kernel-defaults.tsv"))
+	text, err := os.ReadFile(filepath.Join("..", "..", "..", "planner", "testdata", "kernel-defaults.tsv"))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -14,12 +14,14 @@ import (
 // files, in their own order, and the unit that recovers.
 func TestSystemd(t *testing.T) {
 	t.Parallel()
-	for name, test := range map[string]func(*host){"sizes": systemdSizes, "rules": systemdRules, "power cut": systemdPowerCut} {
+	for name, test := range map[string]func(*host){
+		"sizes": systemdSizes, "rules": systemdRules, "power cut": systemdPowerCut, "schedule": systemdSchedule, "verify": systemdVerify,
+	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			h := &host{open(t).Boot(t, vmlab.Kernel61, vmlab.Systemd()), t}
 			h.Expect("ps -o comm= 1", "systemd")
-			unit, err := os.ReadFile(filepath.Join("..", "..", "..", "contrib", "ctplan-recover.service"))
+			unit, err := os.ReadFile(filepath.Join("..", "..", "..", "deploy", "systemd", "ctplan-recover.service"))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -115,7 +117,7 @@ func systemdRules(h *host) {
 }
 
 // systemdPowerCut has the power fail while a change waits for its confirmation:
-// contrib/ctplan-recover.service takes it back before the rules are restored.
+// deploy/systemd/ctplan-recover.service takes it back before the rules are restored.
 func systemdPowerCut(h *host) {
 	h.t.Helper()
 	h.boot()

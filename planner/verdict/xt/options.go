@@ -101,6 +101,61 @@ func (b *ruleBuilder) option(o xtables.Option) {
 		ok = b.icmp(o.Not, arg, o.Name == "--icmpv6-type")
 	case "--mark":
 		ok = b.mark(o, arg)
+	case "--src-range", "--dst-range":
+		ok = b.addressRange(o, arg)
+	case "--src-type", "--dst-type":
+		ok = b.addressType(o, arg)
+	case "--uid-owner", "--gid-owner":
+		ok = b.owner(o, arg)
+	case "--length":
+		var lo, hi uint32
+		lo, hi, ok = numberRange(arg, 65535)
+		b.add(o.Not, verdict.Length(lo, hi))
+	case "--mac-source":
+		ok = b.mac(o.Not, arg)
+	case "--pkt-type":
+		var typ uint8
+		typ, ok = linkTypes[arg]
+		b.add(o.Not, verdict.LinkType(typ))
+	case "--physdev-in", "--physdev-out", "--physdev-is-in", "--physdev-is-out", "--physdev-is-bridged":
+		// Where no bridge is, it matches exactly when negated.
+		b.add(false, verdict.BridgePort(o.Not))
+	case "--match-set":
+		ok = b.set(o)
+	case "--set":
+		// xt_recent: noting the address always matches.
+		ok = slices.Contains(b.s.Modules, "recent") && b.recentOnlySets()
+		if ok && o.Not {
+			b.add(false, verdict.Never())
+		}
+	case "--rt-type", "--rt-segsleft", "--rt-len", "--rt-0-res", "--rt-0-addrs", "--rt-0-not-strict", "--fragid", "--fraglen", "--fragres", "--fragfirst", "--fraglast", "--fragmore",
+		"--hbh-len", "--hbh-opts", "--dst-len", "--dst-opts":
+		// About extension headers (net/ipv6/netfilter/ip6t_rt.c and others): no
+		// packet here has one, and they do not match then, negated or not.
+		b.add(false, verdict.Never())
+	case "--limit", "--hashlimit", "--hashlimit-upto", "--hashlimit-burst", "--hashlimit-mode", "--hashlimit-name", "--hashlimit-srcmask", "--hashlimit-dstmask",
+		"--hashlimit-htable-size", "--hashlimit-htable-max", "--hashlimit-htable-expire", "--hashlimit-htable-gcinterval":
+		b.r.Rate()
+		ok = !o.Not
+	default:
+		ok = b.connection(o, arg)
+	}
+	if !ok {
+		b.r.Vague()
+	}
+}
+
+// linkTypes are the names of link-layer destinations (xt_pkttype).
+var linkTypes = map[string]uint8{
+	"unicast": verdict.PktHost, "host": verdict.PktHost, "broadcast": verdict.PktBroadcast, "bcast": verdict.PktBroadcast,
+	"multicast": verdict.PktMulticast, "mcast": verdict.PktMulticast,
+}
+
+// connection adds what an option asks of a packet's connection. It reports false
+// for an option that is not known.
+func (b *ruleBuilder) connection(o xtables.Option, arg string) (ok bool) {
+	ok = true
+	switch o.Name {
 	case "--state", "--ctstate":
 		ok = stateOption(b.ct(o), o.Not, arg)
 	case "--ctdir":
@@ -117,53 +172,15 @@ func (b *ruleBuilder) option(o xtables.Option) {
 		tupleOption(b.ct(o), o, arg)
 	case "--ctexpire":
 		b.ct(o).Vague = true
-	case "--src-range", "--dst-range":
-		ok = b.addressRange(o, arg)
-	case "--src-type", "--dst-type":
-		ok = b.addressType(o, arg)
-	case "--uid-owner", "--gid-owner":
-		ok = b.owner(o, arg)
-	case "--length":
-		lo, hi, valid := numberRange(arg, 65535)
-		ok = valid
-		b.add(o.Not, verdict.Length(lo, hi))
-	case "--mac-source":
-		ok = b.mac(o.Not, arg)
-	case "--pkt-type":
-		typ, known := map[string]uint8{"unicast": verdict.PktHost, "host": verdict.PktHost, "broadcast": verdict.PktBroadcast, "bcast": verdict.PktBroadcast, "multicast": verdict.PktMulticast, "mcast": verdict.PktMulticast}[arg]
-		ok = known
-		b.add(o.Not, verdict.LinkType(typ))
-	case "--physdev-in", "--physdev-out", "--physdev-is-in", "--physdev-is-out", "--physdev-is-bridged":
-		// Where no bridge is, it matches exactly when negated.
-		b.add(false, verdict.BridgePort(o.Not))
-	case "--match-set":
-		ok = b.set(o)
-	case "--set":
-		// xt_recent: noting the address always matches.
-		ok = slices.Contains(b.s.Modules, "recent") && b.recentOnlySets()
-		if ok && o.Not {
-			b.add(false, verdict.Never())
-		}
 	case "--helper":
 		b.add(o.Not, verdict.TrackedOnly())
 	case "--connbytes":
 		b.add(false, verdict.TrackedOnly())
 	case "--connbytes-dir", "--connbytes-mode":
-	case "--rt-type", "--rt-segsleft", "--rt-len", "--rt-0-res", "--rt-0-addrs", "--rt-0-not-strict", "--fragid", "--fraglen", "--fragres", "--fragfirst", "--fraglast", "--fragmore",
-		"--hbh-len", "--hbh-opts", "--dst-len", "--dst-opts":
-		// About extension headers (net/ipv6/netfilter/ip6t_rt.c and others): no
-		// packet here has one, and they do not match then, negated or not.
-		b.add(false, verdict.Never())
-	case "--limit", "--hashlimit", "--hashlimit-upto", "--hashlimit-burst", "--hashlimit-mode", "--hashlimit-name", "--hashlimit-srcmask", "--hashlimit-dstmask",
-		"--hashlimit-htable-size", "--hashlimit-htable-max", "--hashlimit-htable-expire", "--hashlimit-htable-gcinterval":
-		b.r.Rate()
-		ok = !o.Not
 	default:
-		ok = false
+		return false
 	}
-	if !ok {
-		b.r.Vague()
-	}
+	return ok
 }
 
 // modules adds what modules ask for by themselves.

@@ -1,4 +1,4 @@
-package planner
+package verdict_test
 
 import (
 	"fmt"
@@ -8,13 +8,23 @@ import (
 	"testing"
 	"time"
 
-	"github.com/ctplan/ctplan/planner/declared"
 	"github.com/ctplan/ctplan/planner/host"
-	"github.com/ctplan/ctplan/planner/judge"
 	"github.com/ctplan/ctplan/planner/protocol"
 	"github.com/ctplan/ctplan/planner/verdict"
 	"github.com/ctplan/ctplan/planner/verdict/xt"
+	"github.com/ctplan/ctplan/providers/iptables"
 )
+
+// parse reads what iptables-save prints, as the rules of one backend.
+func parse(t testing.TB, f host.Family, text string) host.Ruleset {
+	t.Helper()
+	r, err := iptables.Parse(f, text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Backend, r.Primary = host.NFT, true
+	return r
+}
 
 func packet(hook verdict.Hook, proto uint8, src, dst string, sport, dport uint16, state verdict.State) *verdict.Packet {
 	p := &verdict.Packet{Hook: hook, Protocol: proto, State: state, Tuple: host.Tuple{Src: netip.MustParseAddr(src), Dst: netip.MustParseAddr(dst), SrcPort: sport, DstPort: dport}}
@@ -70,7 +80,7 @@ func TestVerdict(t *testing.T) {
 		{"an unknown set", ":INPUT ACCEPT\n-A INPUT -m set --match-set bad src -j DROP\n", verdict.StateNew, verdict.Unknown, "-A INPUT -m set --match-set bad src -j DROP"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			r := parseLines(t, host.IPv4, "*filter\n"+tt.rules+"COMMIT\n")
+			r := parse(t, host.IPv4, "*filter\n"+tt.rules+"COMMIT\n")
 			got := xt.NewEvaluator(host.IPv4, []host.Ruleset{r}, verdict.Facts{}).Verdict(packet(verdict.HookInput, protocol.TCP, "10.0.0.9", "10.0.0.1", 40000, 80, tt.state))
 			if got.Verdict != tt.want || got.Rule.String() != tt.rule {
 				t.Errorf("%s by %q, want %s by %q", got.Verdict, got.Rule, tt.want, tt.rule)
@@ -83,7 +93,7 @@ func TestVerdict(t *testing.T) {
 // first, and a template keeps NOTRACK from having an effect.
 func TestRawOfTwoBackends(t *testing.T) {
 	raw := func(b host.Backend, rule string) host.Ruleset {
-		r := parseLines(t, host.IPv4, "*raw\n:PREROUTING ACCEPT\n-A PREROUTING "+rule+"\nCOMMIT\n*filter\n:INPUT DROP\n-A INPUT -m state --state UNTRACKED -j ACCEPT\nCOMMIT\n")
+		r := parse(t, host.IPv4, "*raw\n:PREROUTING ACCEPT\n-A PREROUTING "+rule+"\nCOMMIT\n*filter\n:INPUT DROP\n-A INPUT -m state --state UNTRACKED -j ACCEPT\nCOMMIT\n")
 		r.Backend = b
 		return r
 	}
@@ -106,19 +116,10 @@ func TestRawOfTwoBackends(t *testing.T) {
 // TestLoMarks: what raw OUTPUT marks, mangle OUTPUT may mark again before the
 // packet comes in over lo.
 func TestLoMarks(t *testing.T) {
-	r := parseLines(t, host.IPv4, "*raw\n:OUTPUT ACCEPT\n-A OUTPUT -j MARK --set-xmark 0x1/0xffffffff\nCOMMIT\n*mangle\n:OUTPUT ACCEPT\n-A OUTPUT -j MARK --set-xmark 0x2/0xffffffff\nCOMMIT\n*filter\n:INPUT ACCEPT\n-A INPUT -m mark --mark 0x1 -j DROP\nCOMMIT\n")
+	r := parse(t, host.IPv4, "*raw\n:OUTPUT ACCEPT\n-A OUTPUT -j MARK --set-xmark 0x1/0xffffffff\nCOMMIT\n*mangle\n:OUTPUT ACCEPT\n-A OUTPUT -j MARK --set-xmark 0x2/0xffffffff\nCOMMIT\n*filter\n:INPUT ACCEPT\n-A INPUT -m mark --mark 0x1 -j DROP\nCOMMIT\n")
 	p := packet(verdict.HookInput, protocol.TCP, "127.0.0.1", "127.0.0.1", 40000, 80, verdict.StateNew)
 	p.In = "lo"
 	if got := xt.NewEvaluator(host.IPv4, []host.Ruleset{r}, verdict.Facts{}).Verdict(p); got.Verdict != verdict.Unknown {
-		t.Errorf("%s by %q", got.Verdict, got.Rule)
-	}
-}
-
-// TestTableTwice: of a saved file that has a table twice, the last stands.
-func TestTableTwice(t *testing.T) {
-	r := parseLines(t, host.IPv4, "*filter\n:INPUT DROP\n-A INPUT -j ACCEPT\nCOMMIT\n*filter\n:INPUT DROP\n-A INPUT -p udp -j ACCEPT\nCOMMIT\n")
-	j := judge.New(declared.Desired{}, host.Live{}, host.IPv4, []*host.Ruleset{&r}, nil, nil)
-	if got := j.End().Verdict(packet(verdict.HookInput, protocol.TCP, "10.0.0.9", "10.0.0.1", 40000, 80, verdict.StateNew)); got.Verdict != verdict.Dropped {
 		t.Errorf("%s by %q", got.Verdict, got.Rule)
 	}
 }
@@ -149,7 +150,7 @@ func manyRules(r *rand.Rand, n int) string {
 func TestVerdictAllocatesNothing(t *testing.T) {
 	r := rand.New(rand.NewPCG(3, 3))
 	text := strings.Replace(manyRules(r, 400), "COMMIT\n", "-A INPUT -m conntrack --ctstate NEW -m addrtype --dst-type LOCAL -m limit --limit 1/sec -j ACCEPT\nCOMMIT\n", 1)
-	e := xt.NewEvaluator(host.IPv4, []host.Ruleset{parseLines(t, host.IPv4, text)}, verdict.Facts{Addresses: []netip.Prefix{netip.MustParsePrefix("10.0.0.1/24")}})
+	e := xt.NewEvaluator(host.IPv4, []host.Ruleset{parse(t, host.IPv4, text)}, verdict.Facts{Addresses: []netip.Prefix{netip.MustParsePrefix("10.0.0.1/24")}})
 	p := packet(verdict.HookInput, protocol.TCP, "10.9.9.9", "10.0.0.1", 4, 70, verdict.StateNew)
 	if n := testing.AllocsPerRun(100, func() { e.Verdict(p) }); n != 0 {
 		t.Errorf("%v allocations a packet", n)
@@ -161,7 +162,7 @@ func TestCostIsFlat(t *testing.T) {
 	r := rand.New(rand.NewPCG(4, 4))
 	var first float64
 	for _, n := range []int{10, 100, 1000, 5000} {
-		e := xt.NewEvaluator(host.IPv4, []host.Ruleset{parseLines(t, host.IPv4, manyRules(r, n))}, verdict.Facts{})
+		e := xt.NewEvaluator(host.IPv4, []host.Ruleset{parse(t, host.IPv4, manyRules(r, n))}, verdict.Facts{})
 		p := packet(verdict.HookInput, protocol.TCP, "10.9.9.9", "10.0.0.1", 4, 61000, verdict.StateNew)
 		best := 1e18
 		for range 10 {
@@ -213,4 +214,51 @@ func FuzzVerdict(f *testing.F) {
 			}
 		}
 	})
+}
+
+func TestIndexScansTheSame(t *testing.T) {
+	r := rand.New(rand.NewPCG(2, 2))
+	for range 40 {
+		set := parse(t, host.IPv4, manyRules(r, 20+r.IntN(600)))
+		fast, slow := xt.NewEvaluator(host.IPv4, []host.Ruleset{set}, verdict.Facts{}), verdict.Unindexed(xt.NewEvaluator(host.IPv4, []host.Ruleset{set}, verdict.Facts{}))
+		for range 300 {
+			p := packet(verdict.HookInput, []uint8{protocol.TCP, protocol.UDP, protocol.ICMP}[r.IntN(3)], fmt.Sprintf("10.%d.%d.%d", r.IntN(4), r.IntN(250), r.IntN(250)), fmt.Sprintf("10.%d.%d.%d", r.IntN(4), r.IntN(250), r.IntN(250)),
+				uint16(r.IntN(60000)), uint16(r.IntN(60000)), verdict.StateNew)
+			p.In = []string{"eth0", "eth1", "lo", verdict.SomeInterface}[r.IntN(4)]
+			// Half of the packets are made to meet a rule.
+			if rules := set.Tables[0].Rules; r.IntN(2) == 0 {
+				w := rules[r.IntN(len(rules))].Words
+				for i := range len(w) - 1 {
+					switch w[i] {
+					case "-s":
+						p.Src = netip.MustParsePrefix(w[i+1]).Addr()
+					case "-d":
+						p.Dst = netip.MustParsePrefix(w[i+1]).Addr()
+					case "--dport":
+						fmt.Sscan(w[i+1], &p.DstPort)
+					case "--sports":
+						fmt.Sscan(w[i+1], &p.SrcPort)
+					}
+				}
+			}
+			a, b := fast.Verdict(p), slow.Verdict(p)
+			if a.Verdict != b.Verdict || a.Rule.String() != b.Rule.String() {
+				t.Fatalf("%+v: the index says %s by %s, a scan %s by %s", p, a.Verdict, a.Rule, b.Verdict, b.Rule)
+			}
+		}
+	}
+}
+
+// TestSetNomatch: of the members that hold an address the narrowest decides.
+func TestSetNomatch(t *testing.T) {
+	in := func(text string, out bool) host.IPSetEntry {
+		return host.IPSetEntry{Prefix: netip.MustParsePrefix(text), Nomatch: out}
+	}
+	facts := verdict.Facts{Sets: map[string]*host.IPSet{"nets": {Type: "hash:net", Prefixes: []host.IPSetEntry{in("10.1.0.0/16", true), in("10.0.0.0/8", false), in("10.1.2.0/24", false)}}}}
+	e := xt.NewEvaluator(host.IPv4, []host.Ruleset{parse(t, host.IPv4, "*filter\n:INPUT ACCEPT\n-A INPUT -m set --match-set nets src -j DROP\nCOMMIT\n")}, facts)
+	for src, want := range map[string]verdict.Verdict{"10.2.0.1": verdict.Dropped, "10.1.9.9": verdict.Accepted, "10.1.2.9": verdict.Dropped, "11.0.0.1": verdict.Accepted} {
+		if got := e.Verdict(packet(verdict.HookInput, protocol.TCP, src, "192.0.2.1", 40000, 80, verdict.StateNew)); got.Verdict != want {
+			t.Errorf("%s is %s, want %s", src, got.Verdict, want)
+		}
+	}
 }
