@@ -285,7 +285,7 @@ func standing(at NetHook, tables []*Table) []baseChain {
 			if a.sets && (b.reads || b.sets) || b.sets && a.reads {
 				found[i].shared = true
 			}
-			if found[i].untracked && a.states && (b.untracks || b.template) {
+			if a.states && (b.untracks || b.template) {
 				found[i].perhaps = true
 			}
 		}

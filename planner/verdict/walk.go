@@ -202,7 +202,7 @@ func (s *walk) enter(b *baseChain) {
 	if b.opens {
 		s.group = s.states
 	}
-	if s.entered, s.decided = s.states, false; b.perhaps {
+	if s.entered, s.decided = s.states, false; b.perhaps && (!s.seen || s.group&StateInvalid != 0) {
 		s.states |= s.group | StateUntracked
 	}
 }

@@ -17,6 +17,7 @@ const (
 
 	attrFlowtableTable, attrFlowtableName = 1, 2
 
+	attrSetObjType                  = 15
 	attrSetExpr, attrSetExpressions = 17, 18
 	attrDescConcat, attrFieldLen    = 2, 1
 

@@ -1,6 +1,7 @@
 package nft
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"slices"
@@ -77,6 +78,10 @@ func (r *reader) step() (uint64, error) {
 	return 1, nil
 }
 
+// littleEndian is whether numbers of the host are as programs have them that are
+// judged.
+var littleEndian = binary.NativeEndian.Uint16([]byte{1, 0}) == 1
+
 // maxTries is how often a ruleset is read that changes meanwhile.
 const maxTries = 5
 
@@ -148,7 +153,7 @@ func (r *reader) tables() error {
 	r.list, r.byName, r.sets, r.elements = nil, map[tableName]int{}, nil, 0
 	var names []tableName
 	err := r.dump(unix.NFT_MSG_GETTABLE, unix.NFPROTO_UNSPEC, nil, func(m *message) {
-		t := host.NFTTable{Family: families[m.family], Name: m.text(unix.NFTA_TABLE_NAME), Whole: r.whole}
+		t := host.NFTTable{Family: families[m.family], Name: m.text(unix.NFTA_TABLE_NAME), Whole: r.whole && littleEndian}
 		if t.Family == "" || r.shown != nil && r.shown(t.Family, t.Name) {
 			return
 		}

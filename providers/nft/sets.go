@@ -38,7 +38,7 @@ func (r *reader) addSet(t *host.NFTTable, m *message) {
 	n := func(attr int) uint32 { return uint32(m.number(attr)) }
 	s := host.NFTSet{
 		Name: name, Flags: n(unix.NFTA_SET_FLAGS), KeyType: n(unix.NFTA_SET_KEY_TYPE), KeyLen: n(unix.NFTA_SET_KEY_LEN),
-		DataType: n(unix.NFTA_SET_DATA_TYPE), DataLen: n(unix.NFTA_SET_DATA_LEN), Unread: true,
+		DataType: n(unix.NFTA_SET_DATA_TYPE), DataLen: n(unix.NFTA_SET_DATA_LEN), ObjectType: n(attrSetObjType), Unread: true,
 	}
 	for i := range parts {
 		s.Exprs = append(s.Exprs, parts[i].Name)

@@ -197,7 +197,7 @@ func (g *native) concatenation() string {
 	}
 }
 
-// vague1 is what depends on more than the packet.
+// unknowableMatch depends on more than the packet.
 func (g *native) unknowableMatch() string {
 	return g.pick("limit rate 1/hour", "limit rate over 1000/second", "numgen random mod 2 0", "quota over 1000 bytes", "ct count over 3", "tcp option maxseg size 1460", "ct packets > 3", "meta cpu 0")
 }
@@ -364,6 +364,9 @@ func (g *native) ruleset() string {
 				priority, early = []int{-300, -250, -301}[g.IntN(3)], true
 			} else if hook == "prerouting" {
 				priority = []int{-150, -90, 0}[g.IntN(3)]
+			}
+			if g.IntN(4) > 0 {
+				priority += n // of one priority, which comes first is not known
 			}
 			fmt.Fprintf(&b, "  chain %s%d {\n    type filter hook %s priority %d; policy %s;\n", hook, n, hook, priority, g.policy(hook, early))
 			rules := g.IntN(6)
