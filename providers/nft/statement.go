@@ -255,25 +255,28 @@ func synproxyText(attrs [][]byte) string {
 	return text
 }
 
+// objectStatements are the words that nft has for objects of a type.
+var objectStatements = map[uint32]string{
+	unix.NFT_OBJECT_COUNTER: "counter name", unix.NFT_OBJECT_QUOTA: "quota name", unix.NFT_OBJECT_CT_HELPER: "ct helper set",
+	unix.NFT_OBJECT_LIMIT: "limit name", unix.NFT_OBJECT_CT_TIMEOUT: "ct timeout set", unix.NFT_OBJECT_SECMARK: "meta secmark set",
+	unix.NFT_OBJECT_CT_EXPECT: "ct expectation set", unix.NFT_OBJECT_SYNPROXY: "synproxy name",
+}
+
 // object says which stateful object a part has to do with.
 func (w *writer) object(p *expression) {
-	how := map[uint32]string{
-		unix.NFT_OBJECT_COUNTER: "counter name", unix.NFT_OBJECT_QUOTA: "quota name", unix.NFT_OBJECT_CT_HELPER: "ct helper set",
-		unix.NFT_OBJECT_LIMIT: "limit name", unix.NFT_OBJECT_CT_TIMEOUT: "ct timeout set", unix.NFT_OBJECT_SECMARK: "meta secmark set",
-		unix.NFT_OBJECT_CT_EXPECT: "ct expectation set", unix.NFT_OBJECT_SYNPROXY: "synproxy name",
-	}[p.Key]
-	if p.Set == "" {
-		if how == "" {
-			how = p.Name
+	typ, what := p.Key, strconv.Quote(p.Object)
+	if p.Set != "" {
+		set, size := w.sets[p.Set], uint32(1)
+		if set != nil {
+			typ, size = set.ObjectType, set.KeyLen
 		}
-		w.say(how + " " + strconv.Quote(p.Object))
-		return
+		what = w.keyName(p.Src, size) + " map " + w.setText(p.Set, set)
 	}
-	set, size := w.sets[p.Set], uint32(1)
-	if set != nil {
-		size = set.KeyLen
+	how := objectStatements[typ]
+	if how == "" {
+		how = p.Name
 	}
-	w.say(strings.TrimSpace(how + " " + w.keyName(p.Src, size) + " map " + w.setText(p.Set, set)))
+	w.say(how + " " + what)
 }
 
 func (w *writer) dynset(p *expression, timeout uint64) {
