@@ -111,12 +111,25 @@ type tableName struct {
 
 // dump lists everything of a kind, of all families and tables or of one table.
 func (r *reader) dump(kind uint16, family byte, attrs []byte, each func(m *message)) error {
-	return r.socket.Ask(unix.NFNL_SUBSYS_NFTABLES<<8|kind, unix.NLM_F_DUMP, append([]byte{family, unix.NFNETLINK_V0, 0, 0}, attrs...), func(msg []byte) bool {
+	return r.socket.Ask(unix.NFNL_SUBSYS_NFTABLES<<8|kind, unix.NLM_F_DUMP, request(family, attrs), r.parsed(each))
+}
+
+// dumpAhead is dump for long lists.
+func (r *reader) dumpAhead(kind uint16, family byte, attrs []byte, each func(m *message)) error {
+	return netlink.DumpAhead(unix.NETLINK_NETFILTER, unix.NFNL_SUBSYS_NFTABLES<<8|kind, request(family, attrs), r.parsed(each))
+}
+
+func request(family byte, attrs []byte) []byte {
+	return append([]byte{family, unix.NFNETLINK_V0, 0, 0}, attrs...)
+}
+
+func (r *reader) parsed(each func(m *message)) func(msg []byte) bool {
+	return func(msg []byte) bool {
 		if r.m.parse(msg) {
 			each(&r.m)
 		}
 		return true
-	})
+	}
 }
 
 // generation is the number of the ruleset: each change makes it another. It is
@@ -206,7 +219,7 @@ func (r *reader) parts(names []tableName) error {
 		}
 		var chain *host.NFTChain
 		table := netlink.AppendAttribute(nil, unix.NFTA_RULE_TABLE, []byte(name.raw))
-		if err := r.dump(unix.NFT_MSG_GETRULE, name.family, table, func(m *message) {
+		if err := r.dumpAhead(unix.NFT_MSG_GETRULE, name.family, table, func(m *message) {
 			chain = r.addRule(t, chain, m)
 		}); err != nil {
 			return err
