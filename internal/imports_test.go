@@ -21,7 +21,7 @@ var ranks = [][]string{
 	{"declared", "nets", "words"},
 	{"change", "etc", "verdict"},
 	{"xtables"},
-	{"nftables", "verdict/xt"},
+	{"nftables", "verdict/nft", "verdict/xt"},
 	{"judge", "modules", "rules"},
 	{"impact", "sizes", "service"},
 	{"sides", "boot"},
@@ -141,8 +141,8 @@ func faults(p pkg, standard map[string]bool) []string {
 				fault("must depend on planner only, but depends on %s", dep)
 			}
 		case within(name, "providers"):
-			if isOwn && !within(dep, "planner") && dep != "internal/run" && dep != "internal/hostfile" && !within(dep, provider(name)) {
-				fault("a provider must depend on planner, internal/run and internal/hostfile only, but depends on %s", dep)
+			if isOwn && !within(dep, "planner") && dep != "internal/run" && dep != "internal/hostfile" && dep != "internal/netlink" && !within(dep, provider(name)) {
+				fault("a provider must depend on planner, internal/run, internal/hostfile and internal/netlink only, but depends on %s", dep)
 			}
 		case within(name, "internal"):
 			if within(dep, "schema") || within(dep, "cmd") {

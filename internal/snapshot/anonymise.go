@@ -26,9 +26,12 @@ func (s *Snapshot) Anonymise(keep []netip.Prefix) {
 		a.nameAll(r.Text)
 	}
 	for _, f := range s.Files {
-		if f.Kind == KindRulesV4 || f.Kind == KindRulesV6 {
+		if f.Kind == KindRulesV4 || f.Kind == KindRulesV6 || f.Kind == KindNFTables {
 			a.nameAll(f.File.Content)
 		}
+	}
+	for i := range s.NFT {
+		a.nameTable(&s.NFT[i])
 	}
 	c := *s.Connections
 	for _, own := range c.Addresses {
@@ -99,7 +102,7 @@ func (a *anonymiser) nameAll(text string) {
 			continue
 		}
 		for word := range strings.FieldsSeq(line) {
-			from, to, isRange := strings.Cut(strings.Trim(word, `"`), "-")
+			from, to, isRange := strings.Cut(strings.Trim(word, `",;{}`), "-")
 			start, err := netip.ParseAddr(from)
 			switch {
 			case err == nil && isRange:
@@ -111,6 +114,36 @@ func (a *anonymiser) nameAll(text string) {
 			default:
 				if p, err := netip.ParsePrefix(from); err == nil {
 					a.name(p)
+				}
+			}
+		}
+	}
+}
+
+// nameTable names what a table of nftables names: in its rules, and in its
+// sets, whose keys may have an address at every whole four of their bytes.
+func (a *anonymiser) nameTable(t *host.NFTTable) {
+	for i := range t.Chains {
+		for _, r := range t.Chains[i].Rules {
+			a.nameAll(r.Text)
+		}
+	}
+	for i := range t.Sets {
+		for e, err := range t.Sets[i].Elements.All() {
+			if err != nil {
+				break
+			}
+			last := e.Last
+			if last == nil {
+				last = e.Key
+			}
+			for at := 0; at+4 <= min(len(e.Key), len(last)); at += 4 {
+				for _, size := range []int{4, 16} {
+					if end := at + size; end <= min(len(e.Key), len(last)) {
+						from, _ := netip.AddrFromSlice(e.Key[at:end])
+						to, _ := netip.AddrFromSlice(last[at:end])
+						a.nameRange(from, to)
+					}
 				}
 			}
 		}

@@ -21,8 +21,11 @@ func TestAnonymise(t *testing.T) {
 	}
 	s := &Snapshot{
 		Rules: []Rules{{Family: host.IPv4, Text: "*filter\n-A INPUT -s 203.0.113.0/24 -j ACCEPT\n-A INPUT -s 203.0.113.128/25 -j DROP\n-A INPUT -d 192.0.2.200/32 -j DROP\n-A INPUT -m iprange --src-range 192.0.2.10-192.0.2.20 -j DROP\nCOMMIT\n"}},
+		NFT: []host.NFTTable{{Family: "inet", Name: "fw",
+			Chains: []host.NFTChain{{Name: "in", Rules: []host.NFTRule{{Text: "ip saddr 198.51.100.0/25 accept"}}}},
+			Sets:   []host.NFTSet{{Name: "s", KeyLen: 4, Elements: "c6336440-c633645f"}, {Name: "c", KeyLen: 8, Elements: "01bb0000c6336401"}}}},
 		Connections: &host.Connections{
-			Flows:     []host.Flow{flow("10.0.0.1", "203.0.113.7"), flow("10.0.0.1", "203.0.113.200"), flow("9.9.9.9", "10.0.0.1"), flow("8.8.8.8", "10.0.0.1"), flow("9.9.9.9", "192.0.2.200"), flow("192.0.2.15", "10.0.0.1"), flow("2a00::1", "2a00::2")},
+			Flows:     []host.Flow{flow("10.0.0.1", "203.0.113.7"), flow("10.0.0.1", "203.0.113.200"), flow("9.9.9.9", "10.0.0.1"), flow("8.8.8.8", "10.0.0.1"), flow("9.9.9.9", "192.0.2.200"), flow("192.0.2.15", "10.0.0.1"), flow("2a00::1", "2a00::2"), flow("10.0.0.1", "198.51.100.70"), flow("10.0.0.1", "198.51.100.2"), flow("10.0.0.1", "198.51.100.1")},
 			Addresses: []host.Address{{Interface: "eth0", Prefix: netip.MustParsePrefix("10.0.0.1/24")}},
 			Operator:  []host.Session{{Local: netip.MustParseAddrPort("10.0.0.1:22"), Remote: netip.MustParseAddrPort("9.9.9.9:5")}},
 		},
@@ -33,7 +36,7 @@ func TestAnonymise(t *testing.T) {
 	if err := s.Encode(&buf); err != nil {
 		t.Fatal(err)
 	}
-	for _, hidden := range []string{"9.9.9.9", `"203.0.113.7"`, `"203.0.113.200"`, "2a00::"} {
+	for _, hidden := range []string{"9.9.9.9", `"203.0.113.7"`, `"203.0.113.200"`, "2a00::", "198.51.100.70", `"198.51.100.2"`} {
 		if strings.Contains(buf.String(), hidden) {
 			t.Errorf("%s still shows", hidden)
 		}
@@ -50,6 +53,8 @@ func TestAnonymise(t *testing.T) {
 		t.Error("one address has two stand-ins")
 	case !in(f[5].Orig.Src, "192.0.2.8/29", "") && !in(f[5].Orig.Src, "192.0.2.16/30", "") && f[5].Orig.Src != addr("192.0.2.20"):
 		t.Errorf("a range is left: %v", f[5].Orig)
+	case !in(f[7].Orig.Dst, "198.51.100.64/27", ""), !in(f[8].Orig.Dst, "198.51.100.0/25", "198.51.100.64/27"), f[9].Orig.Dst != addr("198.51.100.1"):
+		t.Errorf("what native nftables tells apart is mixed: %v, %v, %v", f[7].Orig, f[8].Orig, f[9].Orig)
 	case f[6].Orig.Src == f[6].Orig.Dst:
 		t.Error("two addresses have one stand-in")
 	}

@@ -2,6 +2,7 @@ package snapshot
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -47,16 +48,26 @@ func (n Namespace) live() (host.Namespace, error) {
 var builtinTables = []string{"filter", "nat", "mangle", "raw", "security"}
 
 // readNFT reads the tables of nftables that the rules do not hold.
-func readNFT(rules []Rules) ([]host.NFTTable, []string) {
+func (s *Snapshot) readNFT() {
 	tables, err := nft.Read(func(family, table string) bool {
 		if !slices.Contains(builtinTables, table) {
 			return false
 		}
-		return slices.ContainsFunc(rules, func(r Rules) bool {
+		return slices.ContainsFunc(s.Rules, func(r Rules) bool {
 			return r.Backend == host.NFT && family == nftFamily[r.Family] && !slices.Contains(r.Incompatible, table)
 		})
 	})
-	return tables, note(err, "rules of native nftables are not taken into account")
+	if err != nil {
+		s.NFTUnread = strings.ToValidUTF8(err.Error(), "\uFFFD")
+		s.Notes = append(s.Notes, note(err, "rules of native nftables are not taken into account")...)
+		return
+	}
+	if s.NFT = tables; len(tables) == 0 {
+		return
+	}
+	if s.Links, err = nft.Links(); err != nil {
+		s.Notes = append(s.Notes, note(err, "rules of native nftables that name one by its number are not known to match")...)
+	}
 }
 
 var nftFamily = map[host.Family]string{host.IPv4: "ip", host.IPv6: "ip6"}
@@ -104,7 +115,7 @@ func readOther(ctx context.Context, runner run.Runner, f netns.Namespace, noNFT 
 		var tables []host.NFTTable
 		var nftErr error
 		if !noNFT {
-			tables, nftErr = nft.Read(nil)
+			tables, nftErr = nft.ReadHolders()
 		}
 		// What needs no tracking there is nobody's business here.
 		n.NFT = slices.DeleteFunc(tables, func(t host.NFTTable) bool { return len(t.Items) == 0 })
@@ -120,16 +131,36 @@ func readOther(ctx context.Context, runner run.Runner, f netns.Namespace, noNFT 
 // holderFacts adds what stands in native nftables and in other namespaces.
 // Processes come and go: they are no facts.
 func (s *Snapshot) holderFacts(add func(address string, values ...string)) {
+	if s.NFTUnread != "" {
+		add("nftables", s.NFTUnread)
+	}
 	for _, t := range s.NFT {
-		add("nftables."+t.Family+"."+t.Name, fmt.Sprint(t))
+		add("nftables."+t.Family+"."+t.Name, tableFact(t))
 	}
 	for _, n := range s.Namespaces {
-		values := []string{fmt.Sprint(n.NFT)}
+		var values []string
+		for _, t := range n.NFT {
+			values = append(values, tableFact(t))
+		}
 		for _, r := range n.Rules {
 			values = append(values, string(r.Family), r.Text)
 		}
 		add(fmt.Sprintf("netns.%d", n.Inode), values...)
 	}
+}
+
+// tableFact is what a plan depends on of a table: all but the elements of its
+// sets that go by themselves after a time.
+func tableFact(t host.NFTTable) string {
+	t.Sets = slices.Clone(t.Sets)
+	for i := range t.Sets {
+		t.Sets[i].Elements = t.Sets[i].Elements.Lasting()
+	}
+	text, err := json.Marshal(t)
+	if err != nil { // no value of these types has one
+		return err.Error()
+	}
+	return string(text)
 }
 
 // checkHolders refuses what no kernel reports.
@@ -150,6 +181,13 @@ func (s *Snapshot) checkHolders() error {
 	for _, t := range tables {
 		if !slices.Contains(families, t.Family) {
 			return fmt.Errorf("nftables: family %q", t.Family)
+		}
+		for i := range t.Sets {
+			for _, err := range t.Sets[i].Elements.All() {
+				if err != nil {
+					return fmt.Errorf("nftables: set %q of table %q: %w", t.Sets[i].Name, t.Name, err)
+				}
+			}
 		}
 	}
 	return nil

@@ -124,9 +124,7 @@ func (r *Reader) Finish(files declared.Files, initScripts []string) (*Snapshot, 
 		s.Rules = append(s.Rules, newRules(raw))
 	}
 	if !r.noNFT {
-		var notes []string
-		s.NFT, notes = readNFT(s.Rules)
-		s.Notes = append(s.Notes, notes...)
+		s.readNFT()
 	}
 	others := <-r.other
 	s.Namespaces = others.list

@@ -20,8 +20,10 @@ type Snapshot struct {
 	Modules       []host.Module          `json:"modules"` // null: the kernel has no module support
 	Sysctls       map[string]host.Sysctl `json:"sysctls"`
 	Rules         []Rules                `json:"rules"`
-	NFT           []host.NFTTable        `json:"nftables,omitempty"`   // what Rules do not hold
-	Namespaces    []Namespace            `json:"namespaces,omitempty"` // other network namespaces with rules that may need tracking
+	NFT           []host.NFTTable        `json:"nftables,omitempty"`        // what Rules do not hold
+	NFTUnread     string                 `json:"nftables_unread,omitempty"` // why they could not be read
+	Links         map[string]uint32      `json:"links,omitempty"`           // network interfaces and their indexes; absent: not read, or there are no tables
+	Namespaces    []Namespace            `json:"namespaces,omitempty"`      // other network namespaces with rules that may need tracking
 	Files         []File                 `json:"files"`
 	Boot          *host.Boot             `json:"boot,omitempty"`        // absent: not read
 	Connections   *host.Connections      `json:"connections,omitempty"` // absent: not read
@@ -77,6 +79,8 @@ func (s *Snapshot) Live() (host.Live, error) {
 		Sysctls:   s.Sysctls,
 		Notes:     s.Notes,
 		NFT:       s.NFT,
+		NFTUnread: s.NFTUnread,
+		Links:     s.Links,
 
 		Boot:        s.Boot,
 		Connections: s.Connections,

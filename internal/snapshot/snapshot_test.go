@@ -39,7 +39,10 @@ func sample() *Snapshot {
 			{Family: host.IPv4, Backend: host.Legacy, Primary: false, Version: "1.8.9", Text: "*raw\n:PREROUTING ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\n-A OUTPUT -o lo -j ACCEPT\nCOMMIT\n"},
 			{Family: host.IPv6, Backend: host.NFT, Primary: true, Version: "1.8.9", Text: ""},
 		},
-		NFT: []host.NFTTable{{Family: "inet", Name: "fw", Drops: true, Chains: []host.NFTChain{{Name: "in", Type: "filter", Hook: "input", Policy: "drop"}},
+		NFT: []host.NFTTable{{Family: "inet", Name: "fw", Drops: true, Whole: true,
+			Chains: []host.NFTChain{{Name: "in", Type: "filter", Hook: "input", Priority: -10, Policy: "drop",
+				Rules: []host.NFTRule{{Handle: 7, Text: "ct state \x1b[2J new", Exprs: host.NFTProgram{{Name: "ct", Dst: 1}, {Name: "cmp", Src: 1, Data: host.Hex{8, 0, 0, 0}}}}}}},
+			Sets:  []host.NFTSet{{Name: "s", Flags: host.NFTSetInterval, KeyType: 7, KeyLen: 4, Elements: "0a000000-0affffff c0000201~"}},
 			Items: []host.NFTItem{{Kind: "rule", Chain: "in", Handle: 7, Text: "ct state \x1b[2J new", Uses: []string{"ct", "cmp"}}}}},
 		Namespaces: []Namespace{{Inode: 4026532567, Path: "/run/netns/blue", PID: 77, Command: "nginx",
 			NFT:   []host.NFTTable{{Family: "ip", Name: "nat", Items: []host.NFTItem{{Kind: "chain", Name: "POSTROUTING", Uses: []string{"chain nat"}}}}},
@@ -308,7 +311,12 @@ func TestCompare(t *testing.T) {
 		{"iptables.ipv6.backend", func(s *Snapshot) { s.Rules[2].Backend = host.Legacy }},
 		{"iptables.ipv4.backend", func(s *Snapshot) { s.Rules[0].Incompatible = []string{"raw"} }},
 		{"nftables.inet.fw", func(s *Snapshot) { s.NFT[0].Items[0].Handle++ }},
+		{"nftables.inet.fw", func(s *Snapshot) { s.NFT[0].Chains[0].Rules[0].Exprs[1].Data[0]++ }},
+		{"nftables.inet.fw", func(s *Snapshot) { s.NFT[0].Chains[0].Priority++ }},
+		{"nftables.inet.fw", func(s *Snapshot) { s.NFT[0].Sets[0].Elements = "0a000000" }},
+		{"nftables.inet.fw", func(s *Snapshot) { s.NFT[0].Dormant = true }},
 		{"nftables.inet.fw", func(s *Snapshot) { s.NFT = nil }},
+		{"nftables", func(s *Snapshot) { s.NFTUnread = "it keeps changing" }},
 		{"netns.4026532567", func(s *Snapshot) { s.Namespaces = nil }},
 		{"netns.4026532567", func(s *Snapshot) { s.Namespaces[0].NFT = nil }},
 		{"netns.4026532567", func(s *Snapshot) { s.Namespaces[0].Rules[0].Text = "" }},
@@ -343,6 +351,8 @@ func TestVolatile(t *testing.T) {
 		"*nat\n:PREROUTING ACCEPT [1:2]\n:OUTPUT ACCEPT [3:4]\nCOMMIT\n"
 	s.Notes = nil
 	s.Namespaces[0].PID, s.Namespaces[0].Command = 78, "other"
+	s.NFT[0].Sets[0].Elements = "0a000000-0affffff c0000207~" // one has gone after its time, another has come
+	s.Links = map[string]uint32{"veth7": 12}
 	if got := Compare(sample(), s); len(got) > 0 {
 		t.Errorf("Compare = %q, want none", got)
 	}

@@ -14,10 +14,12 @@ type Live struct {
 	Modules   []Module          // loaded modules; nil on a kernel without module support
 	Sysctls   map[string]Sysctl // the conntrack keys that exist, by dotted name
 
-	Rulesets   []Ruleset   // in the kernel: what iptables-save prints, the backend ctplan writes through first
-	NFT        []NFTTable  // nftables in the kernel, as far as Rulesets do not hold them
-	Namespaces []Namespace // other network namespaces of the machine in which something may need tracking
-	SavedRules []Ruleset   // rules files that exist or that the HCL names; File is set
+	Rulesets   []Ruleset         // in the kernel: what iptables-save prints, the backend ctplan writes through first
+	NFT        []NFTTable        // nftables in the kernel, as far as Rulesets do not hold them
+	Links      map[string]uint32 // network interfaces by name: the index that nft's iif and oif compare; nil where it was not read
+	NFTUnread  string            // why nftables could not be read: what it does with a packet is not known then
+	Namespaces []Namespace       // other network namespaces of the machine in which something may need tracking
+	SavedRules []Ruleset         // rules files that exist or that the HCL names; File is set
 
 	SysctlFiles   []SysctlFile      // in the order in which boot applies them
 	ModprobeFiles []ModprobeFile    // in the order in which modprobe reads them

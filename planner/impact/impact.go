@@ -57,6 +57,10 @@ type FlowGroup struct {
 	After    string      `json:"after"`            // the rule that decides under the plan, or makes it unknown
 	Stage    string      `json:"stage,omitempty"`  // where it is not the end: the table whose change cuts it off meanwhile
 	Examples []string    `json:"examples"`         // at most maxExamples, "10.0.0.5:5412 -> 10.0.0.1:22"
+
+	// Native is the chain of nftables that After stands in, as nft names it; empty
+	// where it is one of iptables.
+	Native string `json:"-"`
 }
 
 // Exposure is traffic from outside that is dropped today and let in under the plan.
@@ -230,7 +234,7 @@ func collect(j *judge.Judge, parts []tally, total *Impact) {
 				group.Before = j.Name(f.before)
 			}
 			if f.after != nil {
-				group.After = j.Name(f.after)
+				group.After, group.Native = j.Name(f.after), f.after.NativeChain()
 			}
 			if f.stage > 0 {
 				group.Stage = j.Stages[f.stage].Name

@@ -24,7 +24,7 @@ func listening(j *judge.Judge, total *Impact, report *change.Report) {
 			if group.Count++; len(group.Examples) < maxExamples {
 				group.Examples = append(group.Examples, v.Conn.String())
 			}
-			group.Before, group.After = j.Name(v.Today.Rule), j.Name(v.End.Rule)
+			group.Before, group.After, group.Native = j.Name(v.Today.Rule), j.Name(v.End.Rule), v.End.Rule.NativeChain()
 		}
 		if group.Count > 0 {
 			total.Services = append(total.Services, group)
@@ -88,6 +88,9 @@ func blockImpact(d declared.Desired, l host.Live, im *Impact, p *change.Report) 
 func remedy(g FlowGroup) string {
 	if g.After == judge.TranslationEnds.String() {
 		return `leave this traffic tracked: narrow the notrack blocks, or use mode = "tuned"`
+	}
+	if g.Native != "" {
+		return "let it through in the chain of nftables that drops it, " + g.Native + ", where an accept of iptables counts for nothing, and what is not tracked matches ct state untracked alone"
 	}
 	return "add an accept block for " + g.Service
 }

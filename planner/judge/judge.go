@@ -15,6 +15,7 @@ import (
 	"github.com/ctplan/ctplan/planner/host"
 	"github.com/ctplan/ctplan/planner/protocol"
 	"github.com/ctplan/ctplan/planner/verdict"
+	"github.com/ctplan/ctplan/planner/verdict/nft"
 	"github.com/ctplan/ctplan/planner/verdict/xt"
 	"github.com/ctplan/ctplan/planner/xtables"
 )
@@ -54,13 +55,14 @@ type tableStates struct {
 	models   map[verdict.TableID]*xtables.TableModel
 	compiled map[verdict.TableID]*verdict.Table
 	order    []verdict.TableID // in which tables of one priority come
+	native   []*verdict.Table  // of nftables' own, which no plan changes
 	words    map[string][]string
 }
 
 // stand compiles a table as it stands.
 func (t *tableStates) stand(id verdict.TableID, sections []*host.Table) {
 	t.models[id] = xtables.NewTable(id.Table, sections)
-	t.compiled[id] = t.compiler.Table(id, xt.Sources(id.Table, sections))
+	t.compiled[id] = t.compiler.Table(id, xt.XTables(t.family), xt.Sources(id.Table, sections))
 	t.order = append(t.order, id)
 }
 
@@ -83,15 +85,16 @@ func (t *tableStates) change(id verdict.TableID, ops []change.RuleOp, split func
 			}
 		}
 	}
-	t.compiled[id] = t.compiler.Table(id, xt.ModelSources(id.Table, m, t.words))
+	t.compiled[id] = t.compiler.Table(id, xt.XTables(t.family), xt.ModelSources(id.Table, m, t.words))
 	return t.stage("iptables." + string(t.family) + "." + id.Table)
 }
 
 func (t *tableStates) stage(name string) stage {
-	tables := make([]*verdict.Table, len(t.order))
+	tables := make([]*verdict.Table, len(t.order), len(t.order)+len(t.native))
 	for i, id := range t.order {
 		tables[i] = t.compiled[id]
 	}
+	tables = append(tables, t.native...)
 	return stage{t.compiler.Evaluator(tables), name}
 }
 
@@ -118,7 +121,7 @@ func Kernel(d declared.Desired, l host.Live, steps []change.Step, split func(rul
 					work = append(work, s.Rules)
 				}
 			}
-			if len(sets) == 0 {
+			if len(sets) == 0 && len(l.NFT) == 0 && l.NFTUnread == "" {
 				return nil
 			}
 			return New(d, l, f, sets, work, split)
@@ -127,7 +130,7 @@ func Kernel(d declared.Desired, l host.Live, steps []change.Step, split func(rul
 	return js
 }
 
-// Of is the family's judge; nil where the family has no rules.
+// Of is the family's judge; nil where there are no rules at all.
 func (js Judges) Of(f host.Family) *Judge { return js[f]() }
 
 // All are those of all families, made at the same time: many rules take a while.
@@ -142,20 +145,21 @@ func (js Judges) All() []*Judge {
 }
 
 // New compiles rulesets of one family, and what becomes of them in the
-// sections of work.
+// sections of work. Beside them stand the tables of nftables' own, as they are
+// now, for a saved file too.
 func New(d declared.Desired, l host.Live, f host.Family, sets []*host.Ruleset, work []*change.RulesStep, split func(string) []string) *Judge {
 	conns := l.Connections
 	if conns == nil {
 		conns = &host.Connections{PolicyRouting: true}
 	}
-	facts := verdict.Facts{Sets: conns.Sets}
+	facts := verdict.Facts{Sets: conns.Sets, Interfaces: l.Links}
 	if conns.Addresses != nil {
 		facts.Addresses = []netip.Prefix{}
 		for _, a := range conns.Addresses {
 			facts.Addresses = append(facts.Addresses, a.Prefix)
 		}
 	}
-	c := verdict.NewCompiler(f, facts, xt.XTables(f), len(sets) > 1)
+	c := verdict.NewCompiler(f, facts, len(sets) > 1)
 	words := map[string][]string{}
 	for _, ch := range d.Chains {
 		for _, r := range ch.Rules {
@@ -163,6 +167,7 @@ func New(d declared.Desired, l host.Live, f host.Family, sets []*host.Ruleset, w
 		}
 	}
 	state := &tableStates{compiler: c, family: f, models: map[verdict.TableID]*xtables.TableModel{}, compiled: map[verdict.TableID]*verdict.Table{}, words: words}
+	state.native = nft.Tables(c, f, l.NFT, l.Links, l.NFTUnread)
 	for _, r := range sets {
 		for _, name := range r.TableNames() {
 			sections := r.Standing(name)
@@ -178,8 +183,11 @@ func New(d declared.Desired, l host.Live, f host.Family, sets []*host.Ruleset, w
 		}
 	}
 	j := &Judge{
-		Desired: d, Live: l, Family: f, File: sets[0].File, mixed: len(sets) > 1, Connections: conns, Places: newPlaceMap(conns, f), operators: map[host.Session]bool{}, named: map[bool][]netip.Prefix{},
+		Desired: d, Live: l, Family: f, mixed: len(sets) > 1, Connections: conns, Places: newPlaceMap(conns, f), operators: map[host.Session]bool{}, named: map[bool][]netip.Prefix{},
 		Stages: []stage{state.stage("")}, specs: map[verdict.RuleRef]xtables.Spec{},
+	}
+	if len(sets) > 0 {
+		j.File = sets[0].File
 	}
 	j.Admitting = stage{Evaluator: j.Stages[0].Admitting()}
 	for _, step := range work {
@@ -310,7 +318,7 @@ var TranslationEnds = &verdict.RuleRef{Policy: "addresses are no longer translat
 
 // Name is the rule, with its backend where both have rules.
 func (j *Judge) Name(r *verdict.RuleRef) string {
-	if r != nil && r.Chain != "" && j.mixed {
+	if r != nil && r.Chain != "" && r.Native == "" && j.mixed {
 		return fmt.Sprintf("%s (iptables-%s)", r, r.Backend)
 	}
 	return r.String()

@@ -167,6 +167,9 @@ func (j *Judge) passes(c *Connection, p verdict.Packet, hook verdict.Hook, in, o
 	if !j.Connections.Bridged {
 		p.Known |= verdict.KnownUnbridged
 	}
+	if in != "" && in != verdict.SomeInterface {
+		p.Known |= verdict.KnownWayBack // that is how it was found
+	}
 	// What is routed, sent, or TCP came to this host alone.
 	if hook != verdict.HookInput || p.Protocol == protocol.TCP {
 		p.PktType, p.Known = verdict.PktHost, p.Known|verdict.KnownPktType

@@ -10,6 +10,7 @@ import (
 	"github.com/ctplan/ctplan/planner/host"
 	"github.com/ctplan/ctplan/planner/protocol"
 	"github.com/ctplan/ctplan/planner/verdict"
+	"github.com/ctplan/ctplan/planner/verdict/nft"
 	"github.com/ctplan/ctplan/planner/xtables"
 )
 
@@ -65,6 +66,9 @@ func (j *Judge) Visit(proto uint8, t host.Tuple, iface string) (c Connection, ok
 		return c, false
 	}
 	if iface != "" {
+		if c.Packets[0].In != iface {
+			c.Packets[0].Known &^= verdict.KnownWayBack
+		}
 		c.Packets[0].In, c.Packets[1].Out = iface, iface
 	}
 	return c, true
@@ -160,6 +164,12 @@ func (j *Judge) namedNetworks(dst bool) []netip.Prefix {
 				seen[p] = true
 				out = append(out, p)
 			}
+		}
+	}
+	for p := range nft.Networks(j.Live.NFT, j.Family, dst) {
+		if !seen[p] {
+			seen[p] = true
+			out = append(out, p)
 		}
 	}
 	for i := range j.Live.Rulesets {

@@ -13,14 +13,15 @@ import (
 	"github.com/ctplan/ctplan/planner/xtables"
 )
 
-// NativeState warns of rules on connection state in native nftables, which
-// see packets that are tracked no longer, and which ctplan does not evaluate.
+// NativeState warns of rules on connection state in tables of native nftables
+// that were not read whole: they see packets that are tracked no longer, and what
+// they do with them is not known. The others are judged.
 func NativeState(d declared.Desired, l host.Live) change.Findings {
 	p := change.NewReport(d)
 	for _, t := range l.NFT {
 		var named []string
 		for _, i := range t.Items {
-			if i.Kind == "rule" {
+			if i.Kind == "rule" && !t.Whole {
 				named = append(named, nftables.Describe(t, i))
 			}
 		}
@@ -30,23 +31,24 @@ func NativeState(d declared.Desired, l host.Live) change.Findings {
 		if n := len(named) - change.MaxNamed; n > 0 {
 			named = append(named[:change.MaxNamed], words.Plural(n, "more", "more"))
 		}
-		p.Warn("nftables."+t.Family+"."+t.Name, "what is no longer tracked has no state and is not translated, and ctplan does not judge native nftables; see to it that the traffic still passes these: "+
+		p.Warn("nftables."+t.Family+"."+t.Name, "what is no longer tracked has no state and is not translated, and this table was not read whole, so what it does with it is not known; see to it that the traffic still passes these: "+
 			strings.Join(named, "; "), d.Source)
 	}
 	return p.Findings
 }
 
-// NativeChains says that chains of native nftables filter too, where the plan
-// changes rules: what becomes of connections is judged without them.
+// NativeChains names the chains of native nftables that filter too and were not
+// read whole, where the plan changes rules: what becomes of a connection there is
+// not known.
 func NativeChains(l host.Live) change.Findings {
 	var p change.Report
 	var named []string
 	for _, t := range l.NFT {
-		if t.Family == "arp" {
+		if t.Family == "arp" || t.Whole {
 			continue
 		}
 		for _, c := range t.Chains {
-			if c.Policy == "drop" || t.Drops {
+			if c.Base() && (c.Policy == "drop" || t.Drops) {
 				named = append(named, fmt.Sprintf("%s %s %s (%s, policy %s)", t.Family, t.Name, c.Name, c.Hook, words.Or(c.Policy, "accept")))
 			}
 		}
@@ -58,7 +60,7 @@ func NativeChains(l host.Live) change.Findings {
 	if n := len(named) - change.MaxNamed; n > 0 {
 		named = append(named[:change.MaxNamed], words.Plural(n, "more chain", "more chains"))
 	}
-	p.Warn("", "native nftables can drop packets too, and what becomes of connections is judged without it: "+strings.Join(named, ", "), declared.Pos{})
+	p.Warn("", "native nftables can drop packets too, and the rules of these chains were not read whole, so what becomes of connections there is not known: "+strings.Join(named, ", "), declared.Pos{})
 	return p.Findings
 }
 

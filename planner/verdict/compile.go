@@ -13,7 +13,7 @@ import (
 type Language interface {
 	// Read says through r what a rule matches and what it does then. It cannot
 	// fail: what it does not know becomes a condition that is unknown.
-	Read(r *Rule, table TableID, words []string)
+	Read(r *Rule, table TableID, source *RuleSource)
 }
 
 // ChainSource is a chain before it is compiled.
@@ -27,8 +27,10 @@ type ChainSource struct {
 
 // RuleSource is a rule before it is compiled.
 type RuleSource struct {
-	Text  string   // tells it from all other rules of its chain
-	Words []string // for the language to read
+	Text   string         // with Handle, tells it from all other rules of its chain
+	Handle uint64         // 0: it has none
+	Words  []string       // for the language to read,
+	Exprs  []host.NFTExpr // or these
 }
 
 // compiledChain is a chain whose rules are compiled.
@@ -43,19 +45,21 @@ type compiledChain struct {
 // Compiler compiles tables of one family, each rule once however often it
 // stands.
 type Compiler struct {
-	host     *hostFacts
-	facts    Facts
-	language Language
-	rules    map[TableID]map[ruleKey]Rule
+	host  *hostFacts
+	facts Facts
+	rules map[TableID]map[ruleKey]Rule
 }
 
 // ruleKey is a rule among those of a table.
-type ruleKey struct{ chain, text string }
+type ruleKey struct {
+	chain, text string
+	handle      uint64
+}
 
 // NewCompiler is a compiler for a host of which these facts are known. mixed is
 // whether rules of two backends are on it, whose order in a hook is not known.
-func NewCompiler(family host.Family, facts Facts, language Language, mixed bool) *Compiler {
-	h := &hostFacts{family: family, mixed: mixed, noAddresses: facts.Addresses == nil}
+func NewCompiler(family host.Family, facts Facts, mixed bool) *Compiler {
+	h := &hostFacts{family: family, mixed: mixed, noAddresses: facts.Addresses == nil, interfaces: facts.Interfaces}
 	h.addresses, h.broadcasts = map[netip.Addr]struct{}{}, map[netip.Addr]struct{}{}
 	for _, p := range facts.Addresses {
 		a := p.Addr().Unmap()
@@ -64,12 +68,12 @@ func NewCompiler(family host.Family, facts Facts, language Language, mixed bool)
 			h.broadcasts[cast] = struct{}{}
 		}
 	}
-	return &Compiler{host: h, facts: facts, language: language, rules: map[TableID]map[ruleKey]Rule{}}
+	return &Compiler{host: h, facts: facts, rules: map[TableID]map[ruleKey]Rule{}}
 }
 
-// Table compiles a table. Jumps in a circle, which no kernel takes, and jumps
+// Table compiles a table of a language. Jumps in a circle, which no kernel takes, and jumps
 // to chains that do not exist become rules that nobody can know.
-func (c *Compiler) Table(id TableID, sources []ChainSource) *Table {
+func (c *Compiler) Table(id TableID, language Language, sources []ChainSource) *Table {
 	known := c.rules[id]
 	if known == nil {
 		n := 0
@@ -81,7 +85,8 @@ func (c *Compiler) Table(id TableID, sources []ChainSource) *Table {
 	}
 	t := &Table{id: id, chains: make(map[string]*compiledChain, len(sources))}
 	for _, src := range sources {
-		ch := &compiledChain{base: src.Base, policy: passes, policyRef: RuleRef{Family: c.host.family, Backend: id.Backend, Table: id.Table, Chain: src.Name, Policy: src.Policy}}
+		ch := &compiledChain{base: src.Base, policy: passes, policyRef: id.ref(c.host.family, src.Name)}
+		ch.policyRef.Policy = src.Policy
 		if src.Drops {
 			ch.policy = refuses
 		}
@@ -93,15 +98,20 @@ func (c *Compiler) Table(id TableID, sources []ChainSource) *Table {
 	for _, src := range sources {
 		ch := t.chains[src.Name]
 		ch.rules = make([]Rule, len(src.Rules))
-		for i, r := range src.Rules {
-			rule, ok := known[ruleKey{src.Name, r.Text}]
+		for i := range src.Rules {
+			r := &src.Rules[i]
+			key := ruleKey{src.Name, r.Text, r.Handle}
+			rule, ok := known[key]
 			if !ok {
-				rule = c.rule(id, r.Words)
-				rule.ref = &RuleRef{Family: c.host.family, Backend: id.Backend, Table: id.Table, Chain: src.Name, Text: r.Text}
-				known[ruleKey{src.Name, r.Text}] = rule
+				rule = c.rule(id, language, r)
+				ref := id.ref(c.host.family, src.Name)
+				ref.Text, ref.Handle = r.Text, r.Handle
+				rule.ref = &ref
+				known[key] = rule
 			}
 			rule.call(t.chains)
 			ch.rules[i] = rule
+			t.note(&ch.rules[i])
 		}
 	}
 	breakCircles(t.chains)
@@ -111,14 +121,26 @@ func (c *Compiler) Table(id TableID, sources []ChainSource) *Table {
 	return t
 }
 
-// call finds the chain that a rule calls.
+// call finds the chains that a rule calls.
 func (r *Rule) call(chains map[string]*compiledChain) {
-	switch r.chain = chains[r.target.to]; {
-	case r.chain == nil && (r.target.kind == targetJump || r.target.kind == targetGoto):
-		r.target.kind = targetUnknown
-	case r.chain != nil && r.target.kind != targetGoto:
-		r.target.kind = targetJump // also where a target elsewhere has this name
+	r.chain = r.target.call(chains)
+	if len(r.choices) > 0 {
+		r.choices = slices.Clone(r.choices)
+		for i := range r.choices {
+			r.choices[i].chain = r.choices[i].target.call(chains)
+		}
 	}
+}
+
+func (t *Target) call(chains map[string]*compiledChain) *compiledChain {
+	chain := chains[t.to]
+	switch {
+	case chain == nil && (t.kind == targetJump || t.kind == targetGoto):
+		t.kind = targetUnknown
+	case chain != nil && t.kind != targetGoto:
+		t.kind = targetJump // also where a target elsewhere has this name
+	}
+	return chain
 }
 
 // breakCircles makes every jump that leads back to a chain on the way to it
@@ -127,18 +149,22 @@ func breakCircles(chains map[string]*compiledChain) {
 	const open, done = 1, 2
 	mark := map[*compiledChain]int{}
 	var visit func(c *compiledChain)
+	follow := func(t *Target, chain **compiledChain) {
+		switch {
+		case *chain == nil:
+		case mark[*chain] == open:
+			t.kind, *chain = targetUnknown, nil
+		case mark[*chain] == 0:
+			visit(*chain)
+		}
+	}
 	visit = func(c *compiledChain) {
 		mark[c] = open
 		for i := range c.rules {
 			r := &c.rules[i]
-			if r.chain == nil {
-				continue
-			}
-			switch mark[r.chain] {
-			case open:
-				r.target.kind, r.chain = targetUnknown, nil
-			case 0:
-				visit(r.chain)
+			follow(&r.target, &r.chain)
+			for k := range r.choices {
+				follow(&r.choices[k].target, &r.choices[k].chain)
 			}
 		}
 		mark[c] = done
@@ -163,16 +189,24 @@ type Rule struct {
 	in, out            ifaceMatch
 	matches            []Condition // the certain ones first
 	rated, vague       bool        // what cannot be known of it: a rate, something else
+	program            *Program    // nil: there is nothing beyond them
 	target             Target
 	chain              *compiledChain
+	choices            []choice // that the program chooses from, in the place of target
 	ref                *RuleRef
 	facts              *Facts
 }
 
+// choice is one of the targets that a rule has.
+type choice struct {
+	target Target
+	chain  *compiledChain
+}
+
 // rule compiles a rule of a table.
-func (c *Compiler) rule(id TableID, words []string) Rule {
+func (c *Compiler) rule(id TableID, language Language, source *RuleSource) Rule {
 	r := Rule{in: ifaceMatch{any: true}, out: ifaceMatch{any: true}, facts: &c.facts}
-	c.language.Read(&r, id, words)
+	language.Read(&r, id, source)
 	if r.rated || r.vague {
 		r.matches = append(r.matches, Condition{kind: matchUnknown})
 	}
@@ -209,6 +243,16 @@ func (r *Rule) Vague() { r.vague = true }
 // Do sets what the rule does.
 func (r *Rule) Do(t Target) { r.target = t }
 
+// Choose sets what the rule does, of which the program's Choose says which.
+func (r *Rule) Choose(list []Target) {
+	for _, t := range list {
+		r.choices = append(r.choices, choice{target: t})
+	}
+}
+
+// Run adds what the rule does beyond its conditions, and after them.
+func (r *Rule) Run(p *Program) { r.program = p }
+
 // Set is a set that rules can search, nil where its content is not known.
 func (r *Rule) Set(name string) *host.IPSet { return r.facts.Sets[name] }
 
@@ -227,31 +271,31 @@ func iface(not bool, arg string) ifaceMatch {
 
 func (m ifaceMatch) exact() bool { return !m.any && !m.prefix && !m.not }
 
-func (m *ifaceMatch) hit(name string) truth {
+func (m *ifaceMatch) hit(name string) Truth {
 	if m.any {
-		return yes
+		return Yes
 	}
 	if name == SomeInterface {
 		if m.name == "lo" && !m.prefix {
-			return truthOf(m.not)
+			return TruthOf(m.not)
 		}
 		if m.prefix && m.name == "" {
-			return truthOf(!m.not)
+			return TruthOf(!m.not)
 		}
-		return maybe
+		return Maybe
 	}
 	hit := name == m.name
 	if m.prefix {
 		hit = strings.HasPrefix(name, m.name)
 	}
-	return truthOf(hit != m.not)
+	return TruthOf(hit != m.not)
 }
 
-func (r *Rule) match(s *walk) truth {
+func (r *Rule) match(s *walk) Truth {
 	if r.hasProto && (s.p.Protocol == r.proto) == r.notProto {
-		return no
+		return No
 	}
-	t := yes
+	t := Yes
 	if !r.in.any {
 		t = min(t, r.in.hit(s.in))
 	}
@@ -259,23 +303,26 @@ func (r *Rule) match(s *walk) truth {
 		t = min(t, r.out.hit(s.out))
 	}
 	for i := range r.matches {
-		if t == no {
-			return no
+		if t == No {
+			return No
 		}
 		t = min(t, r.matches[i].eval(s))
+	}
+	if r.program != nil && t != No {
+		t = min(t, s.run(r.program, r, t, false, false))
 	}
 	return t
 }
 
 // rateAlone reports whether a rule that may match is unsure of a rate alone.
 func (r *Rule) rateAlone(s *walk) bool {
-	if !r.rated || r.in.hit(s.in) != yes || r.out.hit(s.out) != yes {
+	if !r.rated && (r.program == nil || !r.program.rated) || r.in.hit(s.in) != Yes || r.out.hit(s.out) != Yes {
 		return false
 	}
 	for i := range r.matches {
-		if m := &r.matches[i]; m.kind != matchUnknown && m.eval(s) != yes {
+		if m := &r.matches[i]; m.kind != matchUnknown && m.eval(s) != Yes {
 			return false
 		}
 	}
-	return true
+	return r.program == nil || s.run(r.program, r, Yes, true, true) == Yes
 }

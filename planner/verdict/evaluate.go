@@ -24,7 +24,7 @@ import (
 type Evaluator struct {
 	host  *hostFacts
 	hooks [3][]baseChain
-	loop  []*compiledChain // before tracking in OUTPUT, which packets over lo have passed
+	loop  []baseChain // before tracking in OUTPUT, which packets over lo have passed
 	// racing is whether tables before tracking of more than one backend have
 	// rules about tracking, some of them with templates: their order in a hook
 	// is not known.
@@ -48,6 +48,7 @@ type hostFacts struct {
 	family      host.Family
 	mixed       bool // rules of two backends, whose order in a hook is not known
 	noAddresses bool
+	interfaces  map[string]uint32 // indices
 	addresses   map[netip.Addr]struct{}
 	broadcasts  map[netip.Addr]struct{}
 }
@@ -78,6 +79,7 @@ const (
 	PriorityMangle    = -150
 	PriorityNATDest   = -100
 	PriorityFilter    = 0
+	PriorityNATSource = 100
 	PrioritySecurity  = 50
 )
 
@@ -85,7 +87,19 @@ const (
 type Base struct {
 	Hook     NetHook
 	Priority int
-	NAT      bool // it translates destinations, and sees the first packet of a connection alone
+	NAT      bool // it translates, and sees the first packet of a connection alone
+}
+
+// place is where in the hook it stands: what translates is called by one
+// function (nf_nat_inet_fn), in the order of priorities among itself.
+func (b *Base) place() int {
+	switch {
+	case !b.NAT:
+		return b.Priority
+	case b.Hook == Prerouting || b.Hook == LocalOut:
+		return PriorityNATDest
+	}
+	return PriorityNATSource
 }
 
 // baseChain is a base chain at its place in a hook.
@@ -94,6 +108,10 @@ type baseChain struct {
 	view           viewKind
 	untracked, nat bool // it stands before tracking; it translates
 	filter         bool
+	shared         bool // others of its priority set marks that it reads, or read those that it sets
+	opens          bool // it is the first of its priority
+	perhaps        bool // others of its priority decide on tracking, and it asks for that
+	blurred        bool // it stands where sources, or destinations, are translated: before or behind that
 }
 
 // viewKind says which of a packet's addresses and interfaces a chain sees.
@@ -105,10 +123,11 @@ const (
 	viewBoth                    // with both interfaces
 	viewWireOut                 // as a local socket sent it
 	viewOut                     // with the outgoing interface
+	viewLeaves                  // the same, with an incoming one that depends on the kernel
 )
 
-func (b Base) view() viewKind {
-	translated := b.Priority > PriorityNATDest
+func (b *Base) view() viewKind {
+	translated := b.place() > PriorityNATDest
 	switch {
 	case b.Hook == Prerouting && !translated:
 		return viewWire
@@ -118,14 +137,42 @@ func (b Base) view() viewKind {
 		return viewIn
 	case b.Hook == Forwarding:
 		return viewBoth
+	case b.Hook == Postrouting:
+		return viewLeaves
 	}
 	return viewOut
+}
+
+// filters is whether the chain is where people look for what lets a packet
+// through. iptables has one such table; nft's chains may stand anywhere.
+func (b *Base) filters(native bool) bool {
+	if b.NAT || b.Hook == Prerouting || b.Hook == Postrouting {
+		return false
+	}
+	return b.Priority == PriorityFilter || native && b.Priority > PriorityNATDest
+}
+
+// blurred is whether the chain may see what translation makes of the packet at
+// this very place, or made of it before.
+func (b *Base) blurred() bool {
+	if b.NAT {
+		return false
+	}
+	if b.Hook == Prerouting || b.Hook == LocalOut {
+		return b.Priority == PriorityNATDest
+	}
+	return b.Hook != Forwarding && b.Priority >= PriorityNATSource
 }
 
 // TableID names a table among all of a family.
 type TableID struct {
 	Backend host.Backend
 	Table   string
+	Native  string // as RuleRef's
+}
+
+func (id TableID) ref(f host.Family, chain string) RuleRef {
+	return RuleRef{Family: f, Backend: id.Backend, Table: id.Table, Chain: chain, Native: id.Native}
 }
 
 // Table is a table made to be walked.
@@ -133,6 +180,45 @@ type Table struct {
 	id     TableID
 	bases  []*compiledChain // in the order of the source
 	chains map[string]*compiledChain
+
+	sets, reads        bool // some rule sets marks, or reads them
+	states             bool // some rule asks for the state
+	untracks, template bool // some rule keeps out of tracking, or says how it is tracked
+	refuses            bool // some rule may refuse
+}
+
+// note takes in what a rule of the table does.
+func (t *Table) note(r *Rule) {
+	target := func(k targetKind) {
+		switch k {
+		case targetCT:
+			t.template = true
+		case targetNotrack:
+			t.untracks = true
+		case targetMark, targetConnMark, targetUnknownMark, targetUnknownCMark:
+			t.sets = true
+		case targetUnknown, targetQueue:
+			t.sets, t.refuses = true, true
+		case targetDrop:
+			t.refuses = true
+		}
+	}
+	target(r.target.kind)
+	for i := range r.choices {
+		target(r.choices[i].target.kind)
+	}
+	for i := range r.matches {
+		switch r.matches[i].kind {
+		case matchMark, matchCMark:
+			t.reads = true
+		case matchCT, matchTrackedOnly:
+			t.states = true
+		}
+	}
+	if p := r.program; p != nil {
+		t.sets, t.reads, t.states = t.sets || p.sets, t.reads || p.reads, t.states || p.states
+		t.untracks, t.template = t.untracks || p.early, t.template || p.zones
+	}
 }
 
 // Evaluator is that of a state of all tables. Tables of one priority come in
@@ -141,67 +227,86 @@ func (c *Compiler) Evaluator(tables []*Table) *Evaluator {
 	e := &Evaluator{host: c.host}
 	for hook, path := range paths {
 		for _, at := range path {
-			var found []*compiledChain
-			for _, t := range tables {
-				for _, b := range t.bases {
-					if b.base.Hook == at && (len(b.rules) > 0 || b.policy != passes) {
-						found = append(found, b)
-					}
-				}
-			}
-			slices.SortStableFunc(found, func(a, b *compiledChain) int { return cmp.Compare(a.base.Priority, b.base.Priority) })
-			for _, b := range found {
-				e.hooks[hook] = append(e.hooks[hook], baseChain{
-					chain: b, view: b.base.view(), untracked: b.base.Priority < PriorityConntrack, nat: b.base.NAT,
-					filter: b.base.Priority == PriorityFilter && !b.base.NAT,
-				})
-			}
+			e.hooks[hook] = append(e.hooks[hook], standing(at, tables)...)
 		}
 	}
-	deciding, templates := map[host.Backend]bool{}, false
+	type place struct {
+		hook     NetHook
+		priority int
+	}
+	templates := false
+	deciding := map[place][]*Table{}
 	for _, t := range tables {
-		early := false
 		for _, b := range t.bases {
 			if b.base.Priority >= PriorityConntrack {
 				continue
 			}
-			early = true
-			if b.base.Hook == LocalOut && len(b.rules) > 0 {
-				e.loop = append(e.loop, b)
-			}
-		}
-		if !early {
-			continue
-		}
-		for _, c := range t.chains {
-			for i := range c.rules {
-				switch c.rules[i].target.kind {
-				case targetCT:
-					deciding[t.id.Backend], templates = true, true
-				case targetNotrack:
-					deciding[t.id.Backend] = true
-				}
+			at := place{b.base.Hook, b.base.Priority}
+			if list := deciding[at]; (t.untracks || t.template) && !slices.Contains(list, t) {
+				deciding[at] = append(list, t)
+				templates = templates || t.template
 			}
 		}
 	}
-	e.racing = templates && len(deciding) > 1
+	for _, list := range deciding {
+		e.racing = e.racing || templates && len(list) > 1
+	}
+	e.loop = slices.DeleteFunc(standing(LocalOut, tables), func(b baseChain) bool { return !b.untracked })
 	return e
 }
 
+// standing are the base chains at a hook of the kernel, in order.
+func standing(at NetHook, tables []*Table) []baseChain {
+	var found []baseChain
+	owner := map[*compiledChain]*Table{}
+	for _, t := range tables {
+		for _, b := range t.bases {
+			if b.base.Hook != at || len(b.rules) == 0 && b.policy == passes {
+				continue
+			}
+			owner[b] = t
+			found = append(found, baseChain{
+				chain: b, view: b.base.view(), untracked: b.base.Priority < PriorityConntrack, nat: b.base.NAT,
+				filter:  b.base.filters(t.id.Native != ""),
+				blurred: b.base.blurred() && (t.refuses || b.policy == refuses),
+			})
+		}
+	}
+	slices.SortStableFunc(found, func(a, b baseChain) int {
+		return cmp.Or(cmp.Compare(a.chain.base.place(), b.chain.base.place()), cmp.Compare(a.chain.base.Priority, b.chain.base.Priority))
+	})
+	for i := range found {
+		found[i].opens = i == 0 || found[i].chain.base.Priority != found[i-1].chain.base.Priority
+		for k := range found {
+			a, b := owner[found[i].chain], owner[found[k].chain]
+			if a == b || a.id.Native == "" && b.id.Native == "" || found[i].chain.base.Priority != found[k].chain.base.Priority {
+				continue
+			}
+			if a.sets && (b.reads || b.sets) || b.sets && a.reads {
+				found[i].shared = true
+			}
+			if a.states && (b.untracks || b.template) {
+				found[i].perhaps = true
+			}
+		}
+	}
+	return found
+}
+
 // local is whether the address is one of the host's own.
-func (h *hostFacts) local(a netip.Addr) truth {
+func (h *hostFacts) local(a netip.Addr) Truth {
 	switch _, ok := h.addresses[a]; {
 	case ok:
-		return yes
+		return Yes
 	case a.IsLoopback():
 		if a.Is4() && (a.As4()[3] == 0 || a.As4()[3] == 255) {
-			return maybe // the ends of a network mean all of it
+			return Maybe // the ends of a network mean all of it
 		}
-		return yes
+		return Yes
 	case h.noAddresses && !a.IsMulticast():
-		return maybe
+		return Maybe
 	}
-	return no
+	return No
 }
 
 func (h *hostFacts) broadcast(a netip.Addr) bool {

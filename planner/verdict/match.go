@@ -10,26 +10,28 @@ import (
 	"github.com/ctplan/ctplan/planner/protocol"
 )
 
-// truth is what is known of a statement about a packet. The order makes "and"
+// Truth is what is known of a statement about a packet. The order makes "and"
 // the smaller of two.
-type truth uint8
+type Truth uint8
 
+// The truths.
 const (
-	no truth = iota
-	maybe
-	yes
+	No Truth = iota
+	Maybe
+	Yes
 )
 
-func truthOf(b bool) truth {
+// TruthOf is what is known of a statement that is known.
+func TruthOf(b bool) Truth {
 	if b {
-		return yes
+		return Yes
 	}
-	return no
+	return No
 }
 
-func (t truth) invert(not bool) truth {
+func (t Truth) invert(not bool) Truth {
 	if not {
-		return yes - t
+		return Yes - t
 	}
 	return t
 }
@@ -39,6 +41,7 @@ type matchKind uint8
 
 const (
 	matchUnknown matchKind = iota // cannot be known from a packet
+	matchRate                     // the same, and because of a rate alone
 	matchNever
 	matchAddr        // addr, mask; dst: of the destination
 	matchRange       // addr to mask
@@ -73,19 +76,19 @@ type Condition struct {
 	dst2       bool // set: the port's side
 }
 
-func (m *Condition) eval(s *walk) truth {
+func (m *Condition) eval(s *walk) Truth {
 	p := s.p
 	switch m.kind {
 	case matchNever:
-		return no
+		return No
 	case matchAddr:
-		return truthOf((s.addr(m.dst).And(m.mask) == m.addr) != m.not)
+		return TruthOf((s.addr(m.dst).And(m.mask) == m.addr) != m.not)
 	case matchRange:
 		a := s.addr(m.dst)
-		return truthOf((!a.Less(m.addr) && !m.mask.Less(a)) != m.not)
+		return TruthOf((!a.Less(m.addr) && !m.mask.Less(a)) != m.not)
 	case matchPorts:
 		if !protocol.CarriesPorts(p.Protocol) {
-			return no
+			return No
 		}
 		var hit bool
 		switch {
@@ -96,28 +99,28 @@ func (m *Condition) eval(s *walk) truth {
 		default:
 			hit = host.InRanges(m.ports, s.sport)
 		}
-		return truthOf(hit != m.not)
+		return TruthOf(hit != m.not)
 	case matchNeitherPort:
 		switch src, dst := uint32(s.sport) == m.a, uint32(s.dport) == m.b; {
 		case !protocol.CarriesPorts(p.Protocol), src && dst:
-			return no
+			return No
 		case src || dst:
-			return maybe
+			return Maybe
 		}
-		return yes
+		return Yes
 	case matchFlags:
-		return truthOf((uint32(p.TCPFlags)&m.a == m.b) != m.not)
+		return TruthOf((uint32(p.TCPFlags)&m.a == m.b) != m.not)
 	case matchICMP:
 		hit := m.a == 0xffff || uint32(p.ICMPType) == m.a && uint32(p.ICMPCode) >= m.b>>8 && uint32(p.ICMPCode) <= m.b&0xff
-		return truthOf(hit != m.not)
+		return TruthOf(hit != m.not)
 	case matchMark:
 		return compareMark(s.mark, s.markBits, m.a, m.b).invert(m.not)
 	case matchCMark:
-		return s.tracked(compareMark(s.cmark, s.cmarkBits, m.a, m.b).invert(m.not), no)
+		return s.tracked(compareMark(s.cmark, s.cmarkBits, m.a, m.b).invert(m.not), No)
 	case matchCT:
 		return m.ct.eval(s)
 	case matchTrackedOnly:
-		return s.tracked(maybe, truthOf(m.not))
+		return s.tracked(Maybe, TruthOf(m.not))
 	case matchType:
 		return s.addrType(m.dst, m.a).invert(m.not)
 	case matchSet:
@@ -127,7 +130,7 @@ func (m *Condition) eval(s *walk) truth {
 }
 
 // evalOptional is eval of what is not known of every packet.
-func (m *Condition) evalOptional(s *walk) truth {
+func (m *Condition) evalOptional(s *walk) Truth {
 	p := s.p
 	switch m.kind {
 	case matchOwner:
@@ -136,43 +139,43 @@ func (m *Condition) evalOptional(s *walk) truth {
 			id, known = p.GID, KnownGID
 		}
 		if p.Known&known == 0 {
-			return maybe
+			return Maybe
 		}
-		return truthOf((id >= m.a && id <= m.b) != m.not)
+		return TruthOf((id >= m.a && id <= m.b) != m.not)
 	case matchLength:
 		if p.Known&KnownLength == 0 {
-			return maybe
+			return Maybe
 		}
-		return truthOf((p.Length >= m.a && p.Length <= m.b) != m.not)
+		return TruthOf((p.Length >= m.a && p.Length <= m.b) != m.not)
 	case matchMAC:
 		switch {
 		case s.in == "lo":
-			return no // not an Ethernet device: the match fails, also when negated
+			return No // not an Ethernet device: the match fails, also when negated
 		case p.Known&KnownMAC == 0:
-			return maybe
+			return Maybe
 		}
 		var mac uint64
 		for _, b := range p.MAC {
 			mac = mac<<8 | uint64(b)
 		}
-		return truthOf((mac == m.addr.Lo) != m.not)
+		return TruthOf((mac == m.addr.Lo) != m.not)
 	case matchPkt:
 		if p.Known&KnownPktType == 0 {
-			return maybe
+			return Maybe
 		}
-		return truthOf((uint32(p.PktType) == m.a) != m.not)
+		return TruthOf((uint32(p.PktType) == m.a) != m.not)
 	case matchPhys:
 		if p.Known&KnownUnbridged == 0 && s.in != "lo" && s.out != "lo" {
-			return maybe
+			return Maybe
 		}
-		return truthOf(m.a != 0)
+		return TruthOf(m.a != 0)
 	}
-	return maybe
+	return Maybe
 }
 
 // tracked is t for a packet with a connection, f for one without, and what is
 // left of both where that is not known.
-func (s *walk) tracked(t, f truth) truth {
+func (s *walk) tracked(t, f Truth) Truth {
 	const without = StateInvalid | StateUntracked
 	switch {
 	case s.states&without == 0:
@@ -180,32 +183,38 @@ func (s *walk) tracked(t, f truth) truth {
 	case s.states&^without == 0, t == f:
 		return f
 	}
-	return maybe
+	return Maybe
 }
 
 // compareMark is whether mark&mask == value, where only the known bits of the
 // mark are known.
-func compareMark(mark, known, value, mask uint32) truth {
+func compareMark(mark, known, value, mask uint32) Truth {
 	switch {
 	case (mark^value)&mask&known != 0, value&^mask != 0:
-		return no
+		return No
 	case mask&^known != 0:
-		return maybe
+		return Maybe
 	}
-	return yes
+	return Yes
+}
+
+// localTo is whether an address of the packet is one of the host's own.
+func (s *walk) localTo(a netip.Addr, dst bool) Truth {
+	local := s.e.local(a)
+	if local == Maybe && s.p.Hook == HookInput && dst && s.tuple.Dst == s.p.Dst && !a.IsMulticast() && s.p.Known&KnownPktType != 0 && s.p.PktType == PktHost {
+		local = Yes
+	}
+	return local
 }
 
 // addrType is whether the address is of one of the types
 // (net/netfilter/xt_addrtype.c).
-func (s *walk) addrType(dst bool, mask uint32) truth {
+func (s *walk) addrType(dst bool, mask uint32) Truth {
 	a := s.tuple.Src
 	if dst {
 		a = s.tuple.Dst
 	}
-	local := s.e.local(a)
-	if local == maybe && s.p.Hook == HookInput && dst && s.tuple.Dst == s.p.Dst && !a.IsMulticast() && s.p.Known&KnownPktType != 0 && s.p.PktType == PktHost {
-		local = yes
-	}
+	local := s.localTo(a, dst)
 	if a.Is4() {
 		var typ uint32
 		switch b := a.As4(); {
@@ -213,33 +222,33 @@ func (s *walk) addrType(dst bool, mask uint32) truth {
 			typ = TypeBroadcast
 		case a.IsMulticast():
 			typ = TypeMulticast
-		case local == yes:
+		case local == Yes:
 			typ = TypeLocal
-		case local == maybe:
+		case local == Maybe:
 			const possible = TypeLocal | TypeBroadcast | TypeUnicast
 			switch {
 			case mask&possible == 0:
-				return no
+				return No
 			case mask&possible == possible:
-				return yes
+				return Yes
 			}
-			return maybe
+			return Maybe
 		case s.e.broadcast(a):
 			typ = TypeBroadcast
 		default:
 			typ = TypeUnicast
 		}
-		return truthOf(mask&typ != 0)
+		return TruthOf(mask&typ != 0)
 	}
 	// For IPv6 the types are conditions that must all hold.
-	t := yes
+	t := Yes
 	if mask&TypeMulticast != 0 && !a.IsMulticast() || mask&TypeUnicast != 0 && (a.IsMulticast() || a.IsUnspecified()) ||
 		mask&TypeUnspec != 0 && !a.IsUnspecified() {
-		t = no
+		t = No
 	}
 	switch {
 	case mask&TypeOther != 0:
-		t = min(t, maybe)
+		t = min(t, Maybe)
 	case mask&TypeLocal != 0:
 		t = min(t, local)
 	}
@@ -274,16 +283,16 @@ type TupleMatch struct {
 	Ports       host.PortRange // else
 }
 
-func (c *CT) eval(s *walk) truth {
-	state := yes
+func (c *CT) eval(s *walk) Truth {
+	state := Yes
 	if c.States != 0 || c.SNAT || c.DNAT {
 		state = c.state(s)
-		if state == no {
-			return no
+		if state == No {
+			return No
 		}
 	}
 	// Without a connection, the state alone counts.
-	without := no
+	without := No
 	if c.States != 0 || c.SNAT || c.DNAT {
 		without = state
 	}
@@ -294,62 +303,62 @@ func (c *CT) eval(s *walk) truth {
 	if s.states&(StateInvalid|StateUntracked) == 0 || with == without {
 		return with
 	}
-	return maybe
+	return Maybe
 }
 
-func (c *CT) state(s *walk) truth {
-	var t truth
+func (c *CT) state(s *walk) Truth {
+	var t Truth
 	switch {
 	case s.states&^c.States == 0:
-		t = yes
+		t = Yes
 	case s.states&c.States == 0:
-		t = no
+		t = No
 	default:
-		t = maybe
+		t = Maybe
 	}
-	if t != yes && (c.SNAT || c.DNAT) {
-		nat := maybe
+	if t != Yes && (c.SNAT || c.DNAT) {
+		nat := Maybe
 		if s.p.Known&KnownStatus != 0 {
-			nat = truthOf(c.SNAT && s.p.Status&host.StatusSNAT != 0 || c.DNAT && s.p.Status&host.StatusDNAT != 0)
+			nat = TruthOf(c.SNAT && s.p.Status&host.StatusSNAT != 0 || c.DNAT && s.p.Status&host.StatusDNAT != 0)
 		}
-		t = max(t, s.tracked(nat, no))
+		t = max(t, s.tracked(nat, No))
 	}
 	return t.invert(c.NotStates)
 }
 
 // rest is everything but the state, of a packet with a connection.
-func (c *CT) rest(s *walk) truth {
+func (c *CT) rest(s *walk) Truth {
 	p := s.p
-	t := yes
+	t := Yes
 	if c.Vague {
-		t = maybe
+		t = Maybe
 	}
 	if c.ByDirection {
 		if p.Known&KnownReply == 0 {
-			t = min(t, maybe)
+			t = min(t, Maybe)
 		} else if p.IsReply != c.Reply {
-			return no
+			return No
 		}
 	}
 	if c.ByStatus {
 		if p.Known&KnownStatus == 0 {
-			t = min(t, maybe)
+			t = min(t, Maybe)
 		} else if (p.Status&c.Status != 0) == c.NotStatus {
-			return no
+			return No
 		}
 	}
 	if c.ByProtocol {
 		if p.Known&KnownTuples == 0 && s.states&StateRelated != 0 {
-			t = min(t, maybe)
+			t = min(t, Maybe)
 		} else if (p.Protocol == c.Protocol) == c.NotProtocol {
-			return no
+			return No
 		}
 	}
 	for i := range c.Tuples {
 		if p.Known&KnownTuples == 0 {
-			t = min(t, maybe)
+			t = min(t, Maybe)
 		} else if !c.Tuples[i].hit(p) {
-			return no
+			return No
 		}
 	}
 	return t
@@ -418,14 +427,14 @@ func compileSet(set *host.IPSet, f host.Family) *compiledSet {
 	return c
 }
 
-func (c *compiledSet) has(s *walk, dst, portDst bool) truth {
+func (c *compiledSet) has(s *walk, dst, portDst bool) Truth {
 	k := setKey{}
 	if c.port && !c.addr && s.p.Protocol != protocol.TCP && s.p.Protocol != protocol.UDP {
-		return no // ip_set_get_ip_port in net/netfilter/ipset/ip_set_getport.c
+		return No // ip_set_get_ip_port in net/netfilter/ipset/ip_set_getport.c
 	}
 	if c.port {
 		if !protocol.CarriesPorts(s.p.Protocol) {
-			return maybe
+			return Maybe
 		}
 		k.port = s.sport
 		if portDst {
@@ -442,8 +451,8 @@ func (c *compiledSet) has(s *walk, dst, portDst bool) truth {
 			k.addr = a.And(m)
 		}
 		if in, ok := c.members[k]; ok {
-			return truthOf(in)
+			return TruthOf(in)
 		}
 	}
-	return no
+	return No
 }

@@ -1,6 +1,7 @@
 package verdict
 
 import (
+	"fmt"
 	"net/netip"
 
 	"github.com/ctplan/ctplan/planner/host"
@@ -53,6 +54,7 @@ const (
 	KnownPktType
 	KnownUnbridged // it passes no port of a bridge
 	KnownReply     // Reply says which way of the connection it goes
+	KnownWayBack   // its source is reached through the interface that it comes in by
 )
 
 // Bits of a TCP header's flags (RFC 9293, section 3.1).
@@ -134,21 +136,49 @@ type RuleRef struct {
 	Backend host.Backend
 	Table   string
 	Chain   string
-	Text    string // behind "-A CHAIN "; empty for the policy
+	Text    string // behind "-A CHAIN ", or as nft prints it; empty for the policy
 	Policy  string // of the chain, where it decided
+
+	// Native is the family of a table of nftables' own: ip, ip6 or inet. Handle is
+	// then that of the rule.
+	Native string
+	Handle uint64
 }
 
-// String is the rule as iptables-save prints it, or the policy in words.
+// Unread is the Native of rules that could not be read.
+const Unread = "unread"
+
+// String is the rule as iptables-save or nft prints it, or the policy in words.
 func (r *RuleRef) String() string {
 	switch {
 	case r == nil:
 		return "no rule"
 	case r.Chain == "":
 		return r.Policy
+	case r.Native == Unread:
+		return "nftables, which could not be read: " + r.Text
+	case r.Native != "":
+		chain := r.NativeChain()
+		switch {
+		case r.Text == "" && r.Handle == 0:
+			return "policy " + r.Policy + " of " + chain
+		case r.Handle == 0:
+			return chain + ": " + r.Text
+		}
+		return fmt.Sprintf("%s handle %d: %s", chain, r.Handle, r.Text)
 	case r.Text == "" && r.Policy != "":
 		return "policy " + r.Policy + " of " + r.Chain
 	}
 	return "-A " + r.Chain + " " + r.Text
+}
+
+// NativeChain is the chain of nftables' own that it stands in, as nft names it;
+// empty for one of iptables.
+func (r *RuleRef) NativeChain() string {
+	if r == nil || r.Native == "" || r.Native == Unread {
+		return ""
+	}
+	return r.Native + " " + r.Table + " " + r.Chain
 }
 
 // Facts is what rules ask of a host beside the packet.
@@ -158,4 +188,6 @@ type Facts struct {
 	Addresses []netip.Prefix
 	// Sets are the ipsets whose content is known, by name.
 	Sets map[string]*host.IPSet
+	// Interfaces are the indices of those that are known, by name.
+	Interfaces map[string]uint32
 }

@@ -29,14 +29,19 @@ type walk struct {
 	in, out      string
 
 	states           State
+	entered, group   State  // the states as the current base chain began, and the first of its priority
 	mark, markBits   uint32 // value, and which bits of it are known
 	cmark, cmarkBits uint32
 	seen             bool  // by connection tracking
-	template         truth // a CT target before has decided how it is tracked
+	decided          bool  // the current base chain has decided on tracking
+	template         Truth // a CT target before has decided how it is tracked
 	sure             bool  // the current rule is surely reached
 	racing           bool  // raw tables of two backends want different things
 	admits           bool  // see Evaluator
+	shared           bool  // see baseChain
 	visits           int
+	chosen           int32  // of a rule's targets, or several
+	mayChoose        uint64 // the same as bits, all from the 64th on as one
 	decider, doubt   *RuleRef
 	untracks         *RuleRef
 	zone             Zone
@@ -81,12 +86,13 @@ func (e *Evaluator) Verdict(p *Packet) Decision {
 	// What the host sends to itself was tracked, or not, as it went out.
 	if p.Hook == HookInput && p.In == "lo" {
 		s.look(wire, "", "lo")
-		for _, c := range e.loop {
-			s.begin()
-			s.chain(c)
+		for i := range e.loop {
+			s.enter(&e.loop[i])
+			s.chain(e.loop[i].chain)
+			s.leave(&e.loop[i])
 		}
 		s.track(tracked)
-		s.template, s.decider, s.doubt = yes, nil, nil
+		s.template, s.decider, s.doubt = Yes, nil, nil
 		s.markBits = 0 // mangle OUTPUT came in between
 	}
 	for i := range e.hooks[p.Hook] {
@@ -105,9 +111,20 @@ func (e *Evaluator) Verdict(p *Packet) Decision {
 			s.look(&p.Tuple, p.In, p.Out)
 		case viewOut:
 			s.look(&p.Tuple, "", p.Out)
+		case viewLeaves:
+			s.look(&p.Tuple, "", p.Out)
+			if p.Hook == HookForward {
+				s.in = SomeInterface
+			}
+		}
+		if h.blurred && s.translated(h.chain.base) {
+			open = true
+			s.wonder(&h.chain.policyRef)
+			s.forgetMarks()
+			continue
 		}
 		before := s.doubt
-		s.begin()
+		s.enter(h)
 		var got outcomes
 		if h.nat {
 			if got = s.natChain(h.chain); s.translates != nil {
@@ -115,6 +132,7 @@ func (e *Evaluator) Verdict(p *Packet) Decision {
 			}
 		} else {
 			got = s.chain(h.chain)
+			s.leave(h)
 		}
 		switch {
 		case got == refuses:
@@ -126,7 +144,10 @@ func (e *Evaluator) Verdict(p *Packet) Decision {
 			}
 		default:
 			s.doubt = before
-			if h.filter || last == nil && !h.nat {
+			switch policy := s.decider == &h.chain.policyRef; {
+			case h.nat || last != nil && !h.filter:
+			case policy && last != nil && last.Policy == "": // a rule says more than that there was none
+			default:
 				last = s.decider
 			}
 		}
@@ -138,6 +159,17 @@ func (e *Evaluator) Verdict(p *Packet) Decision {
 		return s.decision(Unknown, s.doubt)
 	}
 	return s.decision(Accepted, last)
+}
+
+// translated is whether translation may make something else of the packet where
+// the chain stands.
+func (s *walk) translated(b *Base) bool {
+	p := s.p
+	if b.Hook == Prerouting || b.Hook == LocalOut {
+		return p.Wire.Src.IsValid() && p.Wire != p.Tuple
+	}
+	turned := host.Tuple{Src: p.Orig.Dst, Dst: p.Orig.Src, SrcPort: p.Orig.DstPort, DstPort: p.Orig.SrcPort}
+	return p.Known&KnownTuples == 0 || p.Reply != turned || s.states&(StateNew|StateRelated) != 0
 }
 
 func (s *walk) decision(v Verdict, r *RuleRef) Decision {
@@ -160,7 +192,27 @@ func (s *walk) track(as State) {
 	}
 }
 
-func (s *walk) begin() { s.sure, s.decider = true, nil }
+// enter begins with a base chain. What others of its priority may have done
+// before it, or do behind it, is not known.
+func (s *walk) enter(b *baseChain) {
+	s.sure, s.decider = true, nil
+	if s.shared = b.shared; s.shared {
+		s.forgetMarks()
+	}
+	if b.opens {
+		s.group = s.states
+	}
+	if s.entered, s.decided = s.states, false; b.perhaps && (!s.seen || s.group&StateInvalid != 0) {
+		s.states |= s.group | StateUntracked
+	}
+}
+
+// leave takes that back, where the chain has not decided it.
+func (s *walk) leave(b *baseChain) {
+	if b.perhaps && (!s.decided || s.entered == StateUntracked) {
+		s.states = s.entered
+	}
+}
 
 // chain walks a built-in chain to its policy.
 func (s *walk) chain(c *compiledChain) outcomes {
@@ -211,18 +263,24 @@ func (s *walk) rules(c *compiledChain) outcomes {
 			return got | passes | refuses | returns
 		}
 		hit := r.match(s)
-		if hit == no {
+		if hit == No {
 			continue
 		}
 		sure := s.sure
-		s.sure = sure && hit == yes
-		leaves, goesOn := s.act(r)
+		s.sure = sure && hit == Yes
+		var leaves outcomes
+		var goesOn bool
+		if len(r.choices) > 0 {
+			leaves, goesOn = s.actChosen(r)
+		} else {
+			leaves, goesOn = s.act(r, &r.target, r.chain)
+		}
 		s.sure = sure
-		if hit == maybe && s.admits {
+		if hit == Maybe && s.admits {
 			hit, leaves = s.admit(r, leaves)
 		}
 		got |= leaves
-		if hit == maybe {
+		if hit == Maybe {
 			if leaves != 0 {
 				s.wonder(r.ref)
 			}
@@ -240,20 +298,44 @@ func (s *walk) rules(c *compiledChain) outcomes {
 // admit is for who asks whether any of such packets is let through, where a
 // rule may match: what drops some lets others pass, and what accepts so many in
 // a second accepts some.
-func (s *walk) admit(r *Rule, leaves outcomes) (truth, outcomes) {
+func (s *walk) admit(r *Rule, leaves outcomes) (Truth, outcomes) {
 	switch {
 	case leaves&passes == 0:
-		return maybe, leaves &^ refuses
+		return Maybe, leaves &^ refuses
 	case leaves == passes && r.rateAlone(s):
-		return yes, leaves
+		return Yes, leaves
 	}
-	return maybe, leaves
+	return Maybe, leaves
 }
 
-// act carries out a rule's target. It returns how the packet may leave the
+// actChosen carries out the target that the rule's program has chosen, or what
+// is left of all that it may have.
+func (s *walk) actChosen(r *Rule) (leaves outcomes, goesOn bool) {
+	chosen, may := s.chosen, s.mayChoose
+	if chosen >= 0 {
+		c := &r.choices[chosen]
+		return s.act(r, &c.target, c.chain)
+	}
+	s.sure = false
+	for i := range r.choices {
+		if may&(1<<min(i, 63)) == 0 {
+			continue
+		}
+		c := &r.choices[i]
+		l, on := s.act(r, &c.target, c.chain)
+		leaves, goesOn = leaves|l, goesOn || on
+	}
+	s.wonder(r.ref)
+	if s.admits && (leaves&passes != 0 || goesOn) {
+		leaves &^= refuses
+	}
+	return leaves, goesOn
+}
+
+// act carries out a target of a rule. It returns how the packet may leave the
 // chain, and whether it may go on behind the rule.
-func (s *walk) act(r *Rule) (leaves outcomes, goesOn bool) {
-	switch r.target.kind {
+func (s *walk) act(r *Rule, t *Target, chain *compiledChain) (leaves outcomes, goesOn bool) {
+	switch t.kind {
 	case targetAccept:
 		s.decider = r.ref
 		return passes, false
@@ -263,10 +345,10 @@ func (s *walk) act(r *Rule) (leaves outcomes, goesOn bool) {
 	case targetReturn:
 		return returns, false
 	case targetJump:
-		sub := s.rules(r.chain)
+		sub := s.rules(chain)
 		return sub &^ returns, sub&returns != 0
 	case targetGoto:
-		return s.rules(r.chain), false
+		return s.rules(chain), false
 	case targetQueue:
 		s.wonder(r.ref)
 		s.forgetMarks()
@@ -286,28 +368,38 @@ func (s *walk) act(r *Rule) (leaves outcomes, goesOn bool) {
 	case targetNotrack:
 		s.notrack(r)
 	case targetCT:
-		s.zone = s.zone.set(r, min(s.rawCertainty(), yes-s.template))
-		s.template = max(s.template, s.rawCertainty())
-		if !s.seen {
-			s.states |= StateAny &^ StateUntracked // a template is no connection, and is one to some matches
-		}
+		s.attach(r, t)
 	case targetMark:
-		s.mark, s.markBits = s.setMark(s.mark, s.markBits, r.target.value, r.target.mask)
+		s.mark, s.markBits = s.setMark(s.mark, s.markBits, t.value, t.mask)
 	case targetConnMark:
-		if s.tracked(yes, no) != no {
-			s.cmark, s.cmarkBits = s.setMark(s.cmark, s.cmarkBits, r.target.value, r.target.mask)
-			if s.tracked(yes, no) == maybe {
-				s.cmarkBits &^= r.target.mask
+		if s.tracked(Yes, No) != No {
+			s.cmark, s.cmarkBits = s.setMark(s.cmark, s.cmarkBits, t.value, t.mask)
+			if s.tracked(Yes, No) == Maybe {
+				s.cmarkBits &^= t.mask
 			}
 		}
 	case targetUnknownMark: // restored from the connection, or by a target that computes it
-		if s.tracked(yes, no) != no || !r.target.fromConn {
-			s.markBits &^= r.target.mask
+		if s.tracked(Yes, No) != No || !t.fromConn {
+			s.markBits &^= t.mask
 		}
 	case targetUnknownCMark:
-		s.cmarkBits &^= r.target.mask
+		s.cmarkBits &^= t.mask
 	}
 	return 0, true
+}
+
+// attach gives the packet a template of tracking.
+func (s *walk) attach(r *Rule, t *Target) {
+	if s.seen {
+		if s.states&StateInvalid != 0 {
+			s.states = StateAny // a template is no connection, and is one to some matches
+		}
+		return
+	}
+	s.decided = true
+	s.zone = s.zone.set(r, t, min(s.rawCertainty(), Yes-s.template))
+	s.template = max(s.template, s.rawCertainty())
+	s.states |= StateAny &^ StateUntracked // as above
 }
 
 // Zone is where connection tracking keeps a packet's connection: 0 unless a
@@ -320,44 +412,56 @@ type Zone struct {
 
 // set is what a CT target makes of it, if it does; only --zone for both ways
 // of a connection counts.
-func (z Zone) set(r *Rule, does truth) Zone {
+func (z Zone) set(r *Rule, t *Target, does Truth) Zone {
 	switch {
-	case r.target.mask == 0 || does == no:
+	case t.mask == 0 || does == No:
 		return z
-	case does == maybe || r.target.mask != zoneKnown:
+	case does == Maybe || t.mask != zoneKnown:
 		return Zone{Unsure: true}
 	}
-	return Zone{ID: r.target.value, By: r.ref}
+	return Zone{ID: t.value, By: r.ref}
 }
 
-func (s *walk) certainty() truth {
+func (s *walk) certainty() Truth {
 	if s.sure {
-		return yes
+		return Yes
 	}
-	return maybe
+	return Maybe
 }
 
 // rawCertainty is certainty of a rule that decides how a packet is tracked: with
 // templates in two backends' raw tables, which comes first depends on which was
 // made first.
-func (s *walk) rawCertainty() truth {
+func (s *walk) rawCertainty() Truth {
 	if s.racing {
-		return maybe
+		return Maybe
 	}
 	return s.certainty()
 }
 
 // notrack takes the packet out of tracking, unless something before it has
-// decided that (net/netfilter/xt_CT.c, xt_ct_target).
+// decided that (net/netfilter/xt_CT.c, xt_ct_target; nft_ct.c, nft_notrack_eval).
+// Once tracking has seen it, that is so of a packet that has a connection.
 func (s *walk) notrack(r *Rule) {
-	switch min(s.rawCertainty(), yes-s.template) {
-	case yes:
+	if s.seen {
+		switch {
+		case s.states&StateInvalid == 0:
+		case s.states == StateInvalid && s.sure:
+			s.states = StateUntracked
+		default:
+			s.states |= StateUntracked
+		}
+		return
+	}
+	s.decided = true
+	switch min(s.rawCertainty(), Yes-s.template) {
+	case Yes:
 		s.states = StateUntracked
 		s.untracks = r.ref
-		s.template = yes
-	case maybe:
+		s.template = Yes
+	case Maybe:
 		s.states |= StateUntracked
-		s.template = max(s.template, maybe)
+		s.template = max(s.template, Maybe)
 	}
 }
 
@@ -365,7 +469,7 @@ func (s *walk) notrack(r *Rule) {
 func (s *walk) setMark(mark, known, value, mask uint32) (uint32, uint32) {
 	after := mark&^mask ^ value
 	knownAfter := known | mask
-	if s.e.mixed {
+	if s.e.mixed || s.shared {
 		knownAfter = known &^ (mask | value) // the other backend's rules may come in between
 	}
 	if !s.sure {

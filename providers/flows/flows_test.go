@@ -5,7 +5,6 @@ import (
 	"net/netip"
 	"reflect"
 	"slices"
-	"strings"
 	"testing"
 
 	"github.com/vishvananda/netlink"
@@ -170,20 +169,16 @@ func TestOperatorBehindSudo(t *testing.T) {
 }
 
 func FuzzMessages(f *testing.F) {
-	f.Add([]byte(strings.Repeat("\x14\x00\x00\x00\x00\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02\x00\x00\x00", 2)))
-	f.Add([]byte("\x40\x00\x00\x00\x00\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02\x00\x00\x00\x2c\x00\x01\x80\x14\x00\x01\x80\x08\x00\x01\x00\x7f\x00\x00\x01\x08\x00\x02\x00\x7f\x00\x00\x01\x0c\x00\x02\x80\x05\x00\x01\x00\x06\x00\x00\x00\x06\x00\x02\x00"))
+	f.Add([]byte("\x02\x00\x00\x00"))
+	f.Add([]byte("\x02\x00\x00\x00\x2c\x00\x01\x80\x14\x00\x01\x80\x08\x00\x01\x00\x7f\x00\x00\x01\x08\x00\x02\x00\x7f\x00\x00\x01\x0c\x00\x02\x80\x05\x00\x01\x00\x06\x00\x00\x00\x06\x00\x02\x00"))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		messages(b, func(msg []byte) bool {
-			var e Entry
-			if e.parse(msg) && (!e.Orig.Src.IsValid() || !e.Reply.Dst.IsValid() || e.Protocol == 0) {
-				t.Errorf("half an entry: %+v", e)
-			}
-			if s, ok := parseSocket(6, msg); ok && s.Local.Port() == 0 {
-				t.Errorf("half a socket: %+v", s)
-			}
-			return true
-		})
-		new(Entry).parse(b)
+		var e Entry
+		if e.parse(b) && (!e.Orig.Src.IsValid() || !e.Reply.Dst.IsValid() || e.Protocol == 0) {
+			t.Errorf("half an entry: %+v", e)
+		}
+		if s, ok := parseSocket(6, b); ok && s.Local.Port() == 0 {
+			t.Errorf("half a socket: %+v", s)
+		}
 		parseSocket(17, b)
 		parseSSH(string(b))
 		sets := listing{}

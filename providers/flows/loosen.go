@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/ctplan/ctplan/internal/netlink"
 	"github.com/ctplan/ctplan/planner/host"
 )
 
@@ -23,13 +24,13 @@ func Loosen(connections []host.Tuple) error {
 	if len(connections) == 0 {
 		return nil
 	}
-	s, err := open(unix.NETLINK_NETFILTER)
+	s, err := netlink.Open(unix.NETLINK_NETFILTER)
 	if err != nil {
 		return fmt.Errorf("loosening the tracking of %d connections: %w", len(connections), err)
 	}
-	defer unix.Close(s.fd)
+	defer s.Close()
 	for _, c := range connections {
-		err := s.ask(msgNewConntrack, unix.NLM_F_ACK, loosen(c), func([]byte) bool { return true })
+		err := s.Ask(msgNewConntrack, unix.NLM_F_ACK, loosen(c), func([]byte) bool { return true })
 		if err != nil && !errors.Is(err, unix.ENOENT) {
 			return fmt.Errorf("loosening the tracking of %s: %w", netip.AddrPortFrom(c.Src, c.SrcPort), err)
 		}
@@ -53,12 +54,7 @@ func loosen(c host.Tuple) []byte {
 }
 
 // attribute is a netlink attribute, padded.
-func attribute(typ uint16, value []byte) []byte {
-	b := binary.NativeEndian.AppendUint16(nil, uint16(4+len(value)))
-	b = binary.NativeEndian.AppendUint16(b, typ)
-	b = append(b, value...)
-	return append(b, make([]byte, align(len(b))-len(b))...)
-}
+func attribute(typ uint16, value []byte) []byte { return netlink.AppendAttribute(nil, typ, value) }
 
 func nested(typ uint16, inner ...[]byte) []byte {
 	var value []byte

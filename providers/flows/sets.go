@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/ctplan/ctplan/internal/netlink"
 	"github.com/ctplan/ctplan/planner/host"
 )
 
@@ -33,7 +34,7 @@ var searchable = map[string]bool{"hash:ip": true, "hash:net": true, "bitmap:ip":
 func readSets() (map[string]*host.IPSet, error) {
 	sets := listing{}
 	request := []byte{unix.AF_UNSPEC, 0, 0, 0, 5, 0, setProtocol, 0, 6, 0, 0, 0} // struct nfgenmsg; version 6 of the protocol
-	if err := dump(unix.NETLINK_NETFILTER, msgListSets, request, func(msg []byte) bool { sets.parse(msg); return true }); err != nil {
+	if err := netlink.Dump(unix.NETLINK_NETFILTER, msgListSets, request, func(msg []byte) bool { sets.parse(msg); return true }); err != nil {
 		return nil, err
 	}
 	return sets.known(), nil
@@ -65,7 +66,7 @@ func (l listing) parse(msg []byte) {
 		return
 	}
 	var s *listedSet
-	attributes(msg[4:], func(typ uint16, v []byte) {
+	netlink.Attributes(msg[4:], func(typ uint16, v []byte) {
 		switch {
 		case typ == setName:
 			name := strings.TrimRight(string(v), "\x00")
@@ -77,14 +78,14 @@ func (l listing) parse(msg []byte) {
 		case typ == setType:
 			s.Type = strings.TrimRight(string(v), "\x00")
 		case typ == setData:
-			attributes(v, func(typ uint16, v []byte) {
+			netlink.Attributes(v, func(typ uint16, v []byte) {
 				if typ == setNetmask && len(v) == 1 {
 					s.netmask = v[0]
 				}
 				s.unclear = s.unclear || typ > setLastPlain
 			})
 		case typ == setEntries:
-			attributes(v, func(_ uint16, v []byte) { s.entry(v) })
+			netlink.Attributes(v, func(_ uint16, v []byte) { s.entry(v) })
 		}
 	})
 }
@@ -95,10 +96,10 @@ func (s *listedSet) entry(b []byte) {
 	var e host.IPSetEntry
 	var a netip.Addr
 	bits, port, proto := -1, false, false
-	attributes(b, func(typ uint16, v []byte) {
+	netlink.Attributes(b, func(typ uint16, v []byte) {
 		switch {
 		case typ == setIP:
-			attributes(v, func(_ uint16, v []byte) { a, _ = netip.AddrFromSlice(v) })
+			netlink.Attributes(v, func(_ uint16, v []byte) { a, _ = netip.AddrFromSlice(v) })
 		case typ == setCIDR && len(v) == 1:
 			bits = int(v[0])
 		case typ == setPort && len(v) == 2:

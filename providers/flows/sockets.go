@@ -6,6 +6,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/ctplan/ctplan/internal/netlink"
 	"github.com/ctplan/ctplan/planner/host"
 )
 
@@ -43,7 +44,7 @@ func readSockets() ([]socket, error) {
 			req := make([]byte, diagRequest)
 			req[0], req[1] = family, proto
 			binary.NativeEndian.PutUint32(req[4:], wantedStates)
-			err := dump(unix.NETLINK_SOCK_DIAG, msgSockDiag, req, func(msg []byte) bool {
+			err := netlink.Dump(unix.NETLINK_SOCK_DIAG, msgSockDiag, req, func(msg []byte) bool {
 				if s, ok := parseSocket(proto, msg); ok {
 					list = append(list, s)
 				}
@@ -91,7 +92,7 @@ func parseSocket(proto uint8, b []byte) (s socket, ok bool) {
 		s.Remote = netip.AddrPort{}
 	}
 	s.Dual = b[0] == unix.AF_INET6 && s.Listening && s.Local.Addr() == netip.IPv6Unspecified()
-	attributes(b[diagMessage:], func(typ uint16, v []byte) {
+	netlink.Attributes(b[diagMessage:], func(typ uint16, v []byte) {
 		if typ == diagV6Only && len(v) == 1 && v[0] == 1 {
 			s.Dual = false
 		}

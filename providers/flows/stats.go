@@ -13,6 +13,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ctplan/ctplan/internal/netlink"
 )
 
 // Counters are numbers of the kernel's by their names, those that conntrack -S
@@ -134,14 +136,14 @@ func ReadStats(root string) (*Stats, error) {
 }
 
 func readStats() (*Stats, error) {
-	sock, err := open(unix.NETLINK_NETFILTER)
+	sock, err := netlink.Open(unix.NETLINK_NETFILTER)
 	if err != nil {
 		return nil, err
 	}
-	defer unix.Close(sock.fd)
+	defer sock.Close()
 	s := &Stats{From: "netlink"}
 	request := []byte{unix.AF_UNSPEC, 0, 0, 0} // struct nfgenmsg
-	if err := sock.ask(msgGetStatsCPU, unix.NLM_F_DUMP, request, func(msg []byte) bool {
+	if err := sock.Ask(msgGetStatsCPU, unix.NLM_F_DUMP, request, func(msg []byte) bool {
 		if cpu, ok := parseCPUStats(msg); ok {
 			s.CPUs = append(s.CPUs, cpu)
 		}
@@ -154,7 +156,7 @@ func readStats() (*Stats, error) {
 	}
 	slices.SortFunc(s.CPUs, func(a, b CPUStats) int { return a.CPU - b.CPU })
 	// The rest is known from /proc/sys too: without it the counters still stand.
-	_ = sock.ask(msgGetStats, 0, request, func(msg []byte) bool {
+	_ = sock.Ask(msgGetStats, 0, request, func(msg []byte) bool {
 		s.Entries, s.Max = parseGlobalStats(msg)
 		return false
 	})
@@ -168,7 +170,7 @@ func parseCPUStats(msg []byte) (CPUStats, bool) {
 		return CPUStats{}, false
 	}
 	c := CPUStats{CPU: int(binary.BigEndian.Uint16(msg[2:])), Counters: Counters{}}
-	attributes(msg[4:], func(typ uint16, v []byte) {
+	netlink.Attributes(msg[4:], func(typ uint16, v []byte) {
 		if name := counterOf[typ]; name != "" && len(v) == 4 {
 			c.Counters[name] = uint64(binary.BigEndian.Uint32(v))
 		}
@@ -180,7 +182,7 @@ func parseGlobalStats(msg []byte) (entries, max *uint64) {
 	if len(msg) < 4 {
 		return nil, nil
 	}
-	attributes(msg[4:], func(typ uint16, v []byte) {
+	netlink.Attributes(msg[4:], func(typ uint16, v []byte) {
 		if len(v) != 4 {
 			return
 		}

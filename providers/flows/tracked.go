@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/ctplan/ctplan/internal/netlink"
 	"github.com/ctplan/ctplan/planner/host"
 )
 
@@ -93,7 +94,7 @@ func each(ctx context.Context, fn func(*Entry) error) error {
 	var e Entry
 	var stop error
 	n := 0
-	err := dumpAhead(unix.NETLINK_NETFILTER, msgGetConntrack, []byte{unix.AF_UNSPEC, 0, 0, 0}, func(msg []byte) bool {
+	err := netlink.DumpAhead(unix.NETLINK_NETFILTER, msgGetConntrack, []byte{unix.AF_UNSPEC, 0, 0, 0}, func(msg []byte) bool {
 		if n++; n%ctxEvery == 0 {
 			if stop = ctx.Err(); stop != nil {
 				return false
@@ -157,20 +158,20 @@ func (e *Entry) parse(msg []byte) bool {
 		return false
 	}
 	var reply uint8
-	for a := (attrs{rest: msg[4:]}); a.next(); {
-		switch a.typ {
+	for a := netlink.Walk(msg[4:]); a.Next(); {
+		switch a.Type {
 		case ctaTupleOrig:
-			e.Orig, e.Protocol = parseTuple(a.value)
+			e.Orig, e.Protocol = parseTuple(a.Value)
 		case ctaTupleReply:
-			e.Reply, reply = parseTuple(a.value)
+			e.Reply, reply = parseTuple(a.Value)
 		case ctaStatus:
-			e.Status = number32(a.value)
+			e.Status = number32(a.Value)
 		case ctaTimeout:
-			e.Timeout = number32(a.value)
+			e.Timeout = number32(a.Value)
 		case ctaMark:
-			e.Mark = number32(a.value)
+			e.Mark = number32(a.Value)
 		case ctaProtoInfo:
-			e.parseProtoInfo(a.value)
+			e.parseProtoInfo(a.Value)
 		}
 	}
 	whole := e.Orig.Src.IsValid() && e.Orig.Dst.IsValid() && e.Reply.Src.IsValid() && e.Reply.Dst.IsValid()
@@ -187,15 +188,15 @@ func number32(v []byte) uint32 {
 
 func (e *Entry) parseProtoInfo(b []byte) {
 	liberal := 0
-	for p := (attrs{rest: b}); p.next(); {
-		if p.typ != ctaProtoInfoTCP {
+	for p := netlink.Walk(b); p.Next(); {
+		if p.Type != ctaProtoInfoTCP {
 			continue
 		}
-		for a := (attrs{rest: p.value}); a.next(); {
+		for a := netlink.Walk(p.Value); a.Next(); {
 			switch {
-			case a.typ == ctaTCPState && len(a.value) == 1:
-				e.TCPState = a.value[0]
-			case (a.typ == ctaTCPFlagsOrig || a.typ == ctaTCPFlagsReply) && len(a.value) == 2 && a.value[0]&tcpBeLiberal != 0:
+			case a.Type == ctaTCPState && len(a.Value) == 1:
+				e.TCPState = a.Value[0]
+			case (a.Type == ctaTCPFlagsOrig || a.Type == ctaTCPFlagsReply) && len(a.Value) == 2 && a.Value[0]&tcpBeLiberal != 0:
 				liberal++
 			}
 		}
@@ -204,26 +205,26 @@ func (e *Entry) parseProtoInfo(b []byte) {
 }
 
 func parseTuple(b []byte) (t host.Tuple, proto uint8) {
-	for part := (attrs{rest: b}); part.next(); {
-		for a := (attrs{rest: part.value}); a.next(); {
-			switch part.typ {
+	for part := netlink.Walk(b); part.Next(); {
+		for a := netlink.Walk(part.Value); a.Next(); {
+			switch part.Type {
 			case ctaTupleIP:
-				addr, ok := netip.AddrFromSlice(a.value)
+				addr, ok := netip.AddrFromSlice(a.Value)
 				switch {
 				case !ok:
-				case a.typ == ctaIPv4Src || a.typ == ctaIPv6Src:
+				case a.Type == ctaIPv4Src || a.Type == ctaIPv6Src:
 					t.Src = addr
-				case a.typ == ctaIPv4Dst || a.typ == ctaIPv6Dst:
+				case a.Type == ctaIPv4Dst || a.Type == ctaIPv6Dst:
 					t.Dst = addr
 				}
 			case ctaTupleProto:
 				switch {
-				case a.typ == ctaProtoNum && len(a.value) == 1:
-					proto = a.value[0]
-				case a.typ == ctaProtoSrcPort && len(a.value) == 2:
-					t.SrcPort = binary.BigEndian.Uint16(a.value)
-				case a.typ == ctaProtoDstPort && len(a.value) == 2:
-					t.DstPort = binary.BigEndian.Uint16(a.value)
+				case a.Type == ctaProtoNum && len(a.Value) == 1:
+					proto = a.Value[0]
+				case a.Type == ctaProtoSrcPort && len(a.Value) == 2:
+					t.SrcPort = binary.BigEndian.Uint16(a.Value)
+				case a.Type == ctaProtoDstPort && len(a.Value) == 2:
+					t.DstPort = binary.BigEndian.Uint16(a.Value)
 				}
 			}
 		}

@@ -57,10 +57,10 @@ func matches(root, pattern string) []string {
 }
 
 // ParseConf looks through a rules file of nft for what needs connection
-// tracking, and for what it includes. It does not parse the language: it goes
+// tracking, for what it includes, and for where it declares what. It does not parse the language: it goes
 // by words outside of comments and strings, which in nft are reserved.
 func ParseConf(f host.File) host.NFTFile {
-	out := host.NFTFile{File: f}
+	out := host.NFTFile{File: f, Chains: outline(f.Content)}
 	line := 0
 	for text := range strings.Lines(f.Content) {
 		line++

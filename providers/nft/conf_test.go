@@ -65,6 +65,7 @@ func TestConfPaths(t *testing.T) {
 
 func FuzzParseConf(f *testing.F) {
 	f.Add("table inet f { chain c { ct state new accept; } }\ninclude \"/etc/x\"\n")
+	f.Add("table t { chain c { a; b { c } d\n\te } }\nadd rule t c x; insert rule t c y\n}}{")
 	f.Add("\"ct\" # ct\n\"ct state\nredirect\n")
 	f.Fuzz(func(t *testing.T, text string) {
 		lines := strings.Split(text, "\n")
@@ -79,8 +80,15 @@ func FuzzParseConf(f *testing.F) {
 				t.Errorf("%+v", i)
 			}
 		}
+		for _, c := range got.Chains {
+			for i, line := range c.Rules {
+				if line < 1 || line > len(lines) || i > 0 && line < c.Rules[i-1] {
+					t.Errorf("rules at lines %v", c.Rules)
+				}
+			}
+		}
 		// What a comment says means nothing.
-		if c := ParseConf(host.File{Content: "#" + strings.ReplaceAll(text, "\n", "\n#")}); len(c.Lines)+len(c.Includes) > 0 {
+		if c := ParseConf(host.File{Content: "#" + strings.ReplaceAll(text, "\n", "\n#")}); len(c.Lines)+len(c.Includes)+len(c.Chains) > 0 {
 			t.Errorf("commented out: %+v", c)
 		}
 	})

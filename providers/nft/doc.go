@@ -1,13 +1,16 @@
-// Package nft reads native nftables: what of a ruleset needs connection
-// tracking, in this network namespace or in another, and which rules files
-// nft loads at boot.
+// Package nft reads native nftables: the ruleset of this network namespace as
+// the kernel has it, with sets and their elements; what of it, here or in
+// another namespace, needs connection tracking; and which rules files nft loads
+// at boot, with the lines that declare what.
 //
 // It owns the netlink dumps of nf_tables and the reading of nftables.conf. It
 // starts no process, changes nothing, and loads no module but nf_tables,
-// which every look at nftables loads. What needs connection tracking is the
-// planner's to say (planner.NFTModule).
+// which every look at nftables loads. What a rule does to a packet, and what
+// needs connection tracking, is the planner's to say (packages verdict/nft and
+// nftables).
 //
-// It promises that a rule is named by what deletes it, its handle, and that
-// whatever stands in a ruleset, which any container may have written, is at
-// worst shown badly.
+// It promises that what it reads is of one generation of the ruleset, or else
+// is an error; that what it could not read whole says so; that a rule is named
+// by what deletes it, its handle; and that whatever stands in a ruleset, which
+// any container may have written, is at worst shown badly.
 package nft

@@ -2,14 +2,17 @@ package nft
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
+	own "github.com/ctplan/ctplan/internal/netlink"
 	"github.com/ctplan/ctplan/internal/test/nstest"
 	"github.com/ctplan/ctplan/planner/host"
 	"github.com/ctplan/ctplan/planner/nftables"
@@ -69,28 +72,28 @@ const want = `
 inet filter drops [input filter input drop] [raw filter prerouting accept] [syn filter input accept] [pr nat prerouting accept] [po nat postrouting accept]
   chain pr (nft_chain_nat)
   chain po (nft_chain_nat)
-  rule input: ct state vmap {…} (nft_ct)
+  rule input: ct state vmap { invalid : drop, established : accept } (nft_ct)
   rule input: ct state established,related accept comment "hello" (nft_ct)
   rule input: tcp dport 22 ct state new accept (nft_ct)
-  rule input: iifname "eth0" ip saddr 10.0.0.0/8 tcp dport {…} ct state new log prefix "x" drop (nft_ct)
-  rule input: tcp dport 21 ct helper "ftp" (nft_ct)
-  rule input: tcp dport 21 ct timeout "short" (nft_ct)
-  rule input: udp dport 5060 ct expectation "sip" (nft_ct)
-  rule input: meta nfproto ipv4 update @s {connlimit} drop (nft_connlimit)
-  rule input: ct mark set 0x1 (nft_ct)
+  rule input: iifname "eth0" ip saddr 10.0.0.0/8 tcp dport { 80, 443 } ct state new log prefix "x" drop (nft_ct)
+  rule input: tcp dport 21 ct helper set "ftp" (nft_ct)
+  rule input: tcp dport 21 ct timeout set "short" (nft_ct)
+  rule input: udp dport 5060 ct expectation set "sip" (nft_ct)
+  rule input: add @s { ip saddr ct count over 10 } drop (nft_connlimit)
+  rule input: ct mark set 0x00000001 (nft_ct)
   rule input: ct mark set meta mark (nft_ct)
   rule input: ct count over 20 reject (nft_connlimit)
-  rule input: ct original saddr 10.0.0.1 accept (nft_ct)
+  rule input: ct original ip saddr 10.0.0.1 accept (nft_ct)
   rule input: ip saddr 10.0.0.0/9 ct zone 3 accept (nft_ct)
   rule input: ct state untracked accept (nft_ct)
   rule input: ct state != established accept (nft_ct)
   rule raw: tcp dport 80 notrack (nft_ct)
-  rule syn: tcp dport 80 synproxy (nft_synproxy)
-  rule syn: tcp dport 81 synproxy "web" (nft_synproxy)
-  rule pr: tcp dport 80 dnat to 10.0.0.1:8080 (nft_nat)
+  rule syn: tcp dport 80 synproxy mss 1460 (nft_synproxy)
+  rule syn: tcp dport 81 synproxy name "web" (nft_synproxy)
+  rule pr: tcp dport 80 dnat ip to 10.0.0.1:8080 (nft_nat)
   rule pr: tcp dport 81 redirect to :82 (nft_redir)
   rule po: oifname "eth0" masquerade (nft_masq)
-  rule po: ip saddr 1.2.3.4 snat to 5.6.7.8 (nft_nat)
+  rule po: ip saddr 1.2.3.4 snat ip to 5.6.7.8 (nft_nat)
   ct helper ftp: ftp (nft_ct)
   ct timeout short (nft_ct)
   ct expectation sip (nft_ct)
@@ -122,6 +125,9 @@ func show(tables []host.NFTTable) string {
 			b.WriteString(" drops")
 		}
 		for _, c := range t.Chains {
+			if !c.Base() {
+				continue
+			}
 			fmt.Fprintf(&b, " [%s %s %s %s]", c.Name, c.Type, c.Hook, c.Policy)
 		}
 		b.WriteString("\n")
@@ -187,6 +193,85 @@ func TestRead(t *testing.T) {
 	})
 }
 
+// TestReadSettles reads a ruleset that changes all the time, two chains at once:
+// they are never read from two states of it.
+func TestReadSettles(t *testing.T) {
+	nstest.Inside(t, func(ns *nstest.NS) {
+		state := func(n int) string {
+			var b strings.Builder
+			b.WriteString("table inet t { chain a { }\n chain b { }\n}\nflush table inet t\ntable inet t {\n")
+			for _, chain := range []string{"a", "b"} {
+				fmt.Fprintf(&b, "chain %s {\n", chain)
+				for range 400 {
+					fmt.Fprintf(&b, "tcp dport %d accept\n", n)
+				}
+				b.WriteString("}\n")
+			}
+			return b.String() + "}\n"
+		}
+		ns.RunInput(state(1), "nft", "-f", "-")
+		stop, done := make(chan struct{}), make(chan struct{})
+		go func() {
+			defer close(done)
+			for n := 2; ; n++ {
+				select {
+				case <-stop:
+					return
+				default:
+					ns.RunInput(state(n), "nft", "-f", "-")
+				}
+			}
+		}()
+		states := map[string]bool{}
+		for deadline := time.Now().Add(time.Minute); len(states) < 8 && time.Now().Before(deadline); {
+			tables, err := Read(nil)
+			if errors.Is(err, errUnsettled) {
+				continue
+			}
+			if err != nil || len(tables) != 1 || len(tables[0].Chains) != 2 {
+				t.Fatalf("%v, %+v", err, tables)
+			}
+			first := tables[0].Chains[0].Rules[0].Text
+			states[first] = true
+			for _, c := range tables[0].Chains {
+				for _, r := range c.Rules {
+					if r.Text != first || len(c.Rules) != 400 {
+						t.Fatalf("one rule says %q, another, in chain %s of %d rules, %q", first, c.Name, len(c.Rules), r.Text)
+					}
+				}
+			}
+		}
+		close(stop)
+		<-done
+		if len(states) < 8 {
+			t.Errorf("the ruleset was read in %d states: the test saw no change", len(states))
+		}
+	})
+}
+
+// TestElementBounds stops at what is too much.
+func TestElementBounds(t *testing.T) {
+	key := func(n uint32) []byte {
+		value := own.AppendAttribute(nil, unix.NFTA_DATA_VALUE, append(binary.BigEndian.AppendUint32(nil, n), make([]byte, 60)...))
+		return own.AppendAttribute(nil, attrElemKey, value)
+	}
+	list := elementList{whole: true}
+	for n := range uint32(10) {
+		list.add(key(n))
+	}
+	if !list.whole || list.elements().Len() != 10 {
+		t.Errorf("%+v", list)
+	}
+	for n := uint32(0); list.whole; n++ {
+		if list.add(key(n)); n > maxElements/64 {
+			t.Fatalf("%d elements, and no end", n)
+		}
+	}
+	if list.single != nil || list.size < maxElements {
+		t.Errorf("%d elements and %d bytes are left", len(list.single), list.size)
+	}
+}
+
 // TestReadHostile reads names and texts that nft itself would never write.
 func TestReadHostile(t *testing.T) {
 	nstest.Inside(t, func(ns *nstest.NS) {
@@ -242,23 +327,53 @@ func FuzzMessage(f *testing.F) {
 		f.Add(rule)
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
-		m, ok := parseMessage(b)
-		if !ok {
-			return
-		}
-		var table host.NFTTable
-		addChain(&table, m)
-		addObject(&table, m)
-		addSet(&table, m)
-		addRule(&table, m)
-		ruleText(m.family, expressions(m.attrs[unix.NFTA_RULE_EXPRESSIONS]), comment(m.attrs[unix.NFTA_RULE_USERDATA]))
-		for _, i := range table.Items {
-			if i.Kind == "" || len(i.Uses) == 0 || !slices.ContainsFunc(i.Uses, func(u string) bool { return nftables.Module(u) != "" }) {
-				t.Errorf("kept for nothing: %+v", i)
-			}
-			if s := i.Name + i.Text + i.Chain; s != strings.ToValidUTF8(s, "\uFFFD") {
-				t.Errorf("not valid UTF-8: %q", s)
-			}
+		for _, whole := range []bool{false, true} {
+			fuzzMessage(t, b, whole)
 		}
 	})
+}
+
+func fuzzMessage(t *testing.T, b []byte, whole bool) {
+	var m message
+	if !m.parse(b) {
+		return
+	}
+	r := reader{whole: whole, links: &linkNames{}, byName: map[tableName]int{}}
+	table := host.NFTTable{Whole: true, Chains: []host.NFTChain{{Name: "c"}}}
+	r.addChain(&table, &m)
+	addObject(&table, &m)
+	r.addSet(&table, &m)
+	list := elementList{intervals: whole, whole: true}
+	each(m.attrs[attrListElements], list.add)
+	elements := list.elements()
+	for e, err := range elements.All() {
+		if err != nil {
+			t.Errorf("%v", err)
+		}
+		if e.Last != nil && !e.Any && len(e.Key) == len(e.Last) && string(e.Last) < string(e.Key) {
+			t.Errorf("an interval that ends before it begins: %x-%x", e.Key, e.Last)
+		}
+	}
+	if elements.Len() != len(list.single) {
+		t.Errorf("%d elements of %d", elements.Len(), len(list.single))
+	}
+	set := host.NFTSet{Name: "__set0", KeyType: uint32(m.number(unix.NFTA_SET_KEY_TYPE)), KeyLen: 4, Elements: elements}
+	r.texts = texts{family: "inet", links: r.links, sets: map[string]*host.NFTSet{"__set0": &set}}
+	r.addRule(&table, nil, &m)
+	r.texts.setText("__set0", &set)
+	for _, i := range table.Items {
+		if i.Kind == "" || len(i.Uses) == 0 || !slices.ContainsFunc(i.Uses, func(u string) bool { return nftables.Module(u) != "" }) {
+			t.Errorf("kept for nothing: %+v", i)
+		}
+		if s := i.Name + i.Text + i.Chain; s != strings.ToValidUTF8(s, "\uFFFD") {
+			t.Errorf("not valid UTF-8: %q", s)
+		}
+	}
+	for _, c := range table.Chains {
+		for _, rule := range c.Rules {
+			if !whole || rule.Text != strings.ToValidUTF8(rule.Text, "\uFFFD") {
+				t.Errorf("%+v", rule)
+			}
+		}
+	}
 }

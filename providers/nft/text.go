@@ -1,239 +1,337 @@
 package nft
 
 import (
-	"encoding/binary"
+	"bytes"
 	"encoding/hex"
 	"fmt"
-	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 
-	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
+
+	"github.com/ctplan/ctplan/internal/netlink"
+	"github.com/ctplan/ctplan/planner/host"
 )
 
 // writer makes the text of a rule. It follows what each register holds, as
 // the kernel does: a part loads something, a later one compares it.
 type writer struct {
-	family byte
-	out    []string
-	holds  map[uint32]value
+	texts
+	out  []string
+	regs [registers]value
+
+	// What the rule has found out of the packet so far, and where the text says
+	// so: nft leaves that unsaid where a later part implies it.
+	l3, l4             int // 0: not known; NFPROTO_IPV4 or NFPROTO_IPV6; a protocol
+	linkAt, l3At, l4At int // in out; -1: nowhere
+
+	from int // in out: a comparison that begins a range; -1: none
+}
+
+// texts is what texts of rules are made with.
+type texts struct {
+	family string
+	sets   map[string]*host.NFTSet // of the table
+	links  *linkNames
+}
+
+// registers is how many parts of 4 bytes the kernel's registers have.
+const registers = 16
+
+// slot is where a register begins among them; false for no such register.
+func slot(register uint32) (int, bool) {
+	switch {
+	case register >= 1 && register <= 4:
+		return int(register-1) * 4, true
+	case register >= 8 && register < 8+registers:
+		return int(register) - 8, true
+	}
+	return 0, false
 }
 
 // value is what a register holds: something of the packet, by name, or data.
 type value struct {
 	name string
-	kind valueKind
-	data []byte
+	typ  datatype
+	size int    // bytes
+	data []byte // of a value that is no name
 	mask []byte
+	xor  []byte
+	big  bool // big-endian, where numbers of its type are not
+	// fields are what it is made of, where nft has joined comparisons of
+	// neighbours.
+	fields []field
 }
-
-type valueKind int
-
-const (
-	bytesKind valueKind = iota
-	addressKind
-	portKind
-	nameKind
-	protocolKind
-	familyKind
-	stateKind
-	markKind
-)
 
 // ruleText says what a rule does, about as nft prints it: good enough to find
 // the rule, not to make it again. What it does not know it shows by its name.
-func ruleText(family byte, parts []expression, comment string) string {
-	w := &writer{family: family, holds: map[uint32]value{}}
-	for _, p := range parts {
-		w.part(p)
+func (t texts) ruleText(parts []expression, comment string) string {
+	w := t.writer()
+	for i := range parts {
+		w.part(&parts[i])
 	}
 	if comment != "" {
 		w.say("comment " + strconv.Quote(comment))
 	}
-	return strings.Join(w.out, " ")
+	return strings.Join(slices.DeleteFunc(w.out, func(s string) bool { return s == "" }), " ")
 }
 
-// say adds to the text. What nft leaves unsaid goes: that the protocol is TCP
-// before a port of TCP, or IPv4 before an address of IPv4.
-func (w *writer) say(s string) {
-	if n := len(w.out) - 1; n >= 0 {
-		before := w.out[n]
-		proto, isProto := strings.CutPrefix(before, "meta l4proto ")
-		port, isPort := strings.CutPrefix(s, "th ")
-		switch {
-		case isProto && isPort && !strings.Contains(proto, " "):
-			w.out[n] = proto + " " + port
-			return
-		case before == "meta nfproto ipv4" && strings.HasPrefix(s, "ip "), before == "meta nfproto ipv6" && strings.HasPrefix(s, "ip6 "):
-			w.out[n] = s
-			return
-		}
+func (t texts) writer() *writer {
+	w := &writer{texts: t, linkAt: -1, l3At: -1, l4At: -1, from: -1}
+	switch t.family {
+	case "ip":
+		w.l3 = unix.NFPROTO_IPV4
+	case "ip6":
+		w.l3 = unix.NFPROTO_IPV6
 	}
-	w.out = append(w.out, s)
+	return w
 }
 
-// decode reads a part as the library knows it. What it cannot read leaves the
-// zero value, and the text says less.
-func decode[T any, P interface {
-	*T
-	expr.Any
-}](w *writer, p expression) T {
-	var e T
-	if expr.Unmarshal(w.family, p.data, P(&e)) != nil {
-		var zero T
-		return zero
+func (w *writer) say(s string) { w.out = append(w.out, s) }
+
+func (w *writer) load(register uint32, v value) {
+	if at, ok := slot(register); ok {
+		w.regs[at] = v
 	}
-	return e
 }
 
-func (w *writer) part(p expression) {
-	switch p.name {
+func (w *writer) held(register uint32) value {
+	if at, ok := slot(register); ok {
+		return w.regs[at]
+	}
+	return value{}
+}
+
+func (w *writer) part(p *expression) {
+	e := &p.NFTExpr
+	switch e.Name {
 	case "counter", "last":
 	case "meta":
-		e := decode[expr.Meta](w, p)
-		w.loadOrSet(e.Register, e.SourceRegister, metaValue(e.Key))
+		w.loadOrSet(e, metaValue(e.Key))
 	case "ct":
-		from := p.attribute(unix.NFTA_CT_SREG)
-		w.loadOrSet(uint32(bigEndian(from)|bigEndian(p.attribute(unix.NFTA_CT_DREG))), from != nil, ctValue(p))
+		w.loadOrSet(e, ctValue(e))
 	case "payload":
-		e := decode[expr.Payload](w, p)
-		if e.OperationType != expr.PayloadWrite {
-			w.holds[e.DestRegister] = w.payloadValue(e)
-		} else {
-			w.say("set " + w.payloadValue(e).name)
-		}
+		w.loadOrSet(e, w.payloadValue(e))
+	case "exthdr":
+		w.loadOrSet(e, w.extensionValue(e))
+	case "rt", "socket", "fib", "hash", "numgen":
+		w.load(e.Dst, w.lookedUp(p))
 	case "bitwise":
-		e := decode[expr.Bitwise](w, p)
-		v := w.holds[e.SourceRegister]
-		v.mask = e.Mask
-		w.holds[e.DestRegister] = v
+		w.bitwise(e)
+	case "byteorder":
+		v := w.held(e.Src)
+		v.big = e.Op == unix.NFT_BYTEORDER_HTON
+		w.load(e.Dst, v)
 	case "cmp":
-		e := decode[expr.Cmp](w, p)
-		w.compare(w.holds[e.Register], e.Op, e.Data)
+		w.compare(w.held(e.Src), e.Op, e.Data)
 	case "range":
-		e := decode[expr.Range](w, p)
-		v := w.holds[e.Register]
-		w.say(v.name + not(e.Op == expr.CmpOpNeq) + " " + v.text(e.FromData) + "-" + v.text(e.ToData))
+		v := w.held(e.Src)
+		w.say(v.name + not(e.Op == unix.NFT_RANGE_NEQ) + " " + w.value(v, e.Data) + "-" + w.value(v, e.To))
 	case "lookup":
-		w.lookup(decode[expr.Lookup](w, p))
+		w.lookup(p)
 	case "immediate":
-		if bigEndian(p.attribute(unix.NFTA_IMMEDIATE_DREG)) == unix.NFT_REG_VERDICT {
-			w.say(verdict(decode[expr.Verdict](w, p)))
+		if e.Verdict == "" {
+			w.load(e.Dst, value{data: e.Data, size: len(e.Data)})
 			return
 		}
-		e := decode[expr.Immediate](w, p)
-		w.holds[e.Register] = value{data: e.Data}
-	case "nat":
-		e := decode[expr.NAT](w, p)
-		to := "snat"
-		if e.Type == expr.NATTypeDestNAT {
-			to = "dnat"
-		}
-		w.say(to + w.target(e.RegAddrMin, e.RegProtoMin))
-	case "masq":
-		w.say("masquerade")
-	case "redir":
-		w.say("redirect" + w.target(0, decode[expr.Redir](w, p).RegisterProtoMin))
-	case "notrack", "synproxy", "reject", "limit", "queue":
-		w.say(p.name)
-	case "flow_offload":
-		w.say("flow add @" + cstring(p.attribute(1)))
-	case "connlimit":
-		e := decode[expr.Connlimit](w, p)
-		over := ""
-		if e.Flags&expr.NFT_CONNLIMIT_F_INV != 0 {
-			over = "over "
-		}
-		w.say(fmt.Sprintf("ct count %s%d", over, e.Count))
-	case "log":
-		w.say("log")
-		if prefix := cstring(p.attribute(unix.NFTA_LOG_PREFIX)); prefix != "" {
-			w.say("prefix " + strconv.Quote(prefix))
-		}
-	case "objref":
-		w.say(p.uses()[0] + " " + strconv.Quote(cstring(p.attribute(unix.NFTA_OBJREF_IMM_NAME))))
-	case "match", "target":
-		w.say("xt " + p.name + " " + strconv.Quote(cstring(p.attribute(unix.NFTA_MATCH_NAME))))
-	case "dynset":
-		w.say("update @" + cstring(p.attribute(unix.NFTA_DYNSET_SET_NAME)))
-		for _, u := range p.uses()[1:] {
-			w.say("{" + u + "}")
-		}
+		w.say(verdictText(e.Verdict, e.Chain))
 	default:
-		w.say(p.name)
+		w.statement(p)
 	}
 }
 
 // loadOrSet remembers what was loaded into a register, or says what is set
 // from it.
-func (w *writer) loadOrSet(register uint32, set bool, v value) {
-	if !set {
-		w.holds[register] = v
+func (w *writer) loadOrSet(e *host.NFTExpr, v value) {
+	if !e.Sets {
+		w.load(e.Dst, v)
 		return
 	}
-	from := w.holds[register]
-	if from.name != "" {
-		w.say(v.name + " set " + from.name)
-		return
-	}
-	w.say(v.name + " set " + v.text(from.data))
+	w.say(v.name + " set " + w.whole(w.held(e.Src), v.typ))
 }
 
-func (w *writer) compare(v value, op expr.CmpOp, data []byte) {
-	sign := map[expr.CmpOp]string{expr.CmpOpNeq: " !=", expr.CmpOpLt: " <", expr.CmpOpLte: " <=", expr.CmpOpGt: " >", expr.CmpOpGte: " >="}[op]
-	if v.kind == stateKind && len(v.mask) > 0 {
-		// "state & mask != 0" is how nft writes a list of states.
-		w.say(v.name + not(op == expr.CmpOpEq) + " " + v.text(v.mask))
-		return
+// whole is what a register holds, as a value of a type where it is data.
+func (w *writer) whole(v value, typ datatype) string {
+	if v.name == "" {
+		v.typ = typ
+		return w.value(v, v.data)
 	}
-	text := v.text(data)
-	if v.kind == addressKind && len(v.mask) > 0 {
-		text += "/" + strconv.Itoa(ones(v.mask))
-	} else if len(v.mask) > 0 {
-		text = "& 0x" + hex.EncodeToString(v.mask) + " " + text
+	s := v.name
+	if !zero(v.mask, 0) || !zero(v.xor, 0) {
+		if !inverse(v.mask, v.xor) { // of the bits that are set, nothing is kept
+			s += " & " + w.value(v, v.mask)
+		}
+		switch {
+		case zero(v.xor, 0):
+		case disjoint(v.mask, v.xor):
+			s += " | " + w.value(v, v.xor)
+		default:
+			s += " ^ " + w.value(v, v.xor)
+		}
 	}
-	w.say(v.name + sign + " " + text)
+	return s
 }
 
-func (w *writer) lookup(e expr.Lookup) {
-	set := "@" + cstring([]byte(e.SetName))
-	if strings.HasPrefix(set, "@__") {
-		set = "{…}" // a set without a name
-	}
-	v := w.holds[e.SourceRegister]
-	switch {
-	case e.IsDestRegSet && e.DestRegister == unix.NFT_REG_VERDICT:
-		w.say(v.name + " vmap " + set)
-	case e.IsDestRegSet:
-		w.holds[e.DestRegister] = value{name: v.name + " map " + set}
+func (w *writer) bitwise(e *host.NFTExpr) {
+	v := w.held(e.Src)
+	switch e.Op {
+	case bitwiseBool:
+		v.mask, v.xor = e.Mask, e.Xor
+		if v.name == "" && len(v.data) == len(e.Mask) && len(e.Xor) == len(e.Mask) {
+			v.data = bytes.Clone(v.data)
+			for i := range v.data {
+				v.data[i] = v.data[i]&e.Mask[i] ^ e.Xor[i]
+			}
+		}
+	case bitwiseLeft:
+		v.name += " << " + number(e.Data)
+	case bitwiseRight:
+		v.name += " >> " + number(e.Data)
 	default:
-		w.say(v.name + not(e.Invert) + " " + set)
+		v.name += " bitwise"
+	}
+	w.load(e.Dst, v)
+}
+
+// Operations of bitwise (enum nft_bitwise_ops).
+const (
+	bitwiseBool = iota
+	bitwiseLeft
+	bitwiseRight
+)
+
+// Operators of cmp (enum nft_cmp_ops).
+const (
+	cmpEq = iota
+	cmpNeq
+	cmpLt
+	cmpLte
+	cmpGt
+	cmpGte
+)
+
+func (w *writer) compare(v value, op uint32, data []byte) {
+	sign := map[uint32]string{cmpNeq: " !=", cmpLt: " <", cmpLte: " <=", cmpGt: " >", cmpGte: " >="}[op]
+	if from := w.from; op == cmpLte && from >= 0 && from == len(w.out)-1 {
+		if first, ok := strings.CutPrefix(w.out[from], v.name+" >= "); ok { // two comparisons, which nft writes as one range
+			w.out[from] = v.name + " " + first + "-" + w.value(v, data)
+			w.from = -1
+			return
+		}
+	}
+	if len(v.fields) > 0 && op == cmpEq && len(v.mask) == 0 {
+		for _, f := range v.fields {
+			if int(f.size) <= len(data) {
+				w.say(f.name + " " + w.text(f.typ, data[:f.size]))
+				data = data[f.size:]
+			}
+		}
+		return
+	}
+	var text string
+	switch bits := prefixLen(v.mask); {
+	case len(v.mask) == 0:
+		text = v.name + sign + " " + w.value(v, data)
+	case v.typ.isBits() && zero(data, 0):
+		// "state & mask != 0" is how nft writes a list of states.
+		text = v.name + not(op == cmpEq) + " " + w.value(v, v.mask)
+	case v.typ.isAddress() && bits >= 0:
+		text = v.name + sign + " " + w.value(v, data) + "/" + strconv.Itoa(bits)
+	case v.typ.isBits():
+		text = v.name + sign + " " + w.value(v, data) + " / " + w.value(v, v.mask)
+	case v.typ == typeDSCP && len(data) == 1:
+		text = v.name + sign + " " + dscp(data[0]>>2)
+	case v.typ == typeVLAN:
+		text = v.name + sign + " " + w.value(v, data)
+	default:
+		text = v.name + " & " + w.value(v, v.mask) + orEquals(sign) + " " + w.value(v, data)
+	}
+	w.from = -1
+	if op == cmpGte && len(v.mask) == 0 {
+		w.from = len(w.out)
+	}
+	w.say(text)
+	if op == cmpEq && len(v.mask) == 0 {
+		w.learn(v.name, data)
 	}
 }
 
-// target is " to ADDRESS:PORT" of what registers hold.
-func (w *writer) target(address, port uint32) string {
-	to := ""
-	if v, ok := w.holds[address]; ok && address != 0 {
-		v.kind = addressKind
-		to = v.whole()
+// learn keeps what a comparison has found out.
+func (w *writer) learn(name string, data []byte) {
+	at := len(w.out) - 1
+	switch name {
+	case "meta nfproto":
+		if len(data) == 1 {
+			w.l3, w.l3At = int(data[0]), at
+		}
+	case "iiftype":
+		w.linkAt = at
+	case "meta protocol", "ether type":
+		switch bigEndian(data) {
+		case unix.ETH_P_8021Q:
+			w.linkAt = at
+		case unix.ETH_P_IP:
+			w.l3, w.l3At = unix.NFPROTO_IPV4, at
+		case unix.ETH_P_IPV6:
+			w.l3, w.l3At = unix.NFPROTO_IPV6, at
+		}
+	case "meta l4proto", "ip protocol", "ip6 nexthdr":
+		if len(data) == 1 && data[0] != 0 {
+			w.l4, w.l4At = int(data[0]), at
+		}
 	}
-	if v, ok := w.holds[port]; ok && port != 0 {
-		v.kind = portKind
-		to += ":" + v.whole()
+}
+
+func orEquals(sign string) string {
+	if sign == "" {
+		return " =="
 	}
-	if to == "" {
+	return sign
+}
+
+// keyName is what is looked up in a set: what the registers of its key hold.
+func (w *writer) keyName(register, size uint32) string {
+	at, ok := slot(register)
+	if !ok {
 		return ""
 	}
-	return " to " + to
+	var parts []string
+	for end := at + int(size+3)/4; at < min(end, registers); {
+		v := w.regs[at]
+		if v.name == "" && v.data == nil {
+			break
+		}
+		parts = append(parts, w.whole(v, v.typ))
+		at += max(1, (v.size+3)/4)
+	}
+	return strings.Join(parts, " . ")
 }
 
-func (v value) whole() string {
-	if v.name != "" {
-		return v.name
+func (w *writer) lookup(p *expression) {
+	set := w.sets[p.Set]
+	size := uint32(1)
+	if set != nil {
+		size = set.KeyLen
 	}
-	return v.text(v.data)
+	name, is := w.keyName(p.Src, size), ""
+	if p.Flags&unix.NFT_LOOKUP_F_INV != 0 {
+		is = " !="
+	}
+	content := w.setText(p.Set, set)
+	isMap := attribute(p.raw, unix.NFTA_LOOKUP_DREG) != nil
+	switch {
+	case isMap && p.Dst == unix.NFT_REG_VERDICT:
+		w.say(name + " vmap " + content)
+	case isMap:
+		v := value{name: name + " map " + content}
+		if set != nil {
+			v.typ, v.size = datatype(set.DataType), int(set.DataLen)
+		}
+		w.load(p.Dst, v)
+	default:
+		w.say(name + is + " " + content)
+	}
 }
 
 func not(is bool) string {
@@ -243,184 +341,100 @@ func not(is bool) string {
 	return ""
 }
 
-func ones(mask []byte) int {
+// prefixLen is how many bits a mask has from its beginning; -1 where it has
+// others too.
+func prefixLen(mask []byte) int {
 	n := 0
-	for _, b := range mask {
+	for i, b := range mask {
 		for ; b&0x80 != 0; b <<= 1 {
 			n++
+		}
+		if b != 0 || n < (i+1)*8 && !zero(mask[i+1:], 0) {
+			return -1
 		}
 	}
 	return n
 }
 
-// text is data as a value of this kind.
-func (v value) text(data []byte) string {
-	switch v.kind {
-	case addressKind:
-		size := 4
-		if len(data) > 4 || strings.HasPrefix(v.name, "ip6 ") {
-			size = 16
-		}
-		if a, ok := netip.AddrFromSlice(append(append([]byte(nil), data...), make([]byte, max(0, size-len(data)))...)); ok {
-			if len(data) < size {
-				return fmt.Sprintf("%s/%d", a, len(data)*8)
-			}
-			return a.String()
-		}
-	case portKind:
-		if len(data) == 2 {
-			return strconv.Itoa(int(bigEndian(data)))
-		}
-	case nameKind:
-		return strconv.Quote(cstring(data))
-	case protocolKind:
-		if len(data) == 1 {
-			return protocolName(data[0])
-		}
-	case familyKind:
-		if len(data) == 1 {
-			return map[byte]string{unix.NFPROTO_IPV4: "ipv4", unix.NFPROTO_IPV6: "ipv6"}[data[0]]
-		}
-	case stateKind:
-		if len(data) == 4 {
-			return states(binary.NativeEndian.Uint32(data))
-		}
-	case markKind:
-		switch len(data) {
-		case 2:
-			return strconv.Itoa(int(binary.NativeEndian.Uint16(data)))
-		case 4:
-			return fmt.Sprintf("0x%x", binary.NativeEndian.Uint32(data))
+// zero is whether all bytes are the same as one.
+func zero(b []byte, as byte) bool {
+	for _, c := range b {
+		if c != as {
+			return false
 		}
 	}
-	return "0x" + hex.EncodeToString(data)
+	return true
 }
 
-func protocolName(n byte) string {
-	switch n {
-	case unix.IPPROTO_TCP:
-		return "tcp"
-	case unix.IPPROTO_UDP:
-		return "udp"
-	case unix.IPPROTO_ICMP:
-		return "icmp"
-	case unix.IPPROTO_ICMPV6:
-		return "ipv6-icmp"
-	}
-	return strconv.Itoa(int(n))
-}
-
-// states lists connection states as nft does.
-func states(bits uint32) string {
-	var names []string
-	for _, s := range []struct {
-		bit  uint32
-		name string
-	}{
-		{expr.CtStateBitINVALID, "invalid"}, {expr.CtStateBitESTABLISHED, "established"}, {expr.CtStateBitRELATED, "related"},
-		{expr.CtStateBitNEW, "new"}, {expr.CtStateBitUNTRACKED, "untracked"},
-	} {
-		if bits&s.bit != 0 {
-			names = append(names, s.name)
+// disjoint is whether no bit that a mask keeps is turned over: then that sets it.
+func disjoint(mask, xor []byte) bool {
+	for i := range xor {
+		if i < len(mask) && mask[i]&xor[i] != 0 {
+			return false
 		}
 	}
-	if len(names) == 0 {
-		return fmt.Sprintf("0x%x", bits)
-	}
-	return strings.Join(names, ",")
+	return true
 }
 
-func verdict(v expr.Verdict) string {
-	chain := cstring([]byte(v.Chain))
-	switch v.Kind {
-	case expr.VerdictAccept:
-		return "accept"
-	case expr.VerdictDrop:
-		return "drop"
-	case expr.VerdictReturn:
-		return "return"
-	case expr.VerdictQueue:
-		return "queue"
-	case expr.VerdictJump:
-		return "jump " + chain
-	case expr.VerdictGoto:
-		return "goto " + chain
-	case expr.VerdictContinue:
-		return "continue"
+// inverse is whether a mask keeps all bits but those.
+func inverse(mask, xor []byte) bool {
+	for i := range mask {
+		if i >= len(xor) || mask[i] != ^xor[i] {
+			return false
+		}
 	}
-	return "verdict"
+	return true
 }
 
-func metaValue(k expr.MetaKey) value {
-	switch k {
-	case expr.MetaKeyIIFNAME:
-		return value{name: "iifname", kind: nameKind}
-	case expr.MetaKeyOIFNAME:
-		return value{name: "oifname", kind: nameKind}
-	case expr.MetaKeyL4PROTO:
-		return value{name: "meta l4proto", kind: protocolKind}
-	case expr.MetaKeyMARK:
-		return value{name: "meta mark", kind: markKind}
-	case expr.MetaKeyNFPROTO:
-		return value{name: "meta nfproto", kind: familyKind}
-	case expr.MetaKeyIIF:
-		return value{name: "iif"}
-	case expr.MetaKeyOIF:
-		return value{name: "oif"}
+// number is a number in the host's order.
+func number(b []byte) string {
+	if len(b) == 4 {
+		return strconv.FormatUint(uint64(native(b)), 10)
 	}
-	return value{name: fmt.Sprintf("meta %d", k)}
+	return "0x" + hex.EncodeToString(b)
 }
 
-// ctKeys are what a ct expression loads or sets, by number
-// (enum nft_ct_keys).
-var ctKeys = []string{"state", "direction", "status", "mark", "secmark", "expiration", "helper", "l3proto", "saddr", "daddr", "protocol",
-	"proto-src", "proto-dst", "label", "packets", "bytes", "avgpkt", "zone", "event", "saddr", "daddr", "saddr", "daddr", "id"}
-
-// ctValue is what a ct expression loads or sets. The library refuses one with
-// a direction, which is a single byte.
-func ctValue(p expression) value {
-	key := bigEndian(p.attribute(unix.NFTA_CT_KEY))
-	v := value{name: fmt.Sprintf("ct %d", key)}
-	direction := ""
-	if d := p.attribute(unix.NFTA_CT_DIRECTION); len(d) == 1 {
-		direction = []string{"original ", "reply "}[d[0]&1]
+func verdictText(verdict, chain string) string {
+	if strings.HasPrefix(chain, "__chain") {
+		chain = "{…}" // a chain without a name
 	}
-	if key < uint64(len(ctKeys)) {
-		v.name = "ct " + direction + ctKeys[key]
+	if chain != "" {
+		return verdict + " " + chain
 	}
-	switch key {
-	case unix.NFT_CT_STATE:
-		v.kind = stateKind
-	case unix.NFT_CT_MARK, unix.NFT_CT_ZONE:
-		v.kind = markKind
-	case unix.NFT_CT_HELPER:
-		v.kind = nameKind
-	case unix.NFT_CT_SRC, unix.NFT_CT_DST, 19, 20, 21, 22:
-		v.kind = addressKind
-	case unix.NFT_CT_PROTO_SRC, unix.NFT_CT_PROTO_DST:
-		v.kind = portKind
-	}
-	return v
+	return verdict
 }
 
-// payloadValue names the fields that rules mostly look at.
-func (w *writer) payloadValue(e expr.Payload) value {
-	at := func(base expr.PayloadBase, offset uint32) bool { return e.Base == base && e.Offset == offset }
-	switch {
-	case at(expr.PayloadBaseNetworkHeader, 12) && e.Len <= 4:
-		return value{name: "ip saddr", kind: addressKind}
-	case at(expr.PayloadBaseNetworkHeader, 16) && e.Len <= 4:
-		return value{name: "ip daddr", kind: addressKind}
-	case at(expr.PayloadBaseNetworkHeader, 8) && (e.Len > 4 || w.family == unix.NFPROTO_IPV6):
-		return value{name: "ip6 saddr", kind: addressKind}
-	case at(expr.PayloadBaseNetworkHeader, 24):
-		return value{name: "ip6 daddr", kind: addressKind}
-	case at(expr.PayloadBaseNetworkHeader, 9) && e.Len == 1:
-		return value{name: "ip protocol", kind: protocolKind}
-	case at(expr.PayloadBaseTransportHeader, 0) && e.Len == 2:
-		return value{name: "th sport", kind: portKind}
-	case at(expr.PayloadBaseTransportHeader, 2) && e.Len == 2:
-		return value{name: "th dport", kind: portKind}
+// lookedUp names what an expression asks of something else than the packet.
+func (w *writer) lookedUp(p *expression) value {
+	var attrs [exprAttributes][]byte
+	netlink.ByType(p.raw, attrs[:])
+	switch p.Name {
+	case "rt":
+		return rtValue(p.Key)
+	case "socket":
+		return socketValue(p.Key)
+	case "fib":
+		return fibValue(p.Flags, p.Key)
+	case "numgen":
+		kind := "inc"
+		if p.Key == 1 {
+			kind = "random"
+		}
+		return value{name: fmt.Sprintf("numgen %s mod %d%s", kind, p.Size, offset(p.Offset)), typ: typeNative, size: 4}
 	}
-	return value{name: fmt.Sprintf("@%d,%d,%d", e.Base, e.Offset*8, e.Len*8)}
+	if p.Key == 1 {
+		return value{name: fmt.Sprintf("symhash mod %d%s", p.Size, offset(p.Offset)), typ: typeNative, size: 4}
+	}
+	name := fmt.Sprintf("jhash %s mod %d", w.keyName(p.Src, p.Len), p.Size)
+	if seed := attrs[5]; seed != nil {
+		name += fmt.Sprintf(" seed 0x%x", bigEndian(seed))
+	}
+	return value{name: name + offset(p.Offset), typ: typeNative, size: 4}
+}
+
+func offset(n uint32) string {
+	if n == 0 {
+		return ""
+	}
+	return fmt.Sprintf(" offset %d", n)
 }

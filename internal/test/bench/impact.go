@@ -44,6 +44,11 @@ func planImpact(s *space) error {
 	if _, err := s.exec(rules, "iptables-restore"); err != nil {
 		return err
 	}
+	return s.impact("", 1)
+}
+
+// impact plans with impactFlows connections open, on rules that are there.
+func (s *space) impact(kind string, limit float64) error {
 	if err := os.WriteFile("/proc/sys/net/netfilter/nf_conntrack_udp_timeout", []byte("900"), 0o644); err != nil {
 		return err
 	}
@@ -55,7 +60,7 @@ func planImpact(s *space) error {
 	if err != nil {
 		return err
 	}
-	what := fmt.Sprintf("plan, %d flows, %d rules", n, impactRules)
+	what := fmt.Sprintf("plan, %d flows, %d %srules", n, impactRules, kind)
 	// First: a process is charged with what the one that starts it holds by then.
 	peak, err := s.peak("plan", path)
 	if err != nil {
@@ -67,7 +72,7 @@ func planImpact(s *space) error {
 		reference: func() error { return s.run("conntrack", "-L") },
 		runs:      5,
 	}
-	return c.atMost(what+" : conntrack -L", s.backend, 1)
+	return c.atMost(what+" : conntrack -L", s.backend, limit)
 }
 
 // fill makes n connections over lo, and returns how many are tracked then.

@@ -235,11 +235,29 @@ func (l *lab) send(p *verdict.Packet, data []byte) {
 		return
 	}
 	p.Known |= verdict.KnownMAC
+	if l.comesFrom(p.Src) == p.In {
+		p.Known |= verdict.KnownWayBack
+	}
 	p.MAC = l.peerIn
 	if p.In == outside {
 		p.MAC = l.peerOut
 	}
 	l.inject(p.In == inside, p.Src.Is6(), ip)
+}
+
+// comesFrom is the interface that leads to one of the peers' addresses.
+func (l *lab) comesFrom(a netip.Addr) string {
+	for i := range peers {
+		for _, f := range host.Families {
+			switch a {
+			case near(f, i):
+				return inside
+			case far(f, i):
+				return outside
+			}
+		}
+	}
+	return ""
 }
 
 // random makes a packet of any kind. pad is what stands ahead of the mark.

@@ -28,6 +28,7 @@ func TestStale(t *testing.T) {
 			}
 			// Tables that were used once stay, and are no news then.
 			h.sh("for f in iptables ip6tables; do $f-" + string(other) + " -A INPUT -j ACCEPT; $f-" + string(other) + " -D INPUT -j ACCEPT; done")
+			h.sh("nft 'add table inet fw; add set inet fw s { type ipv4_addr; }; add chain inet fw in { type filter hook input priority 10; }; add rule inet fw in ip saddr @s drop'")
 			path := h.config(webUntracked)
 			h.ctplan(exitOK, "plan", "--out", "plan", path)
 
@@ -38,6 +39,9 @@ func TestStale(t *testing.T) {
 				{"iptables.ipv4.filter", "iptables -N new", "iptables -X new"},
 				{"iptables.ipv4.raw", "iptables -t raw -A OUTPUT -j ACCEPT", "iptables -t raw -F"},
 				{"iptables.ipv6.filter", "ip6tables -I INPUT -s 2001:db8::1 -j DROP", "ip6tables -D INPUT 1"},
+				{"nftables.inet.fw", "nft add rule inet fw in tcp dport 9 accept", "nft delete rule inet fw in handle $(nft -a list chain inet fw in | sed -n 's/.*dport 9 accept # handle //p')"},
+				{"nftables.inet.fw", "nft add element inet fw s { 192.0.2.9 }", "nft delete element inet fw s { 192.0.2.9 }"},
+				{"nftables.inet.fw", "nft add chain inet fw in { policy drop\\; }", "nft add chain inet fw in { policy accept\\; }"},
 				{"iptables.ipv6.mangle", "ip6tables -t mangle -A OUTPUT -j ACCEPT", "ip6tables -t mangle -F"},
 				{"sysctl.net.netfilter.nf_conntrack_udp_timeout", "cat /proc/sys/net/netfilter/nf_conntrack_udp_timeout > was; echo 77 > /proc/sys/net/netfilter/nf_conntrack_udp_timeout", "cat was > /proc/sys/net/netfilter/nf_conntrack_udp_timeout"},
 			}

@@ -24,8 +24,8 @@ var plainModules = words.Set("tcp", "udp", "udplite", "sctp", "dccp", "icmp", "i
 type XTables host.Family
 
 // Read is Language's.
-func (f XTables) Read(r *verdict.Rule, table verdict.TableID, words []string) {
-	s := xtables.Parse(words)
+func (f XTables) Read(r *verdict.Rule, table verdict.TableID, source *verdict.RuleSource) {
+	s := xtables.Parse(source.Words)
 	b := ruleBuilder{family: host.Family(f), r: r, s: s, cts: map[int]*verdict.CT{}}
 	for _, o := range s.Matches {
 		b.option(o)

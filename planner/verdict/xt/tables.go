@@ -101,12 +101,12 @@ func NewEvaluator(family host.Family, rulesets []host.Ruleset, facts verdict.Fac
 			live = append(live, r)
 		}
 	}
-	c := verdict.NewCompiler(family, facts, XTables(family), len(live) > 1)
+	c := verdict.NewCompiler(family, facts, len(live) > 1)
 	var tables []*verdict.Table
 	for _, r := range live {
 		for _, name := range r.TableNames() {
 			if sections := r.Sections(name); len(sections) > 0 {
-				tables = append(tables, c.Table(verdict.TableID{Backend: r.Backend, Table: name}, Sources(name, sections)))
+				tables = append(tables, c.Table(verdict.TableID{Backend: r.Backend, Table: name}, XTables(family), Sources(name, sections)))
 			}
 		}
 	}

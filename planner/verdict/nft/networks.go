@@ -1,0 +1,136 @@
+package nft
+
+import (
+	"bytes"
+	"iter"
+	"net/netip"
+
+	"github.com/ctplan/ctplan/planner/host"
+	"github.com/ctplan/ctplan/planner/nets"
+)
+
+// Networks are those that rules compare the source of a packet with, or its
+// destination, in their order: alone, in ranges, or in sets. One may come several
+// times.
+func Networks(tables []host.NFTTable, family host.Family, dst bool) iter.Seq[netip.Prefix] {
+	return func(yield func(netip.Prefix) bool) {
+		for i := range tables {
+			t := &tables[i]
+			if t.Dormant || !meets(family, t) {
+				continue
+			}
+			n := namer{l: &language{family: family, table: t}, dst: dst, yield: yield}
+			for k := range t.Chains {
+				for r := range t.Chains[k].Rules {
+					if !n.rule(t.Chains[k].Rules[r].Exprs) {
+						return
+					}
+				}
+			}
+		}
+	}
+}
+
+// namer looks for networks in rules.
+type namer struct {
+	l     *language
+	dst   bool
+	yield func(netip.Prefix) bool
+	loads []addressLoad
+}
+
+// addressLoad is where an address, or its beginning, stands.
+type addressLoad struct {
+	at, n, size int
+	mask        []byte
+}
+
+func (n *namer) rule(exprs []host.NFTExpr) bool {
+	n.loads = n.loads[:0]
+	b := builder{l: n.l}
+	for i := range exprs {
+		e := &exprs[i]
+		switch at := register(e.Src); e.Name {
+		case "payload":
+			const network = 1
+			side, size, ok := b.address(int(e.Offset), int(min(e.Len, 64)))
+			if at := register(e.Dst); ok && at >= 0 && !e.Sets && e.Base == network && (side != 0) == n.dst {
+				n.loads = append(n.loads, addressLoad{at: at, n: int(e.Len), size: size})
+			}
+		case "bitwise":
+			for k := range n.loads {
+				if l := &n.loads[k]; l.at == at && len(e.Mask) == l.n {
+					l.mask = e.Mask
+				}
+			}
+		case "cmp":
+			for _, l := range n.loads {
+				if l.at == at && l.n == len(e.Data) && !n.give(l, e.Data, nil) {
+					return false
+				}
+			}
+		case "range":
+			for _, l := range n.loads {
+				if l.at == at && l.n == len(e.Data) && l.n == len(e.To) && !n.give(l, e.Data, e.To) {
+					return false
+				}
+			}
+		case "lookup":
+			if !n.set(e, at) {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// set gives the addresses in a set, which may be parts of its members.
+func (n *namer) set(e *host.NFTExpr, at int) bool {
+	s := n.l.set(e.Set)
+	if s == nil || at < 0 {
+		return true
+	}
+	for _, l := range n.loads {
+		from := l.at - at
+		if from < 0 || from+l.n > int(s.KeyLen) {
+			continue
+		}
+		for e := range s.Elements.All() {
+			if len(e.Key) != int(s.KeyLen) {
+				continue
+			}
+			var last []byte
+			if len(e.Last) == len(e.Key) {
+				last = e.Last[from : from+l.n]
+			}
+			if !n.give(l, e.Key[from:from+l.n], last) {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// give gives the network of a value, or those of a range.
+func (n *namer) give(l addressLoad, first, last []byte) bool {
+	whole := func(b []byte, fill byte) netip.Addr {
+		a, _ := netip.AddrFromSlice(append(bytes.Clone(b), bytes.Repeat([]byte{fill}, l.size-len(b))...))
+		return a
+	}
+	if last == nil {
+		width := len(first) * 8
+		if l.mask != nil {
+			width = 0
+			for width < len(l.mask)*8 && l.mask[width/8]&(0x80>>(width%8)) != 0 {
+				width++
+			}
+		}
+		return n.yield(netip.PrefixFrom(whole(first, 0), width).Masked())
+	}
+	for _, p := range nets.Cover(whole(first, 0), whole(last, 0xff)) {
+		if !n.yield(p) {
+			return false
+		}
+	}
+	return true
+}
