@@ -7,7 +7,8 @@
 //
 //   - values: host, declared, change; words, nets and protocol for their parts
 //   - languages of rules: xtables, nftables; files that boot reads: etc
-//   - what becomes of a packet: verdict, and verdict/xt, which reads iptables' rules for it
+//   - what becomes of a packet: verdict, and verdict/xt and verdict/nft, which read the
+//     rules of iptables and of nftables for it
 //   - of connections, before and after: judge, and impact and sides, which ask it
 //   - the stages that change something: rules, sizes, modules, service
 //   - what the host boots into: boot

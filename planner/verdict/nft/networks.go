@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"iter"
 	"net/netip"
+	"slices"
 
 	"github.com/ctplan/ctplan/planner/host"
 	"github.com/ctplan/ctplan/planner/nets"
@@ -86,10 +87,11 @@ func (n *namer) rule(exprs []host.NFTExpr) bool {
 
 // set gives the addresses in a set, which may be parts of its members.
 func (n *namer) set(e *host.NFTExpr, at int) bool {
-	s := n.l.set(e.Set)
-	if s == nil || at < 0 {
+	i := slices.IndexFunc(n.l.table.Sets, func(s host.NFTSet) bool { return s.Name == e.Set })
+	if i < 0 || at < 0 {
 		return true
 	}
+	s := &n.l.table.Sets[i]
 	for _, l := range n.loads {
 		from := l.at - at
 		if from < 0 || from+l.n > int(s.KeyLen) {
