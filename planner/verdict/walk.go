@@ -70,12 +70,7 @@ func (e *Evaluator) Verdict(p *Packet) Decision {
 	if tracked == 0 {
 		tracked = StateAny
 	}
-	if p.Known&KnownMark != 0 {
-		s.mark, s.markBits = p.Mark, ^uint32(0)
-	}
-	if p.Known&KnownConnMark != 0 {
-		s.cmark, s.cmarkBits = p.ConnMark, ^uint32(0)
-	}
+	s.knownMarks()
 	wire := &p.Tuple
 	if p.Wire.Src.IsValid() {
 		wire = &p.Wire
@@ -100,23 +95,7 @@ func (e *Evaluator) Verdict(p *Packet) Decision {
 		if !h.untracked && !s.seen {
 			s.track(tracked)
 		}
-		switch h.view {
-		case viewWire:
-			s.look(wire, p.In, "")
-		case viewWireOut:
-			s.look(wire, "", p.Out)
-		case viewIn:
-			s.look(&p.Tuple, p.In, "")
-		case viewBoth:
-			s.look(&p.Tuple, p.In, p.Out)
-		case viewOut:
-			s.look(&p.Tuple, "", p.Out)
-		case viewLeaves:
-			s.look(&p.Tuple, "", p.Out)
-			if p.Hook == HookForward {
-				s.in = SomeInterface
-			}
-		}
+		s.see(h.view, wire)
 		if h.blurred && s.translated(h.chain.base) {
 			open = true
 			s.wonder(&h.chain.policyRef)
@@ -170,6 +149,39 @@ func (s *walk) translated(b *Base) bool {
 	}
 	turned := host.Tuple{Src: p.Orig.Dst, Dst: p.Orig.Src, SrcPort: p.Orig.DstPort, DstPort: p.Orig.SrcPort}
 	return p.Known&KnownTuples == 0 || p.Reply != turned || s.states&(StateNew|StateRelated) != 0
+}
+
+// knownMarks are those that the packet has when it enters.
+func (s *walk) knownMarks() {
+	if s.p.Known&KnownMark != 0 {
+		s.mark, s.markBits = s.p.Mark, ^uint32(0)
+	}
+	if s.p.Known&KnownConnMark != 0 {
+		s.cmark, s.cmarkBits = s.p.ConnMark, ^uint32(0)
+	}
+}
+
+// see is what a chain sees of the packet; wire are its addresses before they are
+// translated.
+func (s *walk) see(view viewKind, wire *host.Tuple) {
+	p := s.p
+	switch view {
+	case viewWire:
+		s.look(wire, p.In, "")
+	case viewWireOut:
+		s.look(wire, "", p.Out)
+	case viewIn:
+		s.look(&p.Tuple, p.In, "")
+	case viewBoth:
+		s.look(&p.Tuple, p.In, p.Out)
+	case viewOut:
+		s.look(&p.Tuple, "", p.Out)
+	case viewLeaves:
+		s.look(&p.Tuple, "", p.Out)
+		if p.Hook == HookForward {
+			s.in = SomeInterface
+		}
+	}
 }
 
 func (s *walk) decision(v Verdict, r *RuleRef) Decision {
