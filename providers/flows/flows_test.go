@@ -185,7 +185,7 @@ func FuzzMessages(f *testing.F) {
 		})
 		new(Entry).parse(b)
 		parseSocket(17, b)
-		parseSSH(string(b))
+		ParseConnection(string(b))
 		sets := listing{}
 		sets.parse(b)
 		for name, s := range sets.known() {
