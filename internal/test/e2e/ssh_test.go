@@ -67,6 +67,7 @@ Host web-1
 		grep -q '^sshd:' /etc/passwd || echo 'sshd:x:65533:65534::/run/sshd:/bin/false' >> /etc/passwd
 		printf 'root ALL=(ALL) NOPASSWD: ALL\n' > /etc/sudoers; chmod 440 /etc/sudoers; rm -rf /etc/sudoers.d
 		printf 'account sufficient pam_permit.so\nauth sufficient pam_permit.so\nsession optional pam_permit.so\n' > /etc/pam.d/sudo
+		printf '127.0.0.1 localhost\n192.0.2.5 web-1\n' > /etc/hosts # sudo asks for it
 		mkdir -p -m 0755 /run/sshd
 		ssh-keygen -q -t ed25519 -N '' -f /run/test/key`)
 	cmd := h.commandOf(server, "-D", "-e", "-f", "/run/test/sshd_config")
