@@ -234,7 +234,9 @@ func (tx *transaction) forward(ctx context.Context, steps []change.Step) (left t
 		return 0, err
 	}
 	if tx.opts.Verify != nil {
-		if err := tx.opts.Verify(ctx); err != nil {
+		reading, cancel := context.WithTimeout(ctx, 2*childTime)
+		defer cancel()
+		if err := tx.opts.Verify(reading); err != nil {
 			return 0, fmt.Errorf("reading back: %w", err)
 		}
 	}
