@@ -63,6 +63,7 @@ func (e *env) canAsk(f changeFlags, otherwise string) error {
 // check and read back; the rest of it is set here.
 func (e *env) change(ctx context.Context, where apply.Env, steps []change.Step, plan planner.Plan, f changeFlags, o apply.Options) error {
 	where.Watch = e.watch
+	where.SSH = flows.Reached(e.root)
 	o.Summary = view.Summary(plan, view.Plan)
 	o.Back = plan.Mode == declared.GoingBack
 	o.ConfirmWithin = f.confirmWithin

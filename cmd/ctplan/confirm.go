@@ -15,35 +15,84 @@ import (
 
 	"github.com/ctplan/ctplan/internal/apply"
 	"github.com/ctplan/ctplan/internal/journal"
+	"github.com/ctplan/ctplan/internal/view"
 	"github.com/ctplan/ctplan/planner/host"
+	"github.com/ctplan/ctplan/providers/flows"
 )
 
 func newConfirm(e *env) *cobra.Command {
 	return &cobra.Command{
-		Use:   "confirm",
+		Use:   "confirm [ID]",
 		Short: "Keep what apply --confirm-within changed",
-		Long: `Makes the change stay that waits for its confirmation. Run it over a new
-connection: that it can be run there is what it confirms.
+		Long: `Makes the change stay that waits for its confirmation: with an ID, as history
+lists them, that one alone, and one that stays already is no error.
 
-Exit status: 0, 1 when nothing waits or the time is over.`,
-		Args: atMost(0, "no argument"),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := e.needRoot("confirming a change"); err != nil {
-				return err
+Run it over a new SSH connection: that one comes up is what it confirms. Where
+apply ran over SSH, the connection that it ran in is refused, and any other that
+was open before the change was made, behind sudo and in tmux too. A connection
+that ssh shares (ControlMaster, which Ansible sets) is the old one:
+
+  ssh -o ControlPath=none HOST ctplan confirm
+
+Exit status: 0, 1 when nothing waits, the time is over, or the connection is old.`,
+		Example: `  ctplan confirm
+  ctplan confirm 12`,
+		Args: atMost(1, "the ID of one transaction"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			id := 0
+			if len(args) > 0 {
+				var err error
+				if id, err = transactionID(args[0]); err != nil {
+					return err
+				}
 			}
-			where := e.transaction(host.Host{}, 0)
-			where.Command = "ctplan confirm"
-			t, err := apply.Confirm(cmd.Context(), where)
-			switch {
-			case errors.Is(err, apply.ErrNothingToConfirm):
-				return hint(err, "ctplan history shows what became of the last one")
-			case err != nil:
-				return err
-			}
-			_, err = fmt.Fprintf(e.stdout, "confirmed: transaction %d stays (%s)\n", t.ID, t.Summary)
-			return err
+			return e.confirm(cmd.Context(), id)
 		},
 	}
+}
+
+// transactionID reads the number of a transaction.
+func transactionID(text string) (int, error) {
+	id, err := strconv.Atoi(text)
+	if err != nil || id < 1 {
+		return 0, hint(fmt.Errorf("%q is not the number of a transaction", text), "ctplan history lists them")
+	}
+	return id, nil
+}
+
+func (e *env) confirm(ctx context.Context, id int) error {
+	if err := e.needRoot("confirming a change"); err != nil {
+		return err
+	}
+	where := e.transaction(host.Host{}, 0)
+	where.Command = "ctplan confirm"
+	where.SSH = flows.Reached(e.root)
+	c, err := apply.Confirm(ctx, where, id)
+	var old *apply.OldConnectionError
+	var gone *apply.TakenBackError
+	switch {
+	case errors.Is(err, apply.ErrNothingToConfirm):
+		return hint(err, "ctplan history shows what became of the last one")
+	case errors.As(err, &old):
+		name := old.Transaction.Host.Name
+		if name == "" {
+			name = "HOST"
+		}
+		return hint(err, "open a new one: ssh -o ControlPath=none %s ctplan confirm %d", view.Clean(name), old.Transaction.ID)
+	case errors.As(err, &gone):
+		return errors.New(view.Clean(gone.Error()))
+	case err != nil:
+		return err
+	}
+	if c.Unproven {
+		e.warnf("apply ran over SSH, and whether this is another connection cannot be told: see to it that a new one comes up")
+	}
+	said := "confirmed"
+	if c.Already {
+		said = "confirmed already"
+	}
+	_, err = fmt.Fprintf(e.stdout, "%s: transaction %d stays (%s)\n", said, c.ID, view.Clean(c.Summary))
+	return err
 }
 
 // newWatchdog is the process that apply --confirm-within leaves behind.
@@ -117,38 +166,7 @@ func (e *env) awaitConfirmation(ctx context.Context, id int, within time.Duratio
 // warnRemote tells somebody who is about to change a host over the connection
 // that the change may cut.
 func (e *env) warnRemote(within time.Duration) {
-	if within == 0 && e.overSSH() {
+	if within == 0 && (e.getenv("SSH_CONNECTION") != "" || len(flows.Reached(e.root)) > 0) {
 		e.warnf("this is an SSH session: with --confirm-within 60s a change that cuts it takes itself back")
 	}
-}
-
-// overSSH reports whether this process belongs to an SSH session. sudo drops
-// SSH_CONNECTION, so the processes above it are asked too.
-func (e *env) overSSH() bool {
-	if e.getenv("SSH_CONNECTION") != "" {
-		return true
-	}
-	for pid, depth := os.Getppid(), 0; pid > 1 && depth < 64; depth++ {
-		data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-		if err != nil {
-			return false
-		}
-		// "PID (comm) state PPID …", where comm may hold anything.
-		text := string(data)
-		open, end := strings.IndexByte(text, '('), strings.LastIndexByte(text, ')')
-		if open < 0 || end < open {
-			return false
-		}
-		if strings.HasPrefix(text[open+1:end], "sshd") {
-			return true
-		}
-		fields := strings.Fields(text[end+1:])
-		if len(fields) < 2 {
-			return false
-		}
-		if pid, err = strconv.Atoi(fields[1]); err != nil {
-			return false
-		}
-	}
-	return false
 }

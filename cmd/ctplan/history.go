@@ -152,11 +152,10 @@ Exit status: 0, 1 on errors or without a yes, 3 when blocked.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			id := 0
 			if len(args) > 0 {
-				n, err := strconv.Atoi(args[0])
-				if err != nil || n < 1 {
-					return hint(fmt.Errorf("%q is not the number of a transaction", args[0]), "ctplan history lists them")
+				var err error
+				if id, err = transactionID(args[0]); err != nil {
+					return err
 				}
-				id = n
 			}
 			return r.rollback(cmd.Context(), id)
 		},

@@ -31,6 +31,7 @@ import (
 	"github.com/ctplan/ctplan/internal/lock"
 	"github.com/ctplan/ctplan/planner/change"
 	"github.com/ctplan/ctplan/planner/host"
+	"github.com/ctplan/ctplan/providers/flows"
 )
 
 // Env is where a transaction happens.
@@ -45,6 +46,8 @@ type Env struct {
 	Command  string    // how the lock names this process: the command line
 	Version  string    // ctplan's own
 	Identity host.Host // with BootID
+	// SSH are the connections that this process was reached over: flows.Reached.
+	SSH []flows.SSH
 
 	// Watch starts the process that takes the transaction back when nobody
 	// confirms; StartWatchdog on a real host. Only ConfirmWithin needs it.
@@ -231,7 +234,9 @@ func (tx *transaction) forward(ctx context.Context, steps []change.Step) (left t
 		return 0, err
 	}
 	if tx.opts.Verify != nil {
-		if err := tx.opts.Verify(ctx); err != nil {
+		reading, cancel := context.WithTimeout(ctx, 2*childTime)
+		defer cancel()
+		if err := tx.opts.Verify(reading); err != nil {
 			return 0, fmt.Errorf("reading back: %w", err)
 		}
 	}

@@ -4,19 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"os"
-	"os/exec"
-	"os/signal"
-	"path/filepath"
-	"strconv"
-	"syscall"
+	"slices"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/ctplan/ctplan/internal/journal"
 	"github.com/ctplan/ctplan/internal/lock"
+	"github.com/ctplan/ctplan/providers/flows"
 )
 
 // confirmLock is how long Confirm waits for the lock: somebody may be reading
@@ -31,43 +24,207 @@ var (
 	ErrTooLate = errors.New("the time to confirm is over: the transaction is being rolled back, or was already")
 )
 
-// Confirm makes the new state of the transaction that waits for it stay, and
-// returns which one that was. It returns ErrNothingToConfirm or ErrTooLate
-// where there is none any more.
-func Confirm(ctx context.Context, env Env) (journal.Transaction, error) {
+// TakenBackError says that a transaction cannot be confirmed any more.
+type TakenBackError struct {
+	ID     int
+	Reason string // as the journal has it: not safe for a terminal
+}
+
+func (e *TakenBackError) Error() string {
+	return fmt.Sprintf("transaction %d was taken back, and cannot be confirmed any more: %s", e.ID, e.Reason)
+}
+
+// OldConnectionError says that a confirmation came over a connection that was
+// there before the change, and so proves nothing about new ones.
+type OldConnectionError struct {
+	Transaction journal.Transaction
+	Client      string        // address and port of the connection's other end; "" where that is not known
+	Same        bool          // it is the connection that apply ran in
+	Left        time.Duration // how long there still is to confirm
+}
+
+func (e *OldConnectionError) Error() string {
+	what := "the SSH connection"
+	if e.Client != "" {
+		what += " from " + e.Client
+	}
+	why := "was open before the change was made"
+	if e.Same {
+		why = "is the one that apply ran in"
+	}
+	return fmt.Sprintf("not confirmed: %s %s, and says nothing about whether a new one comes up; transaction %d is taken back in %s",
+		what, why, e.Transaction.ID, e.Left.Round(time.Second))
+}
+
+// Confirmation is what Confirm found and did.
+type Confirmation struct {
+	journal.Transaction
+	Already bool // it stayed already
+	// Unproven is that apply ran in an SSH connection, and whether this one is
+	// another could not be told.
+	Unproven bool
+}
+
+// Confirm makes the new state of a transaction stay that waits for it: of the
+// one with the ID, or with 0 of the one that waits. One that stays already is
+// left as it is.
+//
+// It returns ErrNothingToConfirm or ErrTooLate where there is none any more, a
+// *TakenBackError, and an *OldConnectionError where apply ran in an SSH
+// connection and all of env.SSH were there before the change.
+func Confirm(ctx context.Context, env Env, id int) (Confirmation, error) {
 	l, err := lock.Acquire(ctx, env.LockPath, env.Command, max(env.LockTimeout, confirmLock))
 	if err != nil {
-		return journal.Transaction{}, err
+		return Confirmation{}, err
 	}
 	defer l.Release()
 	store, err := journal.View(env.Dir)
 	if err != nil {
-		return journal.Transaction{}, err
+		return Confirmation{}, err
 	}
-	open, err := store.Unfinished()
+	t, err := toConfirm(store, id)
+	if err == nil && t.Outcome == journal.Committed {
+		err = goneBack(store, t)
+		return Confirmation{Transaction: t, Already: true}, err
+	}
 	if err != nil {
-		return journal.Transaction{}, err
+		return Confirmation{Transaction: t}, err
 	}
-	if len(open) == 0 || open[len(open)-1].Outcome != journal.Waiting {
-		if len(open) > 0 && open[len(open)-1].ConfirmWithin > 0 {
-			return journal.Transaction{}, ErrTooLate
-		}
-		return journal.Transaction{}, ErrNothingToConfirm
+	left := timeLeft(t)
+	if left == 0 {
+		return Confirmation{Transaction: t}, ErrTooLate
 	}
-	t := open[len(open)-1]
-	if timeLeft(t) == 0 {
-		return t, ErrTooLate
+	c := Confirmation{}
+	switch client, age := judge(t, env.SSH); age {
+	case ranApply, older:
+		return Confirmation{Transaction: t}, &OldConnectionError{Transaction: t, Client: client, Same: age == ranApply, Left: left}
+	case untold:
+		c.Unproven = true
 	}
 	j, t, err := store.Reopen(t.ID, 0)
 	if err != nil {
-		return t, err
+		return c, err
 	}
 	defer j.Close()
 	if err := j.Append(journal.Record{Kind: journal.Commit}, true); err != nil {
-		return t, fmt.Errorf("confirming transaction %d: %w; it will be rolled back", t.ID, err)
+		return c, fmt.Errorf("confirming transaction %d: %w; it will be rolled back", t.ID, err)
 	}
 	t.Outcome = journal.Committed
-	return t, nil
+	c.Transaction = t
+	return c, nil
+}
+
+// toConfirm returns the transaction that is to be confirmed, waiting for it or
+// committed already.
+func toConfirm(store *journal.Store, id int) (journal.Transaction, error) {
+	if id == 0 {
+		open, err := store.Unfinished()
+		if err != nil {
+			return journal.Transaction{}, err
+		}
+		if len(open) == 0 {
+			return journal.Transaction{}, ErrNothingToConfirm
+		}
+		t := open[len(open)-1]
+		switch {
+		case t.Outcome == journal.Waiting:
+			return t, nil
+		case t.ConfirmWithin > 0:
+			return t, ErrTooLate
+		}
+		return t, ErrNothingToConfirm
+	}
+	t, err := store.Load(id)
+	if err == nil {
+		err = t.Err
+	}
+	switch {
+	case err != nil:
+		return t, fmt.Errorf("confirming transaction %d: %w", id, err)
+	case t.Outcome == journal.WasUndone:
+		return t, &TakenBackError{ID: id, Reason: t.Reason}
+	case t.Outcome == journal.Waiting || t.Outcome == journal.Committed:
+		return t, nil
+	case t.ConfirmWithin > 0:
+		return t, ErrTooLate
+	}
+	return t, fmt.Errorf("transaction %d: %w", id, ErrNothingToConfirm)
+}
+
+// goneBack returns a *TakenBackError where a rollback took back a transaction
+// that had stayed: one that came next. What a later one took back beside others
+// the journals do not say.
+func goneBack(store *journal.Store, t journal.Transaction) error {
+	all, err := store.All()
+	if err != nil {
+		return err
+	}
+	for _, next := range all {
+		if next.ID <= t.ID || next.Outcome != journal.Committed {
+			continue
+		}
+		if next.Back {
+			return &TakenBackError{ID: t.ID, Reason: fmt.Sprintf("by transaction %d, a rollback", next.ID)}
+		}
+		return nil
+	}
+	return nil
+}
+
+// age is what a connection is to a change.
+type age int
+
+const (
+	fresh    age = iota // it came up after the change, or apply ran in none
+	untold              // it cannot be told
+	older               // it was there before the change
+	ranApply            // apply ran in it
+)
+
+// clockTick is the resolution of flows.SSH.Began.
+const clockTick = 10 * time.Millisecond
+
+// judge holds the connections that a confirmation may have come over against
+// those that apply ran in. A good change must not be taken back for a doubt: all
+// of them have to be known and old. client is one that is.
+func judge(t journal.Transaction, over []flows.SSH) (client string, found age) {
+	before := t.Over
+	if s, ok := flows.ParseConnection(t.Who.SSH); ok && len(before) == 0 { // an older version's
+		before = []string{s.Remote.String()}
+	}
+	if len(before) == 0 {
+		return "", fresh
+	}
+	if len(over) == 0 {
+		return "", untold
+	}
+	armed := time.Duration(t.Deadline) - t.ConfirmWithin
+	for i, from := range clients(over) {
+		switch {
+		case from != "" && slices.Contains(before, from):
+			client, found = from, ranApply
+		case over[i].Began > 0 && over[i].Began+clockTick <= armed:
+			if found != ranApply {
+				client, found = from, older
+			}
+		case from == "" && over[i].Began == 0, over[i].Began == 0 && slices.Contains(before, ""):
+			return "", untold
+		default:
+			return "", fresh
+		}
+	}
+	return client, found
+}
+
+// clients are the other ends of SSH connections, "" for one that is not known.
+func clients(over []flows.SSH) []string {
+	out := make([]string, len(over))
+	for i, c := range over {
+		if c.Remote.IsValid() {
+			out[i] = c.Remote.String()
+		}
+	}
+	return out
 }
 
 // Waiting returns how long there still is to confirm the transaction, and how
@@ -82,200 +239,4 @@ func Waiting(dir string, id int) (left time.Duration, outcome journal.Outcome, e
 		err = t.Err
 	}
 	return timeLeft(t), t.Outcome, err
-}
-
-// readyTimeout is how long StartWatchdog waits for the watchdog to stand on
-// its own feet.
-const readyTimeout = 10 * time.Second
-
-// StartWatchdog starts the program at path with the arguments, to which it
-// adds the transaction's number, as a process that outlives this one: in its
-// own session, without a terminal, in the root folder, its output in the
-// journal's folder. The program calls Watchdog. StartWatchdog returns when it
-// says that it is watching.
-func StartWatchdog(ctx context.Context, dir, path string, args []string, id int) error {
-	log, err := os.OpenFile(filepath.Join(dir, "watchdog.log"), os.O_WRONLY|os.O_CREATE|os.O_TRUNC|unix.O_NOFOLLOW, 0o600)
-	if err != nil {
-		return err
-	}
-	defer log.Close()
-	ready, theirs, err := os.Pipe()
-	if err != nil {
-		return err
-	}
-	defer ready.Close()
-	cmd := exec.Command(path, append(args, strconv.Itoa(id))...)
-	cmd.Dir = "/"
-	cmd.Stdout, cmd.Stderr = log, log
-	cmd.ExtraFiles = []*os.File{theirs}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	err = cmd.Start()
-	theirs.Close()
-	if err != nil {
-		return err
-	}
-	go cmd.Wait() // it is reaped if it ends first
-	said := make(chan error, 1)
-	go func() {
-		_, err := io.ReadFull(ready, make([]byte, 1))
-		said <- err
-	}()
-	timer := time.NewTimer(readyTimeout)
-	defer timer.Stop()
-	err = context.DeadlineExceeded
-	select {
-	case err = <-said:
-	case <-ctx.Done():
-		err = ctx.Err()
-	case <-timer.C:
-	}
-	if err != nil {
-		cmd.Process.Kill()
-		return fmt.Errorf("it did not come up (%w); it may say why in %s", err, log.Name())
-	}
-	return nil
-}
-
-// readyFD is where StartWatchdog listens.
-const readyFD = 3
-
-// Steps of the watchdog's clock.
-const (
-	tick = 100 * time.Millisecond
-	// grace is what a transaction that is out of time gets to roll back by
-	// itself before the watchdog ends it.
-	grace = time.Second
-)
-
-// Watchdog watches one transaction until it is over, one way or the other,
-// and takes it back when the time to confirm is over or the process that
-// carries it out has died half way. It does not end on SIGHUP, SIGINT,
-// SIGTERM or SIGPIPE, nor with the session or service that it was started in,
-// and reads no clock that can be set.
-//
-// The process calls it that StartWatchdog started.
-func Watchdog(ctx context.Context, env Env, id int) error {
-	signal.Ignore(syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM, syscall.SIGPIPE)
-	// A machine short of memory has better candidates. Root alone may.
-	_ = os.WriteFile("/proc/self/oom_score_adj", []byte("-1000"), 0)
-	leaveService()
-	store, err := journal.View(env.Dir)
-	if err != nil {
-		return err
-	}
-	if _, err := store.Load(id); err != nil {
-		return err
-	}
-	if f := os.NewFile(readyFD, "ready"); f != nil {
-		_, _ = f.Write([]byte{1})
-		f.Close()
-	}
-	var t journal.Transaction
-	var seen os.FileInfo
-	for ; ; time.Sleep(tick) {
-		info, err := os.Stat(store.Path(id))
-		if errors.Is(err, os.ErrNotExist) {
-			return nil // pruned: it is over
-		}
-		if err != nil {
-			return err
-		}
-		if seen == nil || info.Size() != seen.Size() || info.ModTime() != seen.ModTime() {
-			if t, err = store.Load(id); err != nil || t.Err != nil {
-				return errors.Join(err, t.Err)
-			}
-			seen = info
-		}
-		if !t.Outcome.Open() {
-			return nil
-		}
-		alive := running(t.Process)
-		late := now() - t.Deadline
-		switch {
-		case t.Outcome == journal.Waiting && late < 0:
-			continue
-		case t.Outcome == journal.Waiting, !alive:
-		case late > int64(grace) && t.Outcome == journal.Running:
-			// Out of time and not even rolling back: it hangs.
-			if err := kill(t.Process); err != nil {
-				return fmt.Errorf("ending process %d, which hangs: %w", t.Process.PID, err)
-			}
-			continue
-		default:
-			continue
-		}
-		done, err := env.expire(ctx, store, id)
-		if done {
-			return err
-		}
-	}
-}
-
-// systemdGroups are where the cgroups stand by which systemd knows what belongs
-// to a session or a service: all of v2, v2 beside v1, v1.
-var systemdGroups = []string{"/sys/fs/cgroup", "/sys/fs/cgroup/unified", "/sys/fs/cgroup/systemd"}
-
-// leaveService moves this process out of the session or service that it was
-// started in: systemd kills everything in there at its end, watchdogs too
-// (KillMode= in systemd.kill(5), KillUserProcesses= in logind.conf(5)). Where
-// this cannot be done, nothing is lost that was there before.
-func leaveService() {
-	for _, root := range systemdGroups {
-		if f, err := os.OpenFile(filepath.Join(root, "cgroup.procs"), os.O_WRONLY, 0); err == nil {
-			_, _ = f.WriteString("0")
-			f.Close()
-		}
-	}
-}
-
-// expire takes the transaction back if it is still to be taken back once the
-// lock is held. done is false when another process is at it.
-func (env Env) expire(ctx context.Context, store *journal.Store, id int) (done bool, err error) {
-	l, err := lock.Acquire(ctx, env.LockPath, env.Command, 0)
-	var held *lock.HeldError
-	if errors.As(err, &held) {
-		return false, nil
-	}
-	if err != nil {
-		return true, err
-	}
-	defer l.Release()
-	t, err := store.Load(id)
-	if err != nil || t.Err != nil {
-		return true, errors.Join(err, t.Err)
-	}
-	if !t.Outcome.Open() {
-		return true, nil
-	}
-	if timeLeft(t) > 0 {
-		return false, nil
-	}
-	cause := errCutOff
-	if t.Outcome == journal.Waiting {
-		cause = fmt.Errorf("not confirmed within %s", t.ConfirmWithin)
-	}
-	if env.Host == nil {
-		env.Host = NewHost("")
-	}
-	_, err = env.rollback(ctx, store, id, cause, nil)
-	return true, err
-}
-
-// kill ends a process, by a handle that cannot come to mean another one.
-func kill(p journal.Process) error {
-	fd, err := unix.PidfdOpen(p.PID, 0)
-	if errors.Is(err, unix.ESRCH) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
-	if !running(p) {
-		return nil
-	}
-	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
-		return err
-	}
-	return nil
 }

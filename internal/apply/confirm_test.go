@@ -186,7 +186,7 @@ func TestNotConfirmed(t *testing.T) {
 			if _, err := os.Stat(filepath.Join(s.root, "etc/d")); err == nil {
 				t.Error("the folder that was made still stands")
 			}
-			if _, err := Confirm(t.Context(), diskEnv(s.root)); !errors.Is(err, ErrNothingToConfirm) {
+			if _, err := Confirm(t.Context(), diskEnv(s.root), 0); !errors.Is(err, ErrNothingToConfirm) {
 				t.Errorf("confirming too late: %v", err)
 			}
 		})
@@ -261,7 +261,7 @@ func TestConfirmed(t *testing.T) {
 		t.Errorf("left %s, %v", left, err)
 	}
 	syscall.Kill(-s.applier.Process.Pid, syscall.SIGKILL)
-	if _, err := Confirm(t.Context(), env); err != nil {
+	if _, err := Confirm(t.Context(), env, 0); err != nil {
 		t.Fatal(err)
 	}
 	s.await("end of the watchdog", 2*time.Second, func() bool { return !s.watchdogRuns() })

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ctplan/ctplan/internal/journal"
+	"github.com/ctplan/ctplan/providers/flows"
 )
 
 // now is CLOCK_BOOTTIME in nanoseconds: it runs on while the machine sleeps,
@@ -45,7 +46,7 @@ func header(env Env, steps int, opts Options) (journal.Header, error) {
 	h := journal.Header{
 		Version: env.Version,
 		Time:    time.Now().UTC(),
-		Who:     who(),
+		Who:     who(env.SSH),
 		Process: self,
 		Host:    env.Identity,
 		BootID:  bootID(),
@@ -59,14 +60,20 @@ func header(env Env, steps int, opts Options) (journal.Header, error) {
 	if opts.ConfirmWithin > 0 {
 		h.ConfirmWithin = opts.ConfirmWithin
 		h.Deadline = now() + int64(opts.ConfirmWithin)
+		h.Over = clients(env.SSH)
 	}
 	return h, nil
 }
 
 // who is the person behind this process: the one who logged in, which sudo and
-// su do not change (/proc/self/loginuid), or else who called sudo.
-func who() journal.Who {
+// su do not change (/proc/self/loginuid), or else who called sudo. Where sudo
+// dropped SSH_CONNECTION, ssh says it.
+func who(ssh []flows.SSH) journal.Who {
 	w := journal.Who{UID: os.Getuid(), SSH: os.Getenv("SSH_CONNECTION")}
+	if w.SSH == "" && len(ssh) > 0 && ssh[0].Remote.IsValid() && ssh[0].Local.IsValid() {
+		from, to := ssh[0].Remote, ssh[0].Local
+		w.SSH = fmt.Sprintf("%s %d %s %d", from.Addr(), from.Port(), to.Addr(), to.Port())
+	}
 	const unset = 1<<32 - 1 // no login, as in a service
 	if data, err := os.ReadFile("/proc/self/loginuid"); err == nil {
 		if id, err := strconv.ParseUint(strings.TrimSpace(string(data)), 10, 32); err == nil && id != unset {

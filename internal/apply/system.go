@@ -28,7 +28,7 @@ import (
 // NewHost is the machine that ctplan runs on. Files and values are looked for
 // under root, "" on a real host.
 func NewHost(root string) *Host {
-	r := &holder{}
+	r := &holder{limit: childTime}
 	return &Host{
 		Rules:  systemRules{iptables.Tools{Runner: r}, r},
 		Files:  systemFiles{root},
@@ -41,10 +41,16 @@ func NewHost(root string) *Host {
 	}
 }
 
-// holder runs commands, and makes them keep a file open.
+// childTime is how long one command may take that a transaction starts, where
+// nothing else bounds it: iptables-restore takes seconds for 100,000 rules.
+const childTime = time.Minute
+
+// holder runs commands, makes them keep a file open, and ends those that do not
+// end.
 type holder struct {
-	mu   sync.Mutex
-	file *os.File
+	mu    sync.Mutex
+	file  *os.File
+	limit time.Duration
 }
 
 func (h *holder) hold(f *os.File) {
@@ -58,7 +64,16 @@ func (h *holder) Run(ctx context.Context, c run.Cmd) ([]byte, error) {
 	h.mu.Lock()
 	e := run.Exec{Keep: h.file}
 	h.mu.Unlock()
-	return e.Run(ctx, c)
+	if _, bounded := ctx.Deadline(); bounded {
+		return e.Run(ctx, c)
+	}
+	ctx, cancel := context.WithTimeout(ctx, h.limit)
+	defer cancel()
+	out, err := e.Run(ctx, c)
+	if errors.Is(err, context.DeadlineExceeded) {
+		return out, fmt.Errorf("%s had not ended after %s, and was ended", path.Base(c.Path), h.limit)
+	}
+	return out, err
 }
 
 // systemRules are the rules in the kernel.

@@ -75,6 +75,12 @@ type Header struct {
 	// of CLOCK_BOOTTIME, until an armed record sets another.
 	Deadline int64 `json:"deadline,omitempty"`
 
+	// Over is the client address and port of each SSH connection that it may have
+	// been started over (more than one in a terminal that several show), "" where
+	// that could not be told. Set with ConfirmWithin alone, and never by older
+	// versions, of which Who.SSH says what there is.
+	Over []string `json:"over,omitempty"`
+
 	// Conntrack is what the kernel held of connection tracking before the first
 	// step; nil in journals of older versions. No step says it where a rule
 	// loads the module, or where a boot finds half of the new files.
@@ -85,7 +91,7 @@ type Header struct {
 type Who struct {
 	User string `json:"user,omitempty"` // the login name
 	UID  int    `json:"uid"`
-	SSH  string `json:"ssh,omitempty"` // SSH_CONNECTION: client address and port, server address and port
+	SSH  string `json:"ssh,omitempty"` // as SSH_CONNECTION: client address and port, server address and port
 }
 
 // Process names a process beyond its PID, which the kernel gives to others later.

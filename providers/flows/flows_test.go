@@ -6,6 +6,7 @@ import (
 	"reflect"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -180,7 +181,7 @@ func FuzzMessages(f *testing.F) {
 			t.Errorf("half a socket: %+v", s)
 		}
 		parseSocket(17, b)
-		parseSSH(string(b))
+		ParseConnection(string(b))
 		sets := listing{}
 		sets.parse(b)
 		for name, s := range sets.known() {
@@ -191,4 +192,55 @@ func FuzzMessages(f *testing.F) {
 			}
 		}
 	})
+}
+
+// TestReached walks from a process up to the ssh server that it was reached
+// through, past what sudo drops and what others keep.
+func TestReached(t *testing.T) {
+	stat := func(name, parent, began string) string {
+		return "1 (" + name + ") S " + parent + strings.Repeat(" 0", 17) + " " + began + " 0"
+	}
+	const x, y = "SSH_CONNECTION=192.0.2.1 5001 192.0.2.5 22\x00", "SSH_CONNECTION=192.0.2.1 5002 192.0.2.5 22\x00"
+	root := testhost.Tree(t, map[string]string{
+		"/proc/10/stat": stat("sshd", "1", "100"), // listens
+		"/proc/20/stat": stat("sshd", "10", "2000"), "/proc/20/fd/4": "-> socket:[77]",
+		"/proc/21/stat": stat("bash", "20", "2001"), "/proc/21/environ": "A=b\x00" + x,
+		"/proc/22/stat": stat("sudo", "21", "2002"), "/proc/22/environ": y, // kept from elsewhere
+		"/proc/23/stat": stat("ctplan", "22", "2003"), "/proc/23/environ": "PATH=/bin\x00",
+		// A terminal that was opened over the first, and is shown over a second.
+		"/proc/30/stat": stat("tmux: server", "1", "2010"), "/proc/30/environ": x,
+		"/proc/31/stat": stat("sh", "30", "2011"), "/proc/31/environ": x,
+		"/proc/40/stat": stat("sshd-session", "10", "3000"),
+		"/proc/41/stat": stat("tmux: client", "40", "3001"), "/proc/41/environ": y,
+		// What has lost its server, as under mosh.
+		"/proc/50/stat": stat("mosh-server", "1", "2020"), "/proc/50/environ": "SSH_CLIENT=192.0.2.1 5003 22\x00",
+		"/proc/51/stat": stat("sh", "50", "2021"),
+		// Cron, a server without a word of it, and nobody.
+		"/proc/60/stat": stat("cron", "1", "10"), "/proc/61/stat": stat("sh", "60", "11"),
+		"/proc/70/stat": stat("dropbear", "1", "10"), "/proc/71/stat": stat("sh", "70", "11"),
+		"/proc/80/stat": stat("a) (sshd", "81", "1"), "/proc/81/stat": stat("loop", "80", "1"),
+		"/proc/90/stat": stat("sh", "20", "2030"),
+	})
+	to := func(port uint16, began time.Duration) SSH {
+		a := netip.MustParseAddr("192.0.2.1")
+		return SSH{host.Session{Local: netip.MustParseAddrPort("192.0.2.5:22"), Remote: netip.AddrPortFrom(a, port)}, began}
+	}
+	client := to(5003, 0)
+	client.Local = netip.AddrPort{}
+	sockets := []socket{
+		{host.Socket{Local: netip.MustParseAddrPort("192.0.2.5:40000"), Remote: netip.MustParseAddrPort("198.51.100.1:80")}, 77}, // forwarded
+		{host.Socket{Local: to(5001, 0).Local, Remote: to(5001, 0).Remote}, 77},
+	}
+	for pid, want := range map[int][]SSH{
+		23: {to(5001, 20*time.Second)},
+		90: {to(5001, 20*time.Second)},
+		31: {to(5002, 30*time.Second)},
+		51: {client},
+		61: nil, 80: nil, 1: nil, 99: nil,
+		71: {{Began: 100 * time.Millisecond}},
+	} {
+		if got := reached(root, pid, func() []socket { return sockets }); !slices.Equal(got, want) {
+			t.Errorf("process %d: %+v, want %+v", pid, got, want)
+		}
+	}
 }

@@ -1,42 +1,47 @@
 package flows
 
 import (
-	"net/netip"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/ctplan/ctplan/planner/host"
 )
 
 // operators returns the sessions through which this process is reached: what
-// SSH_CONNECTION names, and the sockets of the ssh servers among its parents,
-// which sudo does not hide.
+// SSH_CONNECTION names, what the processes above it say (see Reached), and the
+// sockets of the ssh servers among its parents, which sudo does not hide.
 func operators(root, sshConnection string, pid int, sockets []socket) []host.Session {
 	var out []host.Session
 	add := func(s host.Session) {
-		for _, o := range out {
-			if o == s {
-				return
-			}
+		if !slices.Contains(out, s) {
+			out = append(out, s)
 		}
-		out = append(out, s)
 	}
-	if s, ok := parseSSH(sshConnection); ok {
+	if s, ok := ParseConnection(sshConnection); ok {
 		add(s)
 	}
+	for _, c := range reached(root, pid, func() []socket { return sockets }) {
+		if c.Remote.IsValid() && c.Local.IsValid() {
+			add(c.Session)
+		}
+	}
 	inodes := map[uint32]bool{}
-	for range 64 { // no ancestry is longer, and a loop cannot be
-		name, parent, ok := process(root, pid)
+	for range ancestry {
+		p, ok := process(root, pid)
 		if !ok {
 			break
 		}
-		if strings.HasPrefix(name, "sshd") || name == "dropbear" {
+		if p.servesSSH() {
 			for _, inode := range socketsOf(root, pid) {
 				inodes[inode] = true
 			}
 		}
-		pid = parent
+		pid = p.parent
 	}
 	for _, s := range sockets {
 		if inodes[s.inode] && s.Remote.IsValid() {
@@ -46,43 +51,61 @@ func operators(root, sshConnection string, pid int, sockets []socket) []host.Ses
 	return out
 }
 
-// parseSSH reads SSH_CONNECTION (ssh(1)): client address and port, server
+// ParseConnection reads SSH_CONNECTION (ssh(1)): client address and port, server
 // address and port.
-func parseSSH(text string) (s host.Session, ok bool) {
+func ParseConnection(text string) (s host.Session, ok bool) {
 	f := strings.Fields(text)
 	if len(f) != 4 {
 		return s, false
 	}
-	end := func(addr, port string) (netip.AddrPort, bool) {
-		a, err := netip.ParseAddr(addr)
-		p, err2 := strconv.ParseUint(port, 10, 16)
-		return netip.AddrPortFrom(a.Unmap().WithZone(""), uint16(p)), err == nil && err2 == nil
-	}
-	remote, ok1 := end(f[0], f[1])
-	local, ok2 := end(f[2], f[3])
+	remote, ok1 := parseEnd(f[0], f[1])
+	local, ok2 := parseEnd(f[2], f[3])
 	return host.Session{Local: local, Remote: remote}, ok1 && ok2
 }
 
-// process reads a process's name and parent from /proc/PID/stat (proc(5)).
-func process(root string, pid int) (name string, parent int, ok bool) {
+// proc is what is known of a process.
+type proc struct {
+	name   string
+	parent int
+	began  time.Duration // after boot; 0 where it is not said
+	owner  uint32        // its user
+}
+
+// userHz is how many clock ticks of /proc a second has (sysconf(_SC_CLK_TCK)).
+const userHz = 100
+
+// process reads /proc/PID/stat (proc_pid_stat(5)), whose second field may hold
+// anything, parentheses too.
+func process(root string, pid int) (p proc, ok bool) {
 	if pid <= 1 {
-		return "", 0, false
+		return p, false
 	}
-	data, err := os.ReadFile(root + "/proc/" + strconv.Itoa(pid) + "/stat")
+	name := root + "/proc/" + strconv.Itoa(pid) + "/stat"
+	data, err := os.ReadFile(name)
 	if err != nil {
-		return "", 0, false
+		return p, false
 	}
 	text := string(data)
 	open, end := strings.IndexByte(text, '('), strings.LastIndexByte(text, ')')
 	if open < 0 || end < open {
-		return "", 0, false
+		return p, false
 	}
 	rest := strings.Fields(text[end+1:])
 	if len(rest) < 2 {
-		return "", 0, false
+		return p, false
 	}
-	parent, err = strconv.Atoi(rest[1])
-	return text[open+1 : end], parent, err == nil
+	p.name = text[open+1 : end]
+	if len(rest) > 19 {
+		if ticks, err := strconv.ParseInt(rest[19], 10, 64); err == nil {
+			p.began = time.Duration(ticks) * (time.Second / userHz)
+		}
+	}
+	var st unix.Stat_t
+	if unix.Stat(name, &st) == nil {
+		p.owner = st.Uid
+	}
+	p.parent, err = strconv.Atoi(rest[1])
+	return p, err == nil
 }
 
 func socketsOf(root string, pid int) []uint32 {

@@ -225,9 +225,12 @@ func TestSSH(t *testing.T) {
 			t.Errorf("%s: %d warnings, exit status %d:\n%s", script, got, r.status, r.stderr)
 		}
 	}
-	r := finish(t, h.commandOf("/run/test/sshd", "-c", "./ctplan apply --auto-approve --confirm-within 60s "+path+"; ./ctplan confirm"))
-	if strings.Contains(r.stderr, "this is an SSH session") || r.status != exitOK {
+	r := finish(t, h.commandOf("/run/test/sshd", "-c", "./ctplan apply --auto-approve --confirm-within 60s "+path+" || exit 7; ./ctplan confirm"))
+	if strings.Contains(r.stderr, "this is an SSH session") || r.status != exitError || !strings.Contains(r.stderr, "was open before the change was made") {
 		t.Errorf("with --confirm-within, exit status %d:\n%s", r.status, r.stderr)
+	}
+	if r := finish(t, h.commandOf("/run/test/sshd", "-c", "./ctplan confirm; exit $?")); r.status != exitOK {
+		t.Errorf("confirmed over another, exit status %d:\n%s", r.status, r.stderr)
 	}
 }
 
