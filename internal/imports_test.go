@@ -104,7 +104,7 @@ func faults(p pkg, standard map[string]bool) []string {
 				fault("must depend on planner only, but depends on %s", dep)
 			}
 		case within(name, "providers"):
-			if isOwn && dep != "planner" && dep != "internal/run" && dep != "internal/hostfile" && dep != "internal/netlink" && !within(dep, provider(name)) {
+			if isOwn && !within(dep, "planner") && dep != "internal/run" && dep != "internal/hostfile" && dep != "internal/netlink" && !within(dep, provider(name)) {
 				fault("a provider must depend on planner, internal/run, internal/hostfile and internal/netlink only, but depends on %s", dep)
 			}
 		case within(name, "internal"):
