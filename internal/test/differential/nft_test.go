@@ -162,13 +162,13 @@ func TestNativeAgainstKernel(t *testing.T) {
 		all := verdicts[0] + verdicts[1] + verdicts[2]
 		share := 100 * float64(verdicts[verdict.Unknown]-vague) / float64(all)
 		fmt.Printf("%d rulesets of %d rules, %d packets: %d accepted, %d dropped, %.2f %% unknown, and %d by rates and the like, %d sent twice\n", total, rules, all, verdicts[verdict.Accepted], verdicts[verdict.Dropped], share, vague, lost)
-		if share >= 2 {
+		if share >= 2 && total >= 200 {
 			t.Errorf("%.2f %% of the verdicts are unknown: fewer than 2 %% may be", share)
 		}
 		if lost > all/5000 {
 			t.Errorf("%d packets arrived at the second try only", lost)
 		}
-		if verdicts[verdict.Accepted]*5 < all || verdicts[verdict.Dropped]*5 < all {
+		if total >= 200 && (verdicts[verdict.Accepted]*5 < all || verdicts[verdict.Dropped]*5 < all) {
 			t.Errorf("one verdict is rare: the test says little")
 		}
 	})
