@@ -89,10 +89,7 @@ func remedy(g FlowGroup) string {
 	if g.After == judge.TranslationEnds.String() {
 		return `leave this traffic tracked: narrow the notrack blocks, or use mode = "tuned"`
 	}
-	if g.Native != "" {
-		return "let it through in the chain of nftables that drops it, " + g.Native + ", where an accept of iptables counts for nothing, and what is not tracked matches ct state untracked alone"
-	}
-	return "add an accept block for " + g.Service
+	return judge.ToLetThrough(g.Native, "add an accept block for "+g.Service)
 }
 
 func whyLost(g FlowGroup) string {

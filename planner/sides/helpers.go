@@ -91,7 +91,7 @@ func (p *stage) reportHelper(h Helper, w judge.Way, f host.Family, u Use, missin
 	role := [...]string{"of clients of this host", "of this host's own calls", "that this host routes"}[w]
 	why := fmt.Sprintf("the %s helper lets in the data connections %s today (%s): once %s leaves tracking it no longer reads what ports they use, and they are dropped by: %s",
 		h.name, role, strings.Join(names, ", "), judge.ServiceName(h.Protos[0], h.Port, w), by)
-	remedy := "add " + strings.Join(blocks, ", and ")
+	remedy := judge.ToLetThrough(by.NativeChain(), "add "+strings.Join(blocks, ", and "))
 	if !u.Sure {
 		p.Warn("iptables."+string(f)+".filter", fmt.Sprintf("%s: %s. Where it is used, %s", u.where, why, remedy), p.in.Desired.Source)
 		return

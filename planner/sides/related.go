@@ -51,7 +51,7 @@ func (p *stage) icmpErrors(j *judge.Judge) {
 			continue // the same in a saved file
 		}
 		p.Warn(addressOf(j, "filter"), fmt.Sprintf("ICMP errors about %s connections that are not tracked are not RELATED to anything: %s, which tells of the path MTU and without which large transfers hang, "+
-			"is let through today by %s, and would be dropped by: %s. To let it through, add %s", whose, kind, today.Rule, end.Rule, remedy), p.in.Desired.Source)
+			"is let through today by %s, and would be dropped by: %s. To let it through, %s", whose, kind, today.Rule, end.Rule, judge.ToLetThrough(end.Rule.NativeChain(), "add "+remedy)), p.in.Desired.Source)
 	}
 }
 
@@ -126,7 +126,7 @@ func (p *stage) neighbours(j *judge.Judge) {
 			p.Block(change.Block{
 				Risk: declared.RiskRelated, Address: addressOf(j, "filter"), Where: end.Rule.String(),
 				Why:      fmt.Sprintf("neighbour discovery, without which nobody reaches this host over IPv6, is let through today by %s, and would be dropped", today.Rule),
-				Remedy:   `add accept "icmpv6" with protocol = "ipv6-icmp"`,
+				Remedy:   judge.ToLetThrough(end.Rule.NativeChain(), `add accept "icmpv6" with protocol = "ipv6-icmp"`),
 				Override: true, Source: p.in.Desired.Source,
 			})
 			return
