@@ -12,6 +12,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -78,6 +79,12 @@ Accepts: TCP and UDP in turns, one local port each, so a rule in and a rule out 
 
 // inside measures one job in the namespaces that this process stands in.
 func inside(name, backend, bin string) error {
+	// newSpace mounts over /etc, /run and /var/lib of wherever it stands.
+	if mine, err := os.Readlink("/proc/self/ns/mnt"); err != nil {
+		return err
+	} else if all, err := os.Readlink("/proc/1/ns/mnt"); err != nil || mine == all {
+		return errors.New("a job runs in namespaces of its own, which make bench makes: this is the machine's")
+	}
 	s, err := newSpace(backend, bin)
 	if err != nil {
 		return err
