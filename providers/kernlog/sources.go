@@ -35,7 +35,7 @@ const (
 	// the newest: about 1 KiB each.
 	journalLines = 20_000
 	// journalTime is how long the journal may take.
-	journalTime = 20 * time.Second
+	journalTime = 60 * time.Second
 )
 
 // readKmsg reads the ring in which the kernel keeps its messages since boot.
