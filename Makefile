@@ -33,7 +33,7 @@ test: ns-test ## all tests: ns-test, then vm-test
 
 ns-test: ## all tests on this machine; as root they change real rules, in namespaces
 	@scripts/setup cron:cron rpm:rpm rpmbuild:rpm sudo:sudo strace:strace logger:bsdutils
-	go test -timeout 20m $(ARGS) $$(go list ./... | grep -v /internal/test/vmtest$$)
+	go test -timeout 40m $(ARGS) $$(go list ./... | grep -v /internal/test/vmtest$$)
 
 vm-test: ## whole machines in QEMU without KVM: modules, boots, CUTS power cuts (20)
 	@scripts/setup depmod:kmod mke2fs:e2fsprogs dpkg-deb:dpkg /usr/share/keyrings/debian-archive-keyring.gpg:debian-archive-keyring
