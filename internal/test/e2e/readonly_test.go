@@ -24,6 +24,9 @@ var harmless = []*regexp.Regexp{
 	regexp.MustCompile(`^open(at)?\(AT_FDCWD, "/dev/(null|tty)", `),
 	regexp.MustCompile(`^execve\("[^"]*/(ctplan|ip6?tables(-legacy|-nft)?-save|rpm|journalctl|unshare|sh|bash)", `),
 	// What a socket asks of the kernel, in words that only ask.
+	// An empty batch, nothing between its begin and its end: it waits for a change
+	// of rules that is under way, and makes none.
+	regexp.MustCompile(`^send(to|msg)\(\d+, \[\[\{nlmsg_len=20, nlmsg_type=NFNL_MSG_BATCH_BEGIN,[^\]]*\], \[\{nlmsg_len=20, nlmsg_type=NFNL_MSG_BATCH_END,`),
 	regexp.MustCompile(`^send(to|msg)\(.*nlmsg_type=(NFNL_SUBSYS_NFTABLES<<8\|NFT_MSG_GET[A-Z]+|RTM_GET[A-Z]+|NFNL_SUBSYS_IPSET<<8\|IPSET_CMD_(PROTOCOL|LIST|GET_BYNAME|GET_BYINDEX|HEADER)|NFNL_SUBSYS_CTNETLINK<<8\|IPCTNL_MSG_CT_GET[A-Z_]*|NFNL_SUBSYS_NFT_COMPAT<<8\|NFNL_MSG_COMPAT_GET)`),
 	regexp.MustCompile(`^setsockopt\(\d+, SOL_(SOCKET|NETLINK), `),
 	// Only of the terminal, and of a file's own descriptor.
