@@ -71,7 +71,7 @@ func TestHolders(t *testing.T) {
 
 			blocks := h.blocks()
 			h.names(blocks, "rule inet fw input handle", "ct state established,related accept", "udp dport 53 notrack", `oifname "nowhere" masquerade`,
-				`ct helper "ftp"`, "ct helper inet fw ftp", "chain inet fw po",
+				`ct helper set "ftp"`, "ct helper inet fw ftp", "chain inet fw po",
 				"iptables-legacy -t filter -A INPUT -m state --state NEW -j ACCEPT", "iptables-legacy -t nat -A OUTPUT", `rule ip filter INPUT handle`, `xt target "REDIRECT"`, "sleep)")
 			if now := h.Run(state); now != before {
 				h.Fail("a blocked plan changed something:\n%s\n%s", before, now)
