@@ -23,8 +23,8 @@ func Diff(d declared.Desired, l host.Live) Plan {
 	if w.done {
 		return w.plan()
 	}
-	judges := judge.Kernel(d, l, change.StepsOf(w.changes()), nil)
-	if l.Connections != nil && touchesRules(w.changes()) {
+	judges := judge.Kernel(d, l, change.StepsOf(w.changes), nil)
+	if l.Connections != nil && touchesRules(w.changes) {
 		lost, found := impact.Of(d, l, judges)
 		w.impact = lost
 		w.Add(found)
@@ -75,6 +75,7 @@ func newDraft(d declared.Desired, l host.Live) *draft {
 	work, found := rules.Plan(d, l)
 	w.rules = work
 	w.edits(&w.files)(work.Files, found)
+	w.changes = w.inOrder()
 	return w
 }
 
@@ -111,22 +112,23 @@ type draft struct {
 	restart []change.Change // of the service, and sizes that it resets
 	last    change.Edits    // of files, before the module is unloaded
 	unload  []change.Change
+	changes []change.Change // all of them, in order
 
 	impact *impact.Impact
 }
 
-// changes are those of the stages, in the order in which they are safe: lift a
+// inOrder are the changes of the stages, in the order in which they are safe: lift a
 // block on loading the module, load it, size the table, rules (accepts, then
 // NOTRACK, then what goes), rules files and other files, block the load, unload.
 // Nothing that lets traffic through goes before what replaces it has come.
-func (w *draft) changes() []change.Change {
+func (w *draft) inOrder() []change.Change {
 	return slices.Concat(w.first.Changes(), w.load, w.size, w.rules.Kernel, w.files.Changes(), w.restart, w.last.Changes(), w.unload)
 }
 
 func (w *draft) plan() Plan {
 	return Plan{
 		Host: w.live.Host, Mode: w.desired.Mode, Block: w.desired.Block, Source: w.desired.Source,
-		Changes: w.changes(), Blocks: w.Blocks, Warnings: w.Warnings, Impact: w.impact,
+		Changes: w.changes, Blocks: w.Blocks, Warnings: w.Warnings, Impact: w.impact,
 	}
 }
 
@@ -150,7 +152,7 @@ func (w *draft) warn(text string) { w.Add(change.Findings{Warnings: []change.War
 
 // native says that native nftables was not judged, where rules change.
 func (w *draft) native() {
-	if !w.done && touchesRules(w.changes()) {
+	if !w.done && touchesRules(w.changes) {
 		w.Add(rules.NativeChains(w.live))
 	}
 }

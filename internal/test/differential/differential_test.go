@@ -417,20 +417,26 @@ func (q *probe) by(e *verdict.Evaluator) (d verdict.Decision) {
 	return d
 }
 
+// draws is how many rulesets to make up, and where the generator begins.
+func draws(rulesets int) (total int, seed uint64) {
+	total, seed = rulesets, 1
+	if testing.Short() {
+		total = 200
+	}
+	if n, err := strconv.Atoi(os.Getenv("CTPLAN_RULESETS")); err == nil {
+		total = n
+	}
+	if n, err := strconv.ParseUint(os.Getenv("CTPLAN_SEED"), 10, 64); err == nil {
+		seed = n
+	}
+	return total, seed
+}
+
 // TestAgainstKernel is the proof of the evaluator. CTPLAN_RULESETS says how
 // many rulesets, CTPLAN_SEED where the generator begins.
 func TestAgainstKernel(t *testing.T) {
 	nstest.Inside(t, func(ns *nstest.NS) {
-		total, seed := 2200, uint64(1)
-		if testing.Short() {
-			total = 200
-		}
-		if n, err := strconv.Atoi(os.Getenv("CTPLAN_RULESETS")); err == nil {
-			total = n
-		}
-		if n, err := strconv.ParseUint(os.Getenv("CTPLAN_SEED"), 10, 64); err == nil {
-			seed = n
-		}
+		total, seed := draws(2200)
 		r := rand.New(rand.NewPCG(seed, 5))
 		l := newLab(t, r)
 		l.wire = newWire(t)

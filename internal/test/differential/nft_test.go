@@ -86,16 +86,7 @@ func (l *lab) nativeEvaluator(f host.Family, set *host.Ruleset) (*verdict.Evalua
 // many rulesets, CTPLAN_SEED where the generator begins.
 func TestNativeAgainstKernel(t *testing.T) {
 	nstest.Inside(t, func(ns *nstest.NS) {
-		total, seed := 2000, uint64(1)
-		if testing.Short() {
-			total = 200
-		}
-		if n, err := strconv.Atoi(os.Getenv("CTPLAN_RULESETS")); err == nil {
-			total = n
-		}
-		if n, err := strconv.ParseUint(os.Getenv("CTPLAN_SEED"), 10, 64); err == nil {
-			seed = n
-		}
+		total, seed := draws(2000)
 		r := rand.New(rand.NewPCG(seed, 12))
 		l := newLab(t, r)
 		l.wire = newWire(t)
