@@ -21,10 +21,12 @@ type abilities struct {
 	// waits: it knows -w, takes the xtables lock and waits for it. Releases
 	// before 1.6.2 take none, but Red Hat's later builds of 1.4.21 do.
 	waits bool
-	// numbers: "-I CHAIN N" with N above 1 finds its place. Up to 1.8.2 the nft
-	// backend takes a rule of the same script for the first of its chain, and
-	// has rules stand elsewhere, in another order, or dies by a signal.
-	numbers bool
+	// knowsOwn: it finds what the same section has put there: a rule by number
+	// beside another, a chain to empty once more. Up to 1.8.2 the nft backend puts
+	// the second rule first, turns the order round, or flushes the chain; 1.8.4
+	// refuses the third (RULE_INSERT failed); they die by a signal on emptying a
+	// chain that they have filled, the former also on deleting from it.
+	knowsOwn bool
 }
 
 // known are the abilities of programs that were asked, by path. A program that
@@ -40,7 +42,7 @@ type probed struct {
 // The first releases that can.
 var (
 	firstWaiting = xtables.Version{1, 6, 2}
-	firstNumbers = xtables.Version{1, 8, 3}
+	firstKnowing = xtables.Version{1, 8, 7}
 )
 
 // abilitiesOf finds out what the restore of a backend can do. Each program is
@@ -55,7 +57,7 @@ func (t Tools) abilitiesOf(ctx context.Context, b host.Backend, name string) (ab
 		return abilities{}, err
 	}
 	if filepath.Base(real) == "xtables-legacy-multi" { // since 1.8.0
-		return abilities{waits: true, numbers: true}, nil
+		return abilities{waits: true, knowsOwn: true}, nil
 	}
 	info, err := os.Stat(real)
 	if err != nil {
@@ -78,10 +80,10 @@ func (t Tools) probe(ctx context.Context, b host.Backend, name string) (abilitie
 	_, number := t.askVersion(ctx, name)
 	v := xtables.ParseVersion(number)
 	if b == host.NFT {
-		return abilities{waits: true, numbers: v.Known() && !v.Before(firstNumbers)}, ctx.Err()
+		return abilities{waits: true, knowsOwn: v.Known() && !v.Before(firstKnowing)}, ctx.Err()
 	}
 	if v.Known() && !v.Before(firstWaiting) {
-		return abilities{waits: true, numbers: true}, nil
+		return abilities{waits: true, knowsOwn: true}, nil
 	}
 	// The restore of 1.6.1 and earlier has no --version, and its usage says
 	// "[ --wait=<seconds>" where somebody has taught it to wait.
@@ -92,16 +94,21 @@ func (t Tools) probe(ctx context.Context, b host.Backend, name string) (abilitie
 	} else if err != nil {
 		return abilities{}, err
 	}
-	return abilities{waits: strings.Contains(text, "--wait"), numbers: true}, nil
+	return abilities{waits: strings.Contains(text, "--wait"), knowsOwn: true}, nil
 }
 
-// byNumber reports whether sections need a rule to be put where it is told.
-func byNumber(sections []change.Section) bool {
+// takesUpOwn reports whether a section goes back to a chain that it has put
+// rules into. Several rules put first are no matter: they ask for no place.
+func takesUpOwn(sections []change.Section) bool {
 	for _, sec := range sections {
+		filled, behind := map[string]bool{}, map[string]bool{}
 		for _, op := range sec.Ops {
-			if op.Kind == change.InsertRule && op.Pos > 1 {
+			first := op.Kind == change.InsertRule && op.Pos <= 1 && !behind[op.Chain]
+			if filled[op.Chain] && !first {
 				return true
 			}
+			behind[op.Chain] = !first
+			filled[op.Chain] = op.Kind == change.InsertRule || len(op.Rules) > 0
 		}
 	}
 	return false

@@ -30,9 +30,9 @@ func (t Tools) Test(ctx context.Context, f host.Family, b host.Backend, sections
 // section or nothing of it. A section that fails leaves those before it in
 // place and those behind it out.
 //
-// Where the restore does not put a rule where it is told, whole tables are
-// loaded instead, each as one too: then their counters start anew, and what
-// somebody else does to a table in that instant is lost.
+// Where the restore loses track of what a section has put there before, whole
+// tables are loaded instead, each as one too: then their counters start anew, and
+// what somebody else does to a table in that instant is lost.
 //
 // Errors: *RestoreError, *LockedError, ErrNotInstalled, ErrNotPermitted.
 func (t Tools) Commit(ctx context.Context, f host.Family, b host.Backend, sections []change.Section) error {
@@ -64,7 +64,7 @@ func (t Tools) sections(ctx context.Context, f host.Family, b host.Backend, sect
 	if err != nil {
 		return explain(f, err)
 	}
-	if r.can.numbers || !byNumber(sections) {
+	if r.can.knowsOwn || !takesUpOwn(sections) {
 		return r.load(ctx, script, append([]string{"--noflush"}, flags...)...)
 	}
 	scripts, err := r.whole(ctx, sections)
