@@ -76,6 +76,26 @@ func (t Tools) sections(ctx context.Context, f host.Family, b host.Backend, sect
 	return err
 }
 
+// ByHand is what Commit would do as a file and the flags of the restore that
+// takes it, for somebody to do by hand.
+func (t Tools) ByHand(ctx context.Context, f host.Family, b host.Backend, sections []change.Section) (script string, flags []string, err error) {
+	if script, err = Script(sections); err != nil {
+		return "", nil, err
+	}
+	r, err := t.restoreOf(ctx, f, b)
+	if err != nil {
+		return "", nil, explain(f, err)
+	}
+	if r.can.waits {
+		flags = []string{"-w"}
+	}
+	if r.can.knowsOwn || !takesUpOwn(sections) {
+		return script, append([]string{"--noflush"}, flags...), nil
+	}
+	scripts, err := r.whole(ctx, sections)
+	return strings.Join(scripts, ""), flags, err
+}
+
 // restore is the iptables-restore of a family that speaks to a backend.
 type restore struct {
 	t      Tools
