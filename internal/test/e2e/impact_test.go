@@ -28,12 +28,15 @@ func init() { runtime.LockOSThread() }
 
 // space is a thread in a network namespace. Sockets opened there stay there,
 // whoever uses them.
-type space struct{ work chan func() }
+type space struct {
+	work    chan func()
+	listens map[string]net.Listener // by address
+}
 
 // newSpace enters the namespace at path, or makes one where path is empty.
 func newSpace(t *testing.T, path string) *space {
 	t.Helper()
-	s := &space{make(chan func())}
+	s := &space{work: make(chan func())}
 	ready := make(chan error)
 	go func() {
 		runtime.LockOSThread() // the thread ends with the goroutine
