@@ -517,8 +517,6 @@ func (m *machine) find(st *step) (t Truth, at int) {
 
 var allKnown = [registerBytes]byte(bytes.Repeat([]byte{0xff}, registerBytes))
 
-func init() {}
-
 // choose looks a target up.
 func (s *walk) choose(m *machine, st *step) Truth {
 	s.chosen, s.mayChoose = 0, 0

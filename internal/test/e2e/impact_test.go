@@ -17,6 +17,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/ctplan/ctplan/internal/test/nstest"
 	live "github.com/ctplan/ctplan/planner/host"
 	"github.com/ctplan/ctplan/planner/impact"
 )
@@ -123,9 +124,10 @@ func network(t *testing.T, h *host) (here, near, far *space) {
 					return fmt.Errorf("route to %s: %w", to, err)
 				}
 			}
-			return nil
+			return nstest.Settle()
 		})
 	}
+	here.do(t, nstest.Settle)
 	h.sh("sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1")
 	return here, near, far
 }
