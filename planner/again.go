@@ -143,7 +143,7 @@ func moreHurt(was, now *impact.Impact) (out []string) {
 		before := count(was)
 		for k, n := range count(now) {
 			if (k.result == impact.FlowLost || k.result == impact.FlowUnknown) && n > before[k] {
-				out = append(out, fmt.Sprintf("%s: %s %s, and not %d", k.service, words.Plural(int(n), what), k.result, before[k]))
+				out = append(out, fmt.Sprintf("%s: %s %s, and not %d", k.service, words.Plural(int(n), what, what+"s"), k.result, before[k]))
 			}
 		}
 	}
