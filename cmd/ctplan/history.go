@@ -204,19 +204,15 @@ func (r *rollbacker) rollback(ctx context.Context, id int) error {
 		back.snapshot.ReadConnections(r.root, r.getenv("SSH_CONNECTION"), 0)
 		err = back.judge()
 	}
-	if errors.Is(err, apply.ErrNoTransaction) && id == 0 {
-		_, err := fmt.Fprintln(r.stdout, "nothing to take back: nothing was changed that was not taken back already")
-		return err
-	}
-	if errors.Is(err, apply.ErrNoTransaction) {
+	switch {
+	case errors.Is(err, apply.ErrNoTransaction) && id == 0:
+		return r.say("nothing to take back: nothing was changed that was not taken back already")
+	case errors.Is(err, apply.ErrNoTransaction):
 		return hint(err, "ctplan history lists what was changed")
-	}
-	if err != nil {
+	case err != nil:
 		return err
-	}
-	if back.plan.Empty() {
-		_, err := fmt.Fprintln(r.stdout, "nothing to do: the host is as it was then")
-		return err
+	case back.plan.Empty():
+		return r.say("nothing to do: the host is as it was then")
 	}
 	o := view.Options{Verb: view.Apply, Color: r.colorFor(r.stdoutTerminal), Width: r.width, Full: r.flags.full}
 	if err := view.Text(r.stdout, back.plan, o); err != nil {
@@ -227,13 +223,7 @@ func (r *rollbacker) rollback(ctx context.Context, id int) error {
 	}
 	r.warnRemote(r.flags.confirmWithin)
 	if !r.flags.autoApprove {
-		if err := r.ask(ctx, back.plan.Host.Name); err != nil {
-			return err
-		}
-		if err := held.take(ctx); err != nil {
-			return err
-		}
-		if back, err = r.again(ctx, env, id, back); err != nil {
+		if back, err = r.approved(ctx, env, id, back, held); err != nil {
 			return err
 		}
 	}
@@ -248,6 +238,12 @@ func (r *rollbacker) rollback(ctx context.Context, id int) error {
 			return err
 		},
 	})
+}
+
+// say prints a line as the result.
+func (r *rollbacker) say(line string) error {
+	_, err := fmt.Fprintln(r.stdout, line)
+	return err
 }
 
 // wayBack is a way back, and the host that it was planned for.
@@ -285,9 +281,15 @@ func (r *rollbacker) wayBack(ctx context.Context, env apply.Env, id int) (*wayBa
 	return &wayBack{plan, steps, s, live}, nil
 }
 
-// again plans the way back that was approved once more, under the lock: see
+// approved waits for a yes, and plans once more under the lock: see
 // applier.again.
-func (r *rollbacker) again(ctx context.Context, env apply.Env, id int, was *wayBack) (*wayBack, error) {
+func (r *rollbacker) approved(ctx context.Context, env apply.Env, id int, was *wayBack, held *heldLock) (*wayBack, error) {
+	if err := r.ask(ctx, was.plan.Host.Name); err != nil {
+		return nil, err
+	}
+	if err := held.take(ctx); err != nil {
+		return nil, err
+	}
 	now, err := r.wayBack(ctx, env, id)
 	if err != nil {
 		return nil, err
