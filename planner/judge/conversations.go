@@ -14,7 +14,7 @@ import (
 var usual = []protocol.Port{
 	{Protocol: protocol.TCP, Port: 443}, {Protocol: protocol.TCP, Port: 22}, {Protocol: protocol.TCP, Port: 80}, {Protocol: protocol.TCP, Port: 25},
 	{Protocol: protocol.TCP, Port: 53}, {Protocol: protocol.TCP, Port: 5432}, {Protocol: protocol.TCP, Port: 9},
-	{Protocol: protocol.UDP, Port: 53}, {Protocol: protocol.UDP, Port: 123}, {Protocol: protocol.UDP, Port: 514}, {Protocol: protocol.UDP, Port: 443}, {Protocol: protocol.UDP, Port: 9},
+	{Protocol: protocol.UDP, Port: 53}, {Protocol: protocol.UDP, Port: 123}, {Protocol: protocol.UDP, Port: 514}, {Protocol: protocol.UDP, Port: 443},
 }
 
 const (
@@ -48,6 +48,9 @@ func (j *Judge) Conversations() iter.Seq[*Connection] {
 					t.SrcPort, t.DstPort = 40000, p.Port
 				}
 				c := j.opening(p.Protocol, t)
+				if c.Way == Out && p.Protocol == protocol.UDP && !slices.Contains(usual, p) {
+					continue // a rule that names a port is about what listens there
+				}
 				if c.Way == Forward && c.Packets[0].In == c.Packets[0].Out {
 					break
 				}

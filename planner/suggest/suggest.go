@@ -40,6 +40,8 @@ type Suggestion struct {
 	// Unsure is whether the plan, blocked or not, cuts something off that works
 	// today, or may: nobody can tell what becomes of it.
 	Unsure bool
+
+	obstacles []*obstacle
 }
 
 // fits is whether it can be taken as it stands.
@@ -101,12 +103,8 @@ func Suggest(l host.Live, o Options) (Suggestion, error) {
 		return notrack, nil
 	}
 	s := suggestSizes(l, o, "neither disabled nor notrack would do ("+because+"), so the table is given the size that it needs")
-	for i, text := range notrack.Remains {
-		if i == change.MaxNamed {
-			s.Note(declared.NoteHead, fmt.Sprintf("And %s; see ctplan suggest --mode notrack.", words.Plural(len(notrack.Remains)-i, "more", "more")))
-			break
-		}
-		s.Note(declared.NoteHead, "In the way of notrack: "+text+".")
+	for _, text := range inTheWay(l, &notrack) {
+		s.Note(declared.NoteHead, text)
 	}
 	return s, nil
 }
@@ -190,9 +188,13 @@ func suggestAccepts(l host.Live, o Options, mode declared.Mode, why string) Sugg
 	for _, b := range plan.Blocks {
 		s.Remains = append(s.Remains, fmt.Sprintf("blocked by %s: %s (%s); %s", b.Risk, b.Why, b.Where, b.Remedy))
 	}
-	cut := later(*d, l, plan)
-	s.Unsure = len(cut) > 0 || plan.Impact != nil && plan.Impact.Unknown > 0
-	s.Remains = append(s.Remains, cut...)
+	s.obstacles = obstacles(*d, l, plan)
+	s.Unsure = len(s.obstacles) > 0 || plan.Impact != nil && plan.Impact.Unknown > 0
+	for _, o := range s.obstacles {
+		if !o.open { // else a block says so
+			s.Remains = append(s.Remains, o.String()+"; "+o.way(&l).Text)
+		}
+	}
 	s.Remains = append(s.Remains, c.admitted(*d, l, plan)...)
 	if plan.Impact != nil {
 		for _, g := range plan.Impact.Groups {

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -372,6 +373,58 @@ func TestHosts(t *testing.T) {
 		})
 	}
 }
+
+// TestHostsLinesFirst adds the lines that a suggestion says are in the way of
+// notrack, as often as it names some: then notrack is suggested, and cuts off
+// nothing.
+func TestHostsLinesFirst(t *testing.T) {
+	n := nativeHost{"lines", words(`
+table inet filter {
+	chain input {
+		type filter hook input priority filter; policy drop;
+		iif "lo" accept
+		ct state established,related accept
+		ct state invalid drop
+		meta l4proto { icmp, ipv6-icmp } accept
+		ip saddr 10.31.0.0/24 jump services
+		ip6 saddr fd31::/64 jump services
+		reject
+	}
+	chain services {
+		tcp dport { 22, 443, 8080 } ct state new accept
+		udp dport 53 ct state new accept
+		ct state untracked counter drop
+	}
+	chain output {
+		type filter hook output priority filter; policy accept;
+	}
+}`), slices.Concat(ins, outs, dns)}
+	h, p := n.stand(t)
+	talks, before := n.fill(t, p, 20000)
+	suggested := ""
+	for range 4 {
+		suggested = h.ctplan(exitOK, "suggest").stdout
+		t.Log(suggested)
+		lines := commented.FindAllStringSubmatch(suggested, -1)
+		if len(lines) == 0 {
+			break
+		}
+		for _, l := range lines {
+			h.sh(l[1])
+		}
+	}
+	if !strings.Contains(suggested, `"notrack"`) {
+		t.Errorf("with these lines notrack would do:\n%s\n%s", suggested, h.sh("nft -a list ruleset"))
+	}
+	h.ctplan(exitOK, "apply", "--auto-approve", h.config(suggested))
+	if after := living(talks); !maps.Equal(before, after) {
+		t.Errorf("before: %v\nafter:  %v\n%s\n%s", before, after, suggested, h.rules())
+	}
+	n.fill(t, p, 26000)
+}
+
+// commented are the commands in a suggestion's comment.
+var commented = regexp.MustCompile(`(?m)^#   (nft .*)$`)
 
 // differing are the keys whose counts differ.
 func differing(want, got map[string]int) string {

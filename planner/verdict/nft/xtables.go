@@ -138,15 +138,8 @@ func (b *builder) match(e *host.NFTExpr) {
 				b.need(verdict.BridgePort(d.u8(64)&(1<<bit) != 0))
 			}
 		}
-	case "owner": // struct xt_owner_match_info
-		const user, group, socket = 1, 2, 4
-		known = len(d) >= 18 && d.u8(16)&socket == 0
-		if d.u8(16)&user != 0 {
-			need(d.u8(17)&user != 0, verdict.User(d.u32(0), d.u32(4)))
-		}
-		if d.u8(16)&group != 0 {
-			need(d.u8(17)&group != 0, verdict.Group(d.u32(8), d.u32(12)))
-		}
+	case "owner":
+		known = b.owner(d)
 	case "iprange":
 		known = b.addressRange(d, revision)
 	case "multiport":
@@ -163,6 +156,25 @@ func (b *builder) match(e *host.NFTExpr) {
 	if !known {
 		b.vague()
 	}
+}
+
+// owner is struct xt_owner_match_info.
+func (b *builder) owner(d info) (known bool) {
+	const user, group, socket = 1, 2, 4
+	for i, flag := range []uint8{user, group} {
+		if d.u8(16)&flag == 0 {
+			continue
+		}
+		c := verdict.User(d.u32(0), d.u32(4))
+		if i == 1 {
+			c = verdict.Group(d.u32(8), d.u32(12))
+		}
+		if d.u8(17)&flag != 0 {
+			c = c.Negated()
+		}
+		b.need(c)
+	}
+	return len(d) >= 18 && d.u8(16)&socket == 0
 }
 
 // multiport is struct xt_multiport_v1.
