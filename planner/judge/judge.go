@@ -29,10 +29,10 @@ type Judge struct {
 	File        *host.File // nil: the kernel's
 	mixed       bool       // rules of two backends
 	Connections *host.Connections
-	Stages      []stage           // the first is today, the last is the end
-	Admitting   stage             // today: is anybody let through?
-	Untracks    []verdict.RuleRef // what stands in raw tables at the end and keeps out of tracking, or sorts into zones
-	specs       map[verdict.RuleRef]xtables.Spec
+	Stages      []stage                             // the first is today, the last is the end
+	Admitting   stage                               // today: is anybody let through?
+	Untracks    []verdict.RuleRef                   // what keeps out of tracking at the end, or sorts into zones: rules of raw tables, and of nftables' own
+	matched     map[verdict.RuleRef]xtables.Packets // by each of Untracks
 	Places      *placeMap
 	entrances   []host.Address          // see doors
 	nobody      []netip.Addr            // see stranger
@@ -184,7 +184,7 @@ func New(d declared.Desired, l host.Live, f host.Family, sets []*host.Ruleset, w
 	}
 	j := &Judge{
 		Desired: d, Live: l, Family: f, mixed: len(sets) > 1, Connections: conns, Places: newPlaceMap(conns, f), operators: map[host.Session]bool{}, named: map[bool][]netip.Prefix{},
-		Stages: []stage{state.stage("")}, specs: map[verdict.RuleRef]xtables.Spec{},
+		Stages: []stage{state.stage("")}, matched: map[verdict.RuleRef]xtables.Packets{},
 	}
 	if len(sets) > 0 {
 		j.File = sets[0].File
@@ -197,6 +197,10 @@ func New(d declared.Desired, l host.Live, f host.Family, sets []*host.Ruleset, w
 	}
 	for _, r := range sets {
 		j.rawRules(r.Backend, state.models[verdict.TableID{Backend: r.Backend, Table: "raw"}], words)
+	}
+	for _, r := range nft.Rules(l.NFT, f, nft.DecidesTracking) {
+		j.Untracks = append(j.Untracks, r.Ref)
+		j.matched[r.Ref] = r.Packets
 	}
 	for _, s := range conns.Operator {
 		j.operators[s] = true
@@ -223,9 +227,9 @@ func (j *Judge) rawRules(b host.Backend, m *xtables.TableModel, words map[string
 		for _, r := range c.Rules {
 			if s := xtables.Parse(r.Words); s.Target == "CT" || s.Untracks() {
 				ref := verdict.RuleRef{Family: j.Family, Backend: b, Table: "raw", Chain: c.Name, Text: r.Text}
-				if _, ok := j.specs[ref]; !ok {
+				if _, ok := j.matched[ref]; !ok {
 					j.Untracks = append(j.Untracks, ref)
-					j.specs[ref] = s
+					j.matched[ref] = xtables.PacketsOf(s)
 				}
 			}
 		}

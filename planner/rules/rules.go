@@ -42,6 +42,7 @@ func Plan(d declared.Desired, l host.Live) (Work, change.Findings) {
 		}
 	}
 	p.kernelRules()
+	p.nativeNAT()
 	p.savedRules()
 	return p.out, p.Findings
 }
