@@ -23,7 +23,7 @@ import (
 var refusedLine = regexp.MustCompile(`/dev/stdin:(\d+):.*`)
 
 // unknowable is what rules have that depend on more than the packet.
-var unknowable = regexp.MustCompile(`limit|numgen|quota|ct count|maxseg|ct packets|meta cpu|statistic|rcheck|connbytes`)
+var unknowable = regexp.MustCompile(`limit|dnat|numgen|quota|ct count|maxseg|ct packets|meta cpu|statistic|rcheck|connbytes`)
 
 // loadNative makes the ruleset stand in the kernel. Lines that nft refuses,
 // because what they ask for can never be, are taken out.
