@@ -19,7 +19,7 @@ import (
 type stateUnit struct {
 	rules     []*host.Rule // of the chain, in order
 	at        int          // index of the first of these
-	key       string       // the rule's meaning
+	key       string       // the rule's meaning, and how it asks for the state
 	rule      *host.Rule
 	twins     []*host.Rule
 	originals []*host.Rule
@@ -89,7 +89,7 @@ func unitsOf(table string, s *host.Table) (out [][]stateUnit) {
 			if twin {
 				rule = &original
 			}
-			key := xtables.Key(rule.Words)
+			key := unitKey(rule.Words)
 			if last == nil || last.key != key || twin && len(last.originals) > 0 {
 				units = append(units, stateUnit{rules: byChain[chain], at: i, key: key, rule: rule})
 				last = &units[len(units)-1]
@@ -105,6 +105,18 @@ func unitsOf(table string, s *host.Table) (out [][]stateUnit) {
 		}
 	}
 	return out
+}
+
+// unitKey is equal for rules whose twins are: their marks say how the state was
+// asked for.
+func unitKey(rule []string) string {
+	key := xtables.Key(rule)
+	for _, p := range xtables.Pieces(rule) {
+		if p.IsModule && (p.Name == "state" || p.Name == "conntrack") || p.Name == "--state" || strings.HasPrefix(p.Name, "--ct") {
+			key += "\x00" + strings.Join(rule[p.From:p.To], " ")
+		}
+	}
+	return key
 }
 
 // unit plans one unit. ok is false where it is as it shall be.
@@ -169,24 +181,22 @@ func letsThrough(r *host.Rule) bool {
 	return false
 }
 
-// differ compares the twins that are wanted with those that stand; the order
-// among twins of one rule means nothing.
+// differ compares the twins that are wanted with those that stand; their order
+// means nothing, nor does a second of the same.
 func differ(want []host.Rule, have []*host.Rule) (missing []host.Rule, surplus []*host.Rule) {
-	left := map[string]int{}
-	for _, r := range want {
-		left[xtables.Key(r.Words)]++
-	}
+	stands, wanted := map[string]bool{}, map[string]bool{}
 	for _, r := range have {
+		stands[xtables.Key(r.Words)] = true
+	}
+	for _, r := range want {
 		key := xtables.Key(r.Words)
-		if left[key]--; left[key] < 0 {
-			surplus = append(surplus, r)
-			left[key] = 0
+		if wanted[key] = true; !stands[key] {
+			missing = append(missing, r)
 		}
 	}
-	for _, r := range want {
-		if key := xtables.Key(r.Words); left[key] > 0 {
-			left[key]--
-			missing = append(missing, r)
+	for _, r := range have {
+		if !wanted[xtables.Key(r.Words)] {
+			surplus = append(surplus, r)
 		}
 	}
 	return missing, surplus
@@ -206,11 +216,20 @@ func told(rule *host.Rule, t *translate.Translation, touched bool) change.Twins 
 // scope is what is known of the traffic that a rule sees.
 func (p *stage) scope(r *host.Ruleset, a *answerers, u *stateUnit) translate.Scope {
 	bare := xtables.PacketsOf(xtables.Parse(withoutState(u.rule.Words)))
-	in := translate.Scope{Family: r.Family, Answered: a.answered(u.rule.Chain, u.at, bare, maxCallDepth), Answers: p.answers(r.Family, u.rule.Chain)}
+	in := translate.Scope{Family: r.Family, Answers: p.answers(r.Family, u.rule.Chain)}
+	in.Answered = a.taken(u.rule.Chain, u.at, "ESTABLISHED", bare, maxCallDepth)
+	errors := bare
+	if errors.Proto == "" || errors.NotProto {
+		errors.Proto, errors.NotProto = protocol.Canonical(map[host.Family]string{host.IPv4: "icmp", host.IPv6: "ipv6-icmp"}[r.Family]), false
+	}
+	in.Related = a.taken(u.rule.Chain, u.at, "RELATED", errors, maxCallDepth)
 	if p.d.Mode == declared.Disabled {
 		return in
 	}
 	q := xtables.PacketsOf(xtables.Parse(u.rule.Words))
+	in.Errors = slices.ContainsFunc(p.untrack, func(o untracked) bool {
+		return o.family == r.Family && slices.Contains(hooksBefore(u.rule.Chain), o.hook) && o.Proto != errors.Proto
+	})
 	in.Untracks = func(proto string) (touched, covered bool) {
 		q := q
 		if q.Proto == "" || q.NotProto {
@@ -229,7 +248,8 @@ type answerers struct {
 }
 
 type taker struct {
-	at int // index in its chain
+	at     int // index in its chain
+	states []string
 	xtables.Packets
 }
 
@@ -254,8 +274,8 @@ func answerersOf(s *host.Table) *answerers {
 			}
 			continue
 		}
-		if takesAnswers(rule) {
-			out.takes[r.Chain] = append(out.takes[r.Chain], taker{at, xtables.PacketsOf(xtables.Parse(withoutState(rule.Words)))})
+		if states := acceptedStates(rule); len(states) > 0 {
+			out.takes[r.Chain] = append(out.takes[r.Chain], taker{at, states, xtables.PacketsOf(xtables.Parse(withoutState(rule.Words)))})
 		}
 		if t := targetOf(rule.Words); t != "" {
 			out.calls[t] = append(out.calls[t], call{r.Chain, at})
@@ -274,11 +294,11 @@ func targetOf(rule []string) string {
 	return ""
 }
 
-// answered is whether a rule ahead of one takes what goes on in the conversations
-// of q: in the chain, or in every chain that leads to it.
-func (a *answerers) answered(chain string, before int, q xtables.Packets, depth int) bool {
+// taken is whether a rule ahead of one takes all of q in a state: in the chain, or
+// in every chain that leads to it.
+func (a *answerers) taken(chain string, before int, state string, q xtables.Packets, depth int) bool {
 	for _, t := range a.takes[chain] {
-		if t.at < before && t.Covers(q) {
+		if t.at < before && slices.Contains(t.states, state) && t.Covers(q) {
 			return true
 		}
 	}
@@ -286,7 +306,7 @@ func (a *answerers) answered(chain string, before int, q xtables.Packets, depth 
 	if depth == 0 || len(calls) == 0 || len(calls) > maxCalls {
 		return false
 	}
-	return !slices.ContainsFunc(calls, func(c call) bool { return !a.answered(c.from, c.at, q, depth-1) })
+	return !slices.ContainsFunc(calls, func(c call) bool { return !a.taken(c.from, c.at, state, q, depth-1) })
 }
 
 // Bounds of what is followed: rulesets can be made to take for ever.
@@ -295,25 +315,21 @@ const (
 	maxCallDepth = 4
 )
 
-// takesAnswers is whether the rule accepts all packets of a kind that go on in a
-// conversation.
-func takesAnswers(r *host.Rule) bool {
+// acceptedStates are those in which the rule accepts all packets that it matches.
+func acceptedStates(r *host.Rule) (states []string) {
 	s := xtables.Parse(r.Words)
 	if s.Target != "ACCEPT" {
-		return false
+		return nil
 	}
-	state := 0
 	for _, o := range s.Matches {
 		switch {
-		case o.Name == "--state" || o.Name == "--ctstate":
-			if state++; o.Not || len(o.Args) != 1 || !slices.Contains(strings.Split(o.Args[0], ","), "ESTABLISHED") {
-				return false
-			}
-		case strings.HasPrefix(o.Name, "--ct"):
-			return false
+		case (o.Name == "--state" || o.Name == "--ctstate") && states == nil && !o.Not && len(o.Args) == 1:
+			states = strings.Split(o.Args[0], ",")
+		case strings.HasPrefix(o.Name, "--ct") || o.Name == "--state":
+			return nil
 		}
 	}
-	return state == 1
+	return states
 }
 
 // withoutState are the words of a rule without its matches on state.

@@ -107,6 +107,9 @@ func askOf(l *layout) (a ask, why string) {
 		if !g.isState() {
 			continue
 		}
+		if len(g.parts) == 0 {
+			return a, "it asks nothing of the state"
+		}
 		for _, p := range g.parts {
 			asksState = asksState || p.Name == "--state" || p.Name == "--ctstate"
 			if why := a.read(p.Option); why != "" {

@@ -1,6 +1,7 @@
 package translate
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -17,6 +18,7 @@ type kind struct {
 	proto   string // its class
 	name    string
 	answers bool
+	errors  bool // of ICMP
 	isICMP  bool
 	strays  bool // of no conversation
 }
@@ -65,8 +67,8 @@ func (t *Translator) compare(w *work, twins []host.Rule) difference {
 	for _, c := range w.touched {
 		key += "\n " + c.proto
 	}
-	if !w.full {
-		key += "\npart"
+	if !w.full || w.errors != nil {
+		key += fmt.Sprintf("\npart %t", w.errors != nil)
 	}
 	d, ok := t.proved[key]
 	if !ok {
@@ -104,6 +106,9 @@ func essence(l *layout, wide bool) string {
 // difference tries every kind of packet on the rule and on the twins.
 func (w *work) difference(rule string, twins []string, wide bool) (d difference) {
 	before := judges(w.in.Family, []string{rule})
+	if !w.full {
+		twins = append(slices.Clip(twins), rule) // which sees errors about what is not tracked as INVALID
+	}
 	after := judges(w.in.Family, twins)
 	for _, s := range w.samples(wide) {
 		p := s.Packet
@@ -125,7 +130,7 @@ func (w *work) difference(rule string, twins []string, wide bool) (d difference)
 // partly is whether packets of the kind are still tracked though others of the
 // rule are not: errors of ICMP about those.
 func (w *work) partly(k kind) bool {
-	return k.isICMP && !slices.ContainsFunc(w.touched, func(c class) bool { return c.proto == icmpName(w.in.Family) })
+	return k.errors && w.errors != nil
 }
 
 // judges compiles rules as a chain that drops the rest.
@@ -157,13 +162,11 @@ func (w *work) samples(wide bool) (out []sample) {
 			}
 			out = append(out, sample{k, p})
 		}
-		errors := false
 		for _, c := range w.touched {
 			w.ofProtocol(c.proto, add)
-			errors = errors || c.proto == icmpName(w.in.Family)
 		}
-		if !errors && len(w.all) > 1 {
-			w.errors(add)
+		if w.errors != nil {
+			w.icmpErrors(add)
 		}
 	}
 	return out
@@ -204,7 +207,7 @@ func (w *work) ofProtocol(proto string, add adder) {
 			p.ICMPType = t
 			add(kind{proto: proto, name: "answers to pings", answers: true, isICMP: true}, p, verdict.StateEstablished, true, answered)
 		}
-		w.errors(add)
+		w.icmpErrors(add)
 		if w.in.Family == host.IPv6 {
 			for t := uint8(133); t <= 137; t++ {
 				p.ICMPType = t
@@ -228,15 +231,15 @@ func (w *work) ofProtocol(proto string, add adder) {
 	}
 }
 
-// errors are those of ICMP about a conversation.
-func (w *work) errors(add adder) {
+// icmpErrors are those about a conversation.
+func (w *work) icmpErrors(add adder) {
 	p := verdict.Packet{Protocol: protocol.ICMP}
 	if w.in.Family == host.IPv6 {
 		p.Protocol = protocol.ICMPv6
 	}
 	for _, t := range icmpTypesOf(w.in.Family).errors {
 		p.ICMPType = t
-		add(kind{proto: icmpName(w.in.Family), name: "errors of ICMP", isICMP: true}, p, verdict.StateRelated, false, assured)
+		add(kind{proto: icmpName(w.in.Family), name: "errors of ICMP", errors: true, isICMP: true}, p, verdict.StateRelated, false, assured)
 	}
 }
 

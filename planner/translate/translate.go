@@ -53,9 +53,14 @@ type Scope struct {
 	// tracking, and whether all of them do. "" is any protocol but TCP, UDP and
 	// ICMP. Nil: everything does, and nothing can match on state any more.
 	Untracks func(proto string) (touched, covered bool)
+	// Errors is whether errors of ICMP about what leaves tracking come by: where ICMP
+	// itself stays tracked they are INVALID then.
+	Errors bool
 	// Answered is whether a rule ahead takes all that goes on in a conversation, so
 	// that only what begins one comes here.
 	Answered bool
+	// Related is whether one takes all errors of ICMP about conversations.
+	Related bool
 	// Answers names what else lets in answers of protocols that show no sign of
 	// being one: the accept blocks that are declared.
 	Answers []string
@@ -89,10 +94,10 @@ func (t *Translator) Rule(rule *host.Rule, in Scope) (out Translation, touched b
 	w := work{in: in, chain: rule.Chain}
 	var ok bool
 	if w.l, ok = layoutOf(rule); !ok {
-		return Translation{None: "it is written in a way that ctplan does not take apart"}, true
+		return Translation{None: unreadable}, true
 	}
 	w.classes()
-	if len(w.touched) == 0 {
+	if len(w.touched) == 0 && w.errors == nil {
 		return out, false
 	}
 	out.None = w.untranslatable()
@@ -102,7 +107,7 @@ func (t *Translator) Rule(rule *host.Rule, in Scope) (out Translation, touched b
 	if out.None != "" {
 		return out, true
 	}
-	if w.ask.untracked && !w.full {
+	if w.ask.untracked && !w.full || len(w.touched) == 0 && w.ask.states&(verdict.StateRelated|verdict.StateInvalid) == 0 {
 		return out, false
 	}
 	if out.None = w.direction(); out.None != "" {
@@ -119,10 +124,19 @@ func (t *Translator) Rule(rule *host.Rule, in Scope) (out Translation, touched b
 		}
 		out.Twins = append(out.Twins, twins...)
 	}
+	// Whoever finds a twin must find its rule by it, or there is no way back.
+	key := xtables.Key(rule.Words)
+	for i := range out.Twins {
+		if back, ok := Original(&out.Twins[i]); !ok || xtables.Key(back.Words) != key {
+			return Translation{None: unreadable}, true
+		}
+	}
 	out.Stays = !w.full
 	w.grade(t, &out)
 	return out, true
 }
+
+const unreadable = "it is written in a way that ctplan does not take apart"
 
 // class is the packets of one protocol that a rule may match.
 type class struct {
@@ -139,6 +153,7 @@ type work struct {
 	named   string // the protocol that the rule names
 	all     []class
 	touched []class // those of which something leaves tracking
+	errors  *class  // ICMP that stays tracked, but for errors about what does not
 	full    bool    // everything that the rule may match does
 }
 
@@ -174,6 +189,9 @@ func (w *work) classes() {
 			w.touched = append(w.touched, c)
 		}
 		w.full = w.full && covered
+		if c.proto == icmpName(w.in.Family) && !touched && w.in.Errors {
+			w.errors = &c
+		}
 	}
 }
 
@@ -236,7 +254,6 @@ func (w *work) forms() (out []coded, why string) {
 	if len(w.all) > 1 && states&most == most && w.full {
 		return []coded{{form: anyForm}}, ""
 	}
-	errors := false
 	for _, c := range w.touched {
 		forms, why := w.ofClass(c, states)
 		if why != "" {
@@ -245,12 +262,14 @@ func (w *work) forms() (out []coded, why string) {
 		for _, f := range forms {
 			out = append(out, coded{form: f, class: c})
 		}
-		errors = errors || c.proto == icmpName(w.in.Family)
 	}
-	if len(w.all) > 1 && !errors && states&verdict.StateRelated != 0 {
-		// Errors about what is not tracked are INVALID, where ICMP still is.
-		for _, f := range icmpForms(w.in.Family, verdict.StateRelated) {
-			out = append(out, coded{form: f, class: class{icmpName(w.in.Family), true}, tracked: true})
+	if w.errors != nil && states&verdict.StateRelated != 0 {
+		forms, why := w.ofClass(*w.errors, verdict.StateRelated)
+		if why != "" {
+			return nil, why
+		}
+		for _, f := range forms {
+			out = append(out, coded{form: f, class: *w.errors, tracked: true})
 		}
 	}
 	return out, ""
@@ -390,6 +409,9 @@ func (w *work) grade(t *Translator, out *Translation) {
 	d := t.compare(w, out.Twins)
 	if w.in.Answered {
 		d.wider = slices.DeleteFunc(d.wider, func(k kind) bool { return k.answers })
+	}
+	if w.in.Related {
+		d.wider = slices.DeleteFunc(d.wider, func(k kind) bool { return k.errors })
 	}
 	if i := slices.IndexFunc(d.narrower, func(k kind) bool { return k.answers && !k.isICMP }); i >= 0 && len(w.in.Answers) > 0 {
 		d.narrower = slices.DeleteFunc(d.narrower, func(k kind) bool { return k.answers && !k.isICMP })
