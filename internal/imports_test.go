@@ -23,7 +23,7 @@ var ranks = [][]string{
 	{"xtables"},
 	{"nftables", "verdict/nft", "verdict/xt"},
 	{"translate"},
-	{"judge", "modules", "rules"},
+	{"judge", "modules", "owners", "rules"},
 	{"impact", "sizes", "service"},
 	{"sides", "boot"},
 	{"."},

@@ -150,7 +150,8 @@ const (
 )
 
 // Risks lists every risk that allow_risk accepts.
-var Risks = []Risk{RiskNAT, RiskStatefulRules, RiskReadOnlySysctl, RiskInitScript, RiskModuleHeld, RiskMemory, RiskSavedRules, RiskLostFlows, RiskLostServices, RiskOneSided, RiskRelated, RiskWiderRules, RiskNarrowerRules, RiskUnsavedRules}
+var Risks = []Risk{RiskNAT, RiskStatefulRules, RiskReadOnlySysctl, RiskInitScript, RiskModuleHeld, RiskMemory, RiskSavedRules, RiskLostFlows, RiskLostServices, RiskOneSided, RiskRelated, RiskWiderRules, RiskNarrowerRules, RiskUnsavedRules,
+	RiskSYNProxy, RiskConnectionLimits, RiskConnectionBytes, RiskConnectionMarks, RiskZones, RiskRuleTimeouts, RiskClusters, RiskIPVS, RiskFlowtables, RiskConntrackd}
 
 // Desired is what the HCL declares for one host.
 type Desired struct {

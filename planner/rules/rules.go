@@ -45,6 +45,7 @@ func Plan(d declared.Desired, l host.Live) (Work, change.Findings) {
 	}
 	p.kernelRules()
 	p.savedRules()
+	p.nativeWork()
 	return p.out, p.Findings
 }
 
@@ -212,10 +213,12 @@ func (p *stage) disabledRule(r *host.Ruleset, table string, rule *host.Rule, n x
 				`use mode = "tuned" on this host, or allow_risk = ["nat"] to have its nat rules removed`, true)
 		}
 		return false
+	case !p.keepsWork(r, table, rule, named):
+		return false
 	case p.d.StatefulRules == declared.RemoveStateful:
 		return true
 	case p.d.StatefulRules == declared.TranslateStateful:
-		return n != xtables.NeedState // which has twins
+		return n != xtables.NeedState || !hasTwins(rule)
 	}
 	named[declared.RiskStatefulRules]++
 	if named[declared.RiskStatefulRules] <= change.MaxNamed {
@@ -229,16 +232,19 @@ func (p *stage) disabledRule(r *host.Ruleset, table string, rule *host.Rule, n x
 // statefulRule: it stops matching for the packets that are no longer tracked.
 func (p *stage) statefulRule(r *host.Ruleset, table string, rule *host.Rule, named map[declared.Risk]int) bool {
 	s := xtables.Parse(rule.Words)
-	if s.MatchesUntracked() || p.d.StatefulRules == declared.TranslateStateful {
+	if s.MatchesUntracked() || p.d.StatefulRules == declared.TranslateStateful && hasTwins(rule) {
 		return false
 	}
 	touched, covered := p.untracks(r.Family, rule.Chain, xtables.PacketsOf(s))
+	goes := p.d.StatefulRules == declared.RemoveStateful || p.d.StatefulRules == declared.TranslateStateful
 	switch {
 	case !touched:
 		return false
-	case p.d.StatefulRules == declared.RemoveStateful && covered:
+	case !p.keepsWork(r, table, rule, named):
+		return false
+	case goes && covered:
 		return true
-	case p.d.StatefulRules == declared.RemoveStateful:
+	case goes:
 		p.Warn(xtables.Address(r, table), fmt.Sprintf("%s stays for what is still tracked, and no longer matches what is not: accept blocks must cover that", xtables.Where(r, rule)), p.d.Source)
 		return false
 	}

@@ -81,7 +81,7 @@ func unitsOf(table string, s *host.Table) (out [][]stateUnit) {
 		var last *stateUnit
 		for i, r := range byChain[chain] {
 			original, twin := translate.Original(r)
-			if !twin && xtables.Needs(table, r.Words) != xtables.NeedState {
+			if !twin && (xtables.Needs(table, r.Words) != xtables.NeedState || !hasTwins(r)) {
 				last = nil
 				continue
 			}
@@ -105,6 +105,14 @@ func unitsOf(table string, s *host.Table) (out [][]stateUnit) {
 		}
 	}
 	return out
+}
+
+// hasTwins is whether a rule on state is translated. What tracking does beside
+// telling states has words of its own, and a template of tracking nothing to do
+// for what is not tracked.
+func hasTwins(r *host.Rule) bool {
+	s := xtables.Parse(r.Words)
+	return xtables.WorkOf(s) == "" && s.Target != "CT"
 }
 
 // unitKey is equal for rules whose twins are: their marks say how the state was
