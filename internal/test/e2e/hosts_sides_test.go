@@ -40,7 +40,7 @@ table ip zones {
 		udp dport 5000 ct zone set 7
 	}
 }`, "nft", "-f", "-")
-	said(exitOK, tuned, "this rule takes packets to this host out of tracking, and not their answers, which pass hook output", "inet early prerouting handle", "a chain of hook output with priority raw",
+	said(exitOK, tuned, "this rule takes packets to this host out of tracking, and not their answers, which pass hook output", "inet early prerouting handle", "write a notrack block that takes both ways", "add the rule's mirror image to a chain of hook output with priority raw",
 		"this rule sorts packets to this host into a zone of tracking, and not into the same zone their answers", "ip zones prerouting handle")
 
 	h.RunInput(`

@@ -392,15 +392,20 @@ func (b *builder) target(e *host.NFTExpr) {
 			return
 		}
 		b.do(verdict.SetMark(d.u32(0), d.u32(4)))
-	case "CONNMARK": // struct xt_connmark_tginfo1
-		const set, restore = 0, 2
-		switch mode := d.u8(12); {
-		case len(d) >= 13 && revision == 1 && mode == set:
-			b.do(verdict.SetConnMark(d.u32(0), d.u32(4)))
-		case len(d) >= 13 && mode == restore:
-			b.do(verdict.RestoreMark)
+	case "CONNMARK": // struct xt_connmark_tginfo1 or 2
+		const set, save, restore = 0, 1, 2
+		ctmark, ctmask, nfmask, mode := d.u32(0), d.u32(4), d.u32(8), d.u8(12)
+		switch plain := len(d) >= 13 && (revision == 1 || revision == 2 && d.u8(14) == 0); {
+		case plain && mode == set:
+			b.do(verdict.SetConnMark(ctmark, ctmask))
+		case plain && mode == save:
+			b.do(verdict.SaveMark(nfmask, ctmask))
+		case plain && mode == restore:
+			b.do(verdict.RestoreMark(nfmask, ctmask))
+		case mode == restore:
+			b.do(verdict.SomeMark)
 		default:
-			b.do(verdict.SaveMark)
+			b.do(verdict.SomeConnMark)
 		}
 	default:
 		b.anything, b.done = true, true
