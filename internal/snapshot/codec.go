@@ -104,6 +104,13 @@ func (s *Snapshot) Check() error {
 			return fmt.Errorf("module name %q", m.Name)
 		}
 	}
+	if s.Loading != nil {
+		for _, name := range s.Loading.Usable {
+			if !plainName(name) {
+				return fmt.Errorf("module name %q", name)
+			}
+		}
+	}
 	for _, k := range slices.Sorted(maps.Keys(s.Sysctls)) {
 		if !plainName(k) {
 			return fmt.Errorf("sysctl name %q", k)

@@ -15,6 +15,7 @@ import (
 	"github.com/ctplan/ctplan/planner/declared"
 	"github.com/ctplan/ctplan/planner/etc"
 	"github.com/ctplan/ctplan/planner/host"
+	"github.com/ctplan/ctplan/planner/modules"
 	"github.com/ctplan/ctplan/providers/boot"
 	"github.com/ctplan/ctplan/providers/initscript"
 	"github.com/ctplan/ctplan/providers/iptables"
@@ -67,7 +68,7 @@ type restResult struct {
 // that are still running; a Reader that is not finished needs that.
 func Start(ctx context.Context, root string, runner run.Runner) (*Reader, error) {
 	rules := make(chan rulesResult, 1)
-	noNFT := kmod.Unloaded(root, "nf_tables") // reading must load nothing
+	noNFT := lacksNFT(root)
 	go func() {
 		raws, notes, err := iptables.Tools{Runner: runner, NoNFT: noNFT}.Read(ctx)
 		rules <- rulesResult{raws, notes, err}
@@ -94,6 +95,17 @@ func Start(ctx context.Context, root string, runner run.Runner) (*Reader, error)
 	return r, nil
 }
 
+// lacksNFT reports whether nf_tables is not loaded: to ask it would load it,
+// or be refused. Where the host's files do not tell, nothing can be loaded, and
+// the kernel is asked.
+func lacksNFT(root string) bool {
+	there, known := kmod.There(root, "nf_tables")
+	if known {
+		return !there
+	}
+	return root == "" && !nft.Answers()
+}
+
 // Host is who the host is.
 func (r *Reader) Host() host.Host { return r.s.Host }
 
@@ -107,6 +119,7 @@ func (r *Reader) Finish(files declared.Files, initScripts []string) (*Snapshot, 
 	if s.Modules, err = kmod.ReadModules(r.root); err != nil {
 		return nil, err
 	}
+	s.Loading = kmod.ReadLoading(r.root, modules.Used, !r.noNFT)
 	starts := boot.Read(r.root)
 	s.Boot = &starts
 	if err := r.readFiles(files, initScripts); err != nil {

@@ -140,10 +140,12 @@ const (
 	RiskOneSided       Risk = "one_sided"        // connections of which one way is tracked and the other is not would break
 	RiskRelated        Risk = "related"          // what tracking lets in with other connections would be kept out
 	RiskUnsavedRules   Risk = "unsaved_rules"    // rules that a restart of the service would lose, or bring in
+	RiskUnseen         Risk = "unseen"           // what is connected could not be read, so whom a plan cuts off is not known
+	RiskNoModule       Risk = "no_module"        // the running kernel cannot load a module that the plan needs
 )
 
 // Risks lists every risk that allow_risk accepts.
-var Risks = []Risk{RiskNAT, RiskStatefulRules, RiskReadOnlySysctl, RiskInitScript, RiskModuleHeld, RiskMemory, RiskSavedRules, RiskLostFlows, RiskLostServices, RiskOneSided, RiskRelated, RiskUnsavedRules}
+var Risks = []Risk{RiskNAT, RiskStatefulRules, RiskReadOnlySysctl, RiskInitScript, RiskModuleHeld, RiskMemory, RiskSavedRules, RiskLostFlows, RiskLostServices, RiskOneSided, RiskRelated, RiskUnsavedRules, RiskUnseen}
 
 // Desired is what the HCL declares for one host.
 type Desired struct {
