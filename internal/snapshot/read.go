@@ -47,6 +47,7 @@ func Read(ctx context.Context, o Options) (*Snapshot, error) {
 type Reader struct {
 	root  string
 	noNFT bool // nf_tables is not loaded
+	nft   func(*Snapshot)
 	s     Snapshot
 	rules <-chan rulesResult
 	rest  <-chan restResult
@@ -75,7 +76,7 @@ func Start(ctx context.Context, root string, runner run.Runner) (*Reader, error)
 	}()
 	// The commands start now, not when this goroutine first waits for something.
 	runtime.Gosched()
-	r := &Reader{root: root, noNFT: noNFT, rules: rules, s: Snapshot{FormatVersion: planner.FormatVersion}}
+	r := &Reader{root: root, noNFT: noNFT, nft: (*Snapshot).readNFT, rules: rules, s: Snapshot{FormatVersion: planner.FormatVersion}}
 	var err error
 	if r.s.Host, err = readHost(root); err != nil {
 		return nil, err
@@ -137,7 +138,7 @@ func (r *Reader) Finish(files declared.Files, initScripts []string) (*Snapshot, 
 		s.Rules = append(s.Rules, newRules(raw))
 	}
 	if !r.noNFT {
-		s.readNFT()
+		r.nft(s)
 	}
 	others := <-r.other
 	s.Namespaces = others.list

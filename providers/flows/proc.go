@@ -20,8 +20,13 @@ import (
 )
 
 // netFolder has what the kernel tells of this thread's network namespace without
-// netlink, slower and in fewer words.
-const netFolder = "/proc/thread-self/net/"
+// netlink, slower and in fewer words. Kernels before 3.17 know of no threads there.
+func netFolder(root string) string {
+	if _, err := os.Stat(root + "/proc/thread-self"); err != nil {
+		return root + "/proc/self/net/"
+	}
+	return root + "/proc/thread-self/net/"
+}
 
 // maxProcLine is more than any line of these files has, in bytes.
 const maxProcLine = 4096
@@ -39,7 +44,7 @@ func procFile(proto, family uint8) string {
 // procSockets reads the sockets of a protocol and family from /proc. A kernel
 // that runs without IPv6 has none of it.
 func procSockets(root string, proto, family uint8) ([]socket, error) {
-	f, err := os.Open(root + netFolder + procFile(proto, family))
+	f, err := os.Open(netFolder(root) + procFile(proto, family))
 	if errors.Is(err, fs.ErrNotExist) && family == unix.AF_INET6 {
 		if _, err := os.Stat(root + "/proc/sys/net/ipv6"); errors.Is(err, fs.ErrNotExist) {
 			return nil, nil
@@ -105,7 +110,7 @@ var errNoTable = errors.New("the kernel has neither ctnetlink nor /proc/net/nf_c
 
 // eachOfProc is each, from the file that some kernels have in place of ctnetlink.
 func eachOfProc(root string, fn func(*Entry) error) error {
-	f, err := os.Open(root + netFolder + "nf_conntrack")
+	f, err := os.Open(netFolder(root) + "nf_conntrack")
 	if errors.Is(err, fs.ErrNotExist) {
 		return errNoTable
 	}

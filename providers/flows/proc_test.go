@@ -129,7 +129,7 @@ func TestProcSaysTheSame(t *testing.T) {
 // TestUnread: what no file has is told, and is not none.
 func TestUnread(t *testing.T) {
 	root := testhost.Tree(t, map[string]string{"proc/thread-self/net/tcp": "  sl  local_address rem_address   st\n   0: 0100007F:0016 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 7 1 x\n"})
-	c, notes := Read(Options{Root: root, Recorded: true, Tracked: true, Expect: 1})
+	c, notes := Read(Options{Root: root, Recorded: &Recorded{}, Tracked: true, Expect: 1})
 	var what []string
 	for _, u := range c.Unread {
 		what = append(what, u.What)

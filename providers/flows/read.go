@@ -23,7 +23,9 @@ type Options struct {
 	Tracked       bool   // connection tracking is there: reading its table loads no module
 	Sets          bool   // rules match on ipsets: reading them loads no module
 	Limit         int    // the most tracked connections to keep; 0: all
-	Recorded      bool   // Root is what was copied of another host: nothing is asked of this one
+	// Recorded is what else was copied of another host, whose files Root has:
+	// nothing is asked of this one then.
+	Recorded *Recorded
 }
 
 // maxRoutes is how many routes are kept: past that, those that are connected
@@ -56,7 +58,7 @@ func Read(o Options) (*host.Connections, []string) {
 			c.Total = max(o.Expect, c.Total)
 		}
 	}
-	sockets, err := readSockets(o.Root, o.Recorded)
+	sockets, err := readSockets(o.Root, o.Recorded != nil)
 	failed("the sockets", err)
 	for _, s := range sockets {
 		c.Sockets = append(c.Sockets, s.Socket)
@@ -64,6 +66,12 @@ func Read(o Options) (*host.Connections, []string) {
 	slices.SortStableFunc(c.Sockets, func(a, b host.Socket) int {
 		return cmp.Or(cmp.Compare(a.Protocol, b.Protocol), a.Local.Compare(b.Local), a.Remote.Compare(b.Remote))
 	})
+	if o.Recorded != nil {
+		c.Operator = o.Recorded.operators()
+		failed("the interfaces", o.Recorded.places(o.Root, c))
+		c.Ephemeral = readEphemeral(o.Root)
+		return c, notes
+	}
 	c.Operator = operators(o.Root, o.SSHConnection, os.Getppid(), sockets)
 	if o.Sets {
 		c.Sets, err = readSets()

@@ -147,7 +147,7 @@ const resizedTries = 3
 func readOnce(o Options, room int) (list []host.Flow, more bool, err error) {
 	list = make([]host.Flow, 0, room)
 	each := func(fn func(*Entry) error) error { return Each(context.Background(), fn) }
-	if o.Recorded {
+	if o.Recorded != nil {
 		each = func(fn func(*Entry) error) error { return eachOfProc(o.Root, fn) }
 	}
 	err = each(func(e *Entry) error {
