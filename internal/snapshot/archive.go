@@ -29,8 +29,8 @@ func byScript(data []byte) ([]byte, bool) {
 	if bytes.HasPrefix(data, []byte(archiveHead)) {
 		return data, true
 	}
-	head, _, _ := bytes.Cut(data, []byte("\n# /proc/"))
-	if i := bytes.Index(head, []byte("\n"+archiveHead)); i >= 0 && i < 1<<16 {
+	head := data[:min(len(data), 64<<10)]
+	if i := bytes.Index(head, []byte("\n"+archiveHead)); i >= 0 {
 		return data[i+1:], true
 	}
 	return nil, false

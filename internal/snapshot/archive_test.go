@@ -3,6 +3,7 @@ package snapshot_test
 import (
 	"bytes"
 	"context"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"net"
@@ -136,4 +137,91 @@ func object(t *testing.T, s *snapshot.Snapshot) map[string]any {
 	delete(out, "links")
 	delete(out, "nftables")
 	return out
+}
+
+// printed is what the script would print of a small host, with more parts.
+func printed(more ...string) string {
+	part := func(kind, name, args, body string) string {
+		if strings.Trim(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/._-") != "" {
+			name = ":" + hex.EncodeToString([]byte(name))
+		}
+		return strings.TrimSpace(kind+" "+name+" "+args) + "\n " + hex.EncodeToString([]byte(body)) + "\n.\n"
+	}
+	out := "ctplan snapshot by script, version 1\n"
+	for name, body := range map[string]string{
+		"/proc/sys/kernel/hostname": "h\n", "/proc/sys/kernel/osrelease": "6.1.0\n", "/proc/meminfo": "MemTotal: 1024 kB\n", "/sys/devices/system/cpu/online": "0-1\n",
+		"/proc/net/tcp": "", "/proc/net/udp": "",
+	} {
+		out += part("file", name, "-r--r--r-- 0 0", body)
+	}
+	out += part("run", "uname -m", "", "x86_64\n") + part("run", "sed -n /^KernelPageSize/p /proc/self/smaps", "", "KernelPageSize: 4 kB\n")
+	out += part("program", "iptables-save", "", "/usr/sbin/xtables-legacy-multi\n") + part("run", "iptables-save", "", "") + part("run", "iptables --version", "", "iptables v1.8.9 (legacy)\n")
+	for i := 0; i+2 < len(more); i += 3 {
+		args := ""
+		if more[i] == "file" {
+			args = "-rw-r--r-- 0 0"
+		}
+		out += part(more[i], more[i+1], args, more[i+2])
+	}
+	return out + "end\n"
+}
+
+// TestHostileArchive: nothing that a script's output says reaches files of the
+// machine that reads it, and what is not whole is refused.
+func TestHostileArchive(t *testing.T) {
+	dir := t.TempDir()
+	secret := filepath.Join(dir, "secret.conf")
+	if err := os.WriteFile(secret, []byte("net.secret = 1\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	up := strings.Repeat("../", 20)
+	s, err := snapshot.Decode(strings.NewReader("Welcome to h\n" + printed(
+		"link", "/etc/sysctl.d/abs.conf", secret+"\n",
+		"link", "/etc/sysctl.d/up.conf", up+secret[1:]+"\n",
+		"link", "/a/b/c/d", "/x\n", "link", "/a/b/c/d/e", up+dir[1:]+"\n", "link", "/etc/modprobe.d", dir+"\n",
+		"link", "/etc/systemd/system/x.wants", up+dir[1:]+"\n", "name", "/etc/systemd/system/x.wants/docker.service", "",
+		"file", "/etc/sysctl.conf", "vm.swappiness = 1\n",
+		"file", "/a/b/c/d/e/written.conf", "x",
+	)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var buf bytes.Buffer
+	if err := s.Encode(&buf); err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(buf.String(), "net.secret") || !strings.Contains(buf.String(), "vm.swappiness") {
+		t.Errorf("%s", buf.String())
+	}
+	if found, _ := os.ReadDir(dir); len(found) != 1 {
+		t.Errorf("something was written: %v", found)
+	}
+	whole := printed()
+	for name, text := range map[string]string{
+		"cut off":       whole[:len(whole)-len("end\n")],
+		"a part cut":    whole[:len(whole)/2],
+		"a path":        printed("file", "/etc/../../x", ""),
+		"no path":       printed("file", "etc/x", ""),
+		"a kind":        printed("fifo", "/etc/x", ""),
+		"a later":       strings.Replace(whole, "version 1", "version 2", 1),
+		"no digits":     strings.Replace(whole, " 680a", " 68zz", 1),
+		"a link's loop": printed("file", "/etc/sysctl.d", "", "link", "/etc/sysctl.d", "/x"),
+	} {
+		if _, err := snapshot.Decode(strings.NewReader(text)); err == nil && name != "a link's loop" {
+			t.Errorf("%s is taken", name)
+		}
+	}
+}
+
+func FuzzArchive(f *testing.F) {
+	f.Add([]byte(printed()))
+	f.Add([]byte(printed("link", "/etc/a", "b", "link", "/etc/a/b", "../..", "file", "/etc/a/b/c", "x", "name", "/proc/1", "", "absent", "/x", "", "attributes", "/etc/a", "user.x=0x00\n")))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		s, err := snapshot.Decode(bytes.NewReader(data))
+		if err == nil {
+			if err := s.Check(); err != nil {
+				t.Error(err)
+			}
+		}
+	})
 }
