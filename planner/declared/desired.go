@@ -145,7 +145,8 @@ const (
 )
 
 // Risks lists every risk that allow_risk accepts.
-var Risks = []Risk{RiskNAT, RiskStatefulRules, RiskReadOnlySysctl, RiskInitScript, RiskModuleHeld, RiskMemory, RiskSavedRules, RiskLostFlows, RiskLostServices, RiskOneSided, RiskRelated, RiskUnsavedRules, RiskUnseen}
+var Risks = []Risk{RiskNAT, RiskStatefulRules, RiskReadOnlySysctl, RiskInitScript, RiskModuleHeld, RiskMemory, RiskSavedRules, RiskLostFlows, RiskLostServices, RiskOneSided, RiskRelated, RiskUnsavedRules, RiskUnseen,
+	RiskSYNProxy, RiskConnectionLimits, RiskConnectionBytes, RiskConnectionMarks, RiskZones, RiskRuleTimeouts, RiskClusters, RiskIPVS, RiskFlowtables, RiskConntrackd}
 
 // Desired is what the HCL declares for one host.
 type Desired struct {

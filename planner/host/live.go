@@ -98,6 +98,13 @@ type Loading struct {
 // Lacks reports whether a module is known to be out of reach.
 func (l *Loading) Lacks(module string) bool { return l != nil && !slices.Contains(l.Usable, module) }
 
+// Keys beside those of connection tracking that plans ask for.
+const (
+	SysctlIPVSConntrack = "net.ipv4.vs.conntrack"               // IPVS enters what it sends on into the table
+	SysctlBridged4      = "net.bridge.bridge-nf-call-iptables"  // frames between the ports of a bridge meet the rules of IPv4
+	SysctlBridged6      = "net.bridge.bridge-nf-call-ip6tables" // the same of IPv6
+)
+
 // Sysctl is a key under /proc/sys.
 type Sysctl struct {
 	Value    string `json:"value"`

@@ -43,6 +43,7 @@ func Plan(d declared.Desired, l host.Live) (Work, change.Findings) {
 	}
 	p.kernelRules()
 	p.savedRules()
+	p.nativeWork()
 	return p.out, p.Findings
 }
 
@@ -213,6 +214,8 @@ func (p *stage) disabledRule(r *host.Ruleset, table string, rule *host.Rule, n x
 				`use mode = "tuned" on this host, or allow_risk = ["nat"] to have its nat rules removed`, true)
 		}
 		return false
+	case !p.keepsWork(r, table, rule, named):
+		return false
 	case p.d.StatefulRules == declared.RemoveStateful:
 		return true
 	}
@@ -234,6 +237,8 @@ func (p *stage) statefulRule(r *host.Ruleset, table string, rule *host.Rule, nam
 	touched, covered := p.untracks(r.Family, rule.Chain, xtables.PacketsOf(s))
 	switch {
 	case !touched:
+		return false
+	case !p.keepsWork(r, table, rule, named):
 		return false
 	case p.d.StatefulRules == declared.RemoveStateful && covered:
 		return true

@@ -21,7 +21,7 @@ var bases = map[string]map[string]verdict.Base{
 		"PREROUTING":  {Hook: verdict.Prerouting, Priority: verdict.PriorityMangle},
 		"INPUT":       {Hook: verdict.LocalIn, Priority: verdict.PriorityMangle},
 		"FORWARD":     {Hook: verdict.Forwarding, Priority: verdict.PriorityMangle},
-		"OUTPUT":      {Hook: verdict.LocalOut, Priority: verdict.PriorityMangle},
+		"OUTPUT":      {Hook: verdict.LocalOut, Priority: verdict.PriorityMangle, Reroutes: true},
 		"POSTROUTING": {Hook: verdict.Postrouting, Priority: verdict.PriorityMangle},
 	},
 	"nat": {
