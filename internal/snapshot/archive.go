@@ -36,8 +36,8 @@ func byScript(data []byte) ([]byte, bool) {
 	return nil, false
 }
 
-// archive is what the script prints: files, links and the output of commands.
-type archive struct {
+// Archive is what the script prints: files, links and the output of commands.
+type Archive struct {
 	files  map[string]archived // by path; content of files, targets of links
 	links  map[string]string
 	there  []string            // paths of which nothing more is known
@@ -61,8 +61,8 @@ var errArchive = errors.New("it does not end as the script ends: it was cut off,
 // parseArchive reads the parts: a line "KIND NAME ARGUMENT…" whose name is in
 // hexadecimal digits behind a colon, lines of such digits, a dot. Lines that begin with "#" are
 // for people.
-func parseArchive(data []byte) (*archive, error) {
-	a := &archive{files: map[string]archived{}, links: map[string]string{}, absent: map[string]bool{}, attrs: map[string][]byte{}, runs: map[string]archived{}}
+func parseArchive(data []byte) (*Archive, error) {
+	a := &Archive{files: map[string]archived{}, links: map[string]string{}, absent: map[string]bool{}, attrs: map[string][]byte{}, runs: map[string]archived{}}
 	line := 0
 	next := func() (string, bool) {
 		for len(data) > 0 {
@@ -127,7 +127,7 @@ func parseArchive(data []byte) (*archive, error) {
 }
 
 // add takes a part. What stands twice is what it was first.
-func (a *archive) add(kind, name string, args []string, p archived) error {
+func (a *Archive) add(kind, name string, args []string, p archived) error {
 	if kind == "run" || kind == "program" {
 		if _, twice := a.runs[kind+" "+name]; !twice {
 			a.runs[kind+" "+name] = p
@@ -191,7 +191,7 @@ func lsMode(text string) (mode uint32, err error) {
 }
 
 // output is what a command printed; nil where it was not run, or failed.
-func (a *archive) output(command string) []byte {
+func (a *Archive) output(command string) []byte {
 	r, ok := a.runs["run "+command]
 	if !ok || r.status > 0 {
 		return nil
@@ -200,7 +200,7 @@ func (a *archive) output(command string) []byte {
 }
 
 // holds reports whether the script has looked for a path.
-func (a *archive) holds(path string) bool {
+func (a *Archive) holds(path string) bool {
 	_, file := a.files[path]
 	_, link := a.links[path]
 	return file || link || a.absent[path]

@@ -30,7 +30,7 @@ type Snapshot struct {
 	Connections   *host.Connections      `json:"connections,omitempty"` // absent: not read
 	Notes         []string               `json:"notes,omitempty"`       // what could not be read, and what follows from that
 
-	archive *archive // what it was read from, where a script took it
+	Archive *Archive `json:"-"` // what it was read from, where a script took it
 }
 
 // Rules is what one family's iptables-save printed.

@@ -36,27 +36,27 @@ func readArchive(data []byte) (*Snapshot, error) {
 }
 
 // ByScript reports whether a script took the snapshot.
-func (s *Snapshot) ByScript() bool { return s.archive != nil }
+func (s *Snapshot) ByScript() bool { return s.Archive != nil }
 
 // With is the snapshot as it would have been taken for the paths that the HCL
 // names: one that a script took is read again. What the script has not taken is
 // not in it.
 func (s *Snapshot) With(files declared.Files, initScripts []string) (*Snapshot, error) {
-	if s.archive == nil || files == (declared.Files{}) && initScripts == nil {
+	if s.Archive == nil || files == (declared.Files{}) && initScripts == nil {
 		return s, nil
 	}
-	out, err := s.archive.read(files, initScripts)
+	out, err := s.Archive.read(files, initScripts)
 	if err != nil {
 		return nil, err
 	}
 	out.Files = slices.DeleteFunc(out.Files, func(f File) bool {
 		named := slices.Contains(append([]string{files.Sysctl, files.Modprobe, files.ModulesLoad, files.RulesV4, files.RulesV6}, initScripts...), f.File.Path)
-		return named && !s.archive.holds(f.File.Path)
+		return named && !s.Archive.holds(f.File.Path)
 	})
 	return out, nil
 }
 
-func (a *archive) read(files declared.Files, initScripts []string) (*Snapshot, error) {
+func (a *Archive) read(files declared.Files, initScripts []string) (*Snapshot, error) {
 	root, err := os.MkdirTemp("", "ctplan-snapshot-")
 	if err != nil {
 		return nil, err
@@ -75,13 +75,13 @@ func (a *archive) read(files declared.Files, initScripts []string) (*Snapshot, e
 	if err := s.Check(); err != nil {
 		return nil, fmt.Errorf("not a valid snapshot: %w", err)
 	}
-	s.archive = a
+	s.Archive = a
 	return s, nil
 }
 
 // unpack lays out files and links under root. No link leads out of it: each is
 // made relative, from where its folder really is.
-func (a *archive) unpack(root string) error {
+func (a *Archive) unpack(root string) error {
 	dir, err := os.OpenRoot(root)
 	if err != nil {
 		return err
@@ -160,7 +160,7 @@ func (a *archive) unpack(root string) error {
 }
 
 // readUnpacked reads the host whose files lie under root.
-func (a *archive) readUnpacked(root string, files declared.Files, initScripts []string) (*Snapshot, error) {
+func (a *Archive) readUnpacked(root string, files declared.Files, initScripts []string) (*Snapshot, error) {
 	there, known := kmod.There(root, "nf_tables")
 	tables := a.output("nft list tables")
 	if !known {
@@ -199,7 +199,7 @@ func (a *archive) readUnpacked(root string, files declared.Files, initScripts []
 }
 
 // host is readHost, without what only a program can ask.
-func (a *archive) host(root string) (host.Host, error) {
+func (a *Archive) host(root string) (host.Host, error) {
 	h, err := readHost(root)
 	if err != nil {
 		return h, err
@@ -223,7 +223,7 @@ func (a *archive) host(root string) (host.Host, error) {
 }
 
 // rules is what iptables.Tools.Read makes of the same.
-func (a *archive) rules(noNFT bool) (raws []iptables.Raw, notes []string, err error) {
+func (a *Archive) rules(noNFT bool) (raws []iptables.Raw, notes []string, err error) {
 	for _, f := range host.Families {
 		tool := map[host.Family]string{host.IPv4: "iptables", host.IPv6: "ip6tables"}[f]
 		program, installed := a.runs["program "+tool+"-save"]
@@ -270,7 +270,7 @@ func (a *archive) rules(noNFT bool) (raws []iptables.Raw, notes []string, err er
 
 // nft says of the tables of nftables what can be said: nothing where nft lists
 // none but those that the rules hold. Else what they do is not known.
-func (a *archive) nft(s *Snapshot, tables []byte) {
+func (a *Archive) nft(s *Snapshot, tables []byte) {
 	unread := func(why string) {
 		s.NFTUnread = why
 		s.Notes = append(s.Notes, why+": rules of native nftables are not taken into account")
@@ -292,7 +292,7 @@ func (a *archive) nft(s *Snapshot, tables []byte) {
 }
 
 // namespaces says that others were not read, where their rules matter.
-func (a *archive) namespaces(c host.Conntrack) []string {
+func (a *Archive) namespaces(c host.Conntrack) []string {
 	if c.Kind != host.ConntrackModule || !c.Loaded || bytes.Count(a.runs["run namespaces"].body, []byte("\n")) < 2 {
 		return nil
 	}
@@ -300,7 +300,7 @@ func (a *archive) namespaces(c host.Conntrack) []string {
 }
 
 // readOnly reports whether a path lies on what is mounted read-only.
-func (a *archive) readOnly(name string) bool {
+func (a *Archive) readOnly(name string) bool {
 	longest, out := -1, false
 	for line := range strings.Lines(string(a.files["/proc/mounts"].body)) {
 		w := strings.Fields(line)
@@ -314,7 +314,7 @@ func (a *archive) readOnly(name string) bool {
 
 // describe gives the files the owners, modes and attributes that they have on
 // the host.
-func (a *archive) describe(s *Snapshot) {
+func (a *Archive) describe(s *Snapshot) {
 	unread := 0
 	for i := range s.Files {
 		f := &s.Files[i].File
@@ -357,7 +357,7 @@ func parseAttributes(text string) map[string]string {
 	return out
 }
 
-func (a *archive) connections() *flows.Recorded {
+func (a *Archive) connections() *flows.Recorded {
 	return &flows.Recorded{
 		Addresses: a.output("ip -o addr show"),
 		Routes:    [2][]byte{a.output("ip -o -4 route show table main"), a.output("ip -o -6 route show table main")},
