@@ -86,15 +86,17 @@ func Start(ctx context.Context, root string, runner run.Runner) (*Reader, error)
 	}
 	rest := make(chan restResult, 1)
 	r.rest = rest
-	go func() {
-		values, err := sysctl.ReadKeys(root, nil)
-		maps.Copy(values, sysctl.ReadBeside(root))
-		rest <- restResult{values, note(err, "what depends on it is not planned")}
-	}()
+	go func() { rest <- readSysctls(root) }()
 	others := make(chan othersResult, 1)
 	r.other = others
 	go func() { others <- readOthers(ctx, root, runner, r.s.Conntrack, noNFT) }()
 	return r, nil
+}
+
+func readSysctls(root string) restResult {
+	values, err := sysctl.ReadKeys(root, nil)
+	maps.Copy(values, sysctl.ReadBeside(root))
+	return restResult{values, note(err, "what depends on it is not planned")}
 }
 
 // lacksNFT reports whether nf_tables is not loaded: to ask it would load it,

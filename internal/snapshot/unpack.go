@@ -22,7 +22,6 @@ import (
 	"github.com/ctplan/ctplan/providers/flows"
 	"github.com/ctplan/ctplan/providers/iptables"
 	"github.com/ctplan/ctplan/providers/kmod"
-	"github.com/ctplan/ctplan/providers/sysctl"
 )
 
 // readArchive reads the host that a script has printed, by what reads a host: the
@@ -178,13 +177,13 @@ func (a *Archive) readUnpacked(root string, files declared.Files, initScripts []
 	}
 	raws, notes, err := a.rules(!there)
 	rules <- rulesResult{raws, notes, err}
-	values, err := sysctl.ReadKeys(root, nil)
+	settings := readSysctls(root)
 	if a.readOnly("/proc/sys/net") {
-		for key, v := range values {
-			values[key] = host.Sysctl{Value: v.Value}
+		for key, v := range settings.sysctls {
+			settings.sysctls[key] = host.Sysctl{Value: v.Value}
 		}
 	}
-	rest <- restResult{values, note(err, "what depends on it is not planned")}
+	rest <- settings
 	others <- othersResult{notes: a.namespaces(s.Conntrack)}
 	r.nft = func(s *Snapshot) { a.nft(s, tables) }
 	if _, err := r.Finish(files, initScripts); err != nil {
