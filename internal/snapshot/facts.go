@@ -53,6 +53,9 @@ func (s *Snapshot) Facts() []Fact {
 			add("module."+m.Name, strings.Join(m.By, ","))
 		}
 	}
+	if k := s.Loading; k != nil {
+		add("module", append([]string{fmt.Sprint(k.Disabled, k.Tree)}, k.Usable...)...)
+	}
 	for key, v := range s.Sysctls {
 		if key != "net.netfilter.nf_conntrack_count" {
 			add("sysctl."+key, v.Value, fmt.Sprint(v.Writable))
@@ -85,6 +88,16 @@ func (s *Snapshot) Facts() []Fact {
 		return strings.Compare(a.Address+"\x00"+a.Digest, b.Address+"\x00"+b.Digest)
 	})
 	return facts
+}
+
+// Declared reports whether a configuration can read the fact at the address,
+// through host.*, so that it may declare something else where the fact differs.
+func Declared(address string) bool {
+	switch address {
+	case "host.name", "host.machine_id", "host.kernel", "host.cpus", "host.memory", "conntrack.max", "conntrack.hashsize":
+		return true
+	}
+	return false
 }
 
 // conntrackModules are connection tracking and what uses it, directly or not.

@@ -32,6 +32,16 @@ var moduleOf = map[string]string{
 // loaded, and connection tracking with it; "" when it needs none.
 func Module(use string) string { return moduleOf[use] }
 
+// Translates is whether a part of a rule translates addresses.
+func Translates(use string) bool {
+	switch use {
+	case "nat", "masq", "redir":
+		return true
+	}
+	target, ok := strings.CutPrefix(use, "target ")
+	return ok && xtables.IsNATTarget(target)
+}
+
 // Modules are those that the thing keeps loaded, and connection tracking with
 // them.
 func Modules(i host.NFTItem) []string {
@@ -90,6 +100,15 @@ func IsXtables(t host.NFTTable) bool {
 	return t.Name == "nat" && (t.Family == "ip" || t.Family == "ip6")
 }
 
+// ChainName is how nft's commands name a chain; empty where its language has no
+// way to write the names.
+func ChainName(t *host.NFTTable, chain string) string {
+	if !isNFTName(t.Name) || !isNFTName(chain) {
+		return ""
+	}
+	return t.Family + " " + t.Name + " " + chain
+}
+
 // nftName sets a name that nft's language cannot write apart from the words
 // around it.
 func nftName(s string) string {
@@ -111,9 +130,22 @@ func MadeBy(t host.NFTTable, i host.NFTItem) string {
 	if who := xtables.MakerOf(i.Chain, i.Name); who != "" {
 		return who
 	}
-	switch t.Name {
+	return tableMaker(t.Name)
+}
+
+// Keeper names who makes a table, or the chain of it; "" where none is known by
+// its names.
+func Keeper(t *host.NFTTable, chain string) string {
+	if who := tableMaker(t.Name); who != "" {
+		return who
+	}
+	return xtables.MakerOf(t.Name, chain)
+}
+
+func tableMaker(name string) string {
+	switch name {
 	case "firewalld", "kube-proxy", "incus", "lxd", "lxc", "fail2ban", "crowdsec", "calico":
-		return t.Name
+		return name
 	case "docker-bridges":
 		return "docker"
 	case "netavark":

@@ -13,8 +13,10 @@ import (
 	"github.com/ctplan/ctplan/planner/host"
 	"github.com/ctplan/ctplan/planner/impact"
 	"github.com/ctplan/ctplan/planner/judge"
+	"github.com/ctplan/ctplan/planner/owners"
 	"github.com/ctplan/ctplan/planner/protocol"
 	"github.com/ctplan/ctplan/planner/verdict"
+	"github.com/ctplan/ctplan/planner/verdict/nft"
 	"github.com/ctplan/ctplan/planner/words"
 	"github.com/ctplan/ctplan/planner/xtables"
 )
@@ -84,7 +86,7 @@ func (p *stage) once(key ...string) bool {
 // was said when they were planned.
 func (p *stage) worthJudging(f host.Family) *judge.Judge {
 	changes := slices.ContainsFunc(p.in.Rules, func(c change.Change) bool { return c.(*change.RulesChange).Family == f })
-	if !changes && !slices.ContainsFunc(p.in.Live.Rulesets, func(r host.Ruleset) bool { return r.Family == f && tracksByRaw(&r) }) {
+	if !changes && !slices.ContainsFunc(p.in.Live.Rulesets, func(r host.Ruleset) bool { return r.Family == f && tracksByRaw(&r) }) && len(nft.Rules(p.in.Live.NFT, f, nft.DecidesTracking)) == 0 {
 		return nil
 	}
 	return p.in.Judges.Of(f)
@@ -92,7 +94,8 @@ func (p *stage) worthJudging(f host.Family) *judge.Judge {
 
 func (p *stage) anyRawRules() bool {
 	raw := func(r host.Ruleset) bool { return tracksByRaw(&r) }
-	return slices.ContainsFunc(p.in.Live.Rulesets, raw) || slices.ContainsFunc(p.in.Live.SavedRules, raw)
+	native := func(f host.Family) bool { return len(nft.Rules(p.in.Live.NFT, f, nft.DecidesTracking)) > 0 }
+	return slices.ContainsFunc(p.in.Live.Rulesets, raw) || slices.ContainsFunc(p.in.Live.SavedRules, raw) || slices.ContainsFunc(host.Families, native)
 }
 
 // tracksByRaw is whether rules of others in the raw table change what is
@@ -142,12 +145,14 @@ type oneSide struct {
 	address string
 	own     *declared.Traffic // the block that it comes from, where it is one of ours
 	ours    bool
+	native  string // the chain of nftables' own that it stands in; empty: it is one of iptables
 	way     judge.Way
 	zone    bool
 	proto   uint8
 	drop    *verdict.RuleRef // what drops the rest of a connection that is let through today
 	named   bool             // the impact says so already
-	also    []string         // the same rule elsewhere
+	cure    cure
+	also    []string // the same rule elsewhere
 }
 
 // oneSided tries each rule that takes packets out of tracking with a packet
@@ -171,6 +176,7 @@ func (p *stage) oneSided(judges []*judge.Judge) {
 					first.add(o)
 					continue
 				}
+				o.cure = cureFor(j, ref, c, zone)
 				at[key] = o
 				found = append(found, o)
 			}
@@ -204,6 +210,8 @@ func halves(j *judge.Judge, ref verdict.RuleRef, c *judge.Example) (zone, ok boo
 	end := j.End()
 	mine, other := end.Verdict(&c.Packets[c.Asked]), end.Verdict(&c.Packets[1-c.Asked])
 	switch {
+	case !hasAnswers(j, c) || mine.Proxied != nil || other.Proxied != nil:
+		return false, false
 	case mine.Untracked && mine.By != nil && *mine.By == ref:
 		return false, other.Tracked
 	case mine.Tracked && other.Tracked && mine.Zone.By != nil && *mine.Zone.By == ref:
@@ -214,7 +222,10 @@ func halves(j *judge.Judge, ref verdict.RuleRef, c *judge.Example) (zone, ok boo
 
 func (p *stage) describe(j *judge.Judge, ref verdict.RuleRef, c *judge.Example, zone bool) *oneSide {
 	o := &oneSide{where: ref.String(), address: "iptables." + string(j.Family) + ".raw", way: c.Way, zone: zone, proto: c.Proto}
-	if xtables.IsOwn(ref.Chain) {
+	if o.native = ref.NativeChain(); o.native != "" {
+		o.address = "nftables." + ref.Native + "." + ref.Table
+		o.where = owners.Where(&p.in.Live, &ref, o.where)
+	} else if xtables.IsOwn(ref.Chain) {
 		o.ours = true
 		o.source, o.own = p.origin(ref)
 	} else if j.File != nil {
@@ -300,13 +311,16 @@ func (p *stage) reportOneSide(o *oneSide) {
 		why = strings.Replace("this rule sorts "+what, " out of tracking, and not ", " into a zone of tracking, and not into the same zone ", 1) +
 			": to tracking each way is a connection of its own, and an answer without a question is INVALID"
 	case o.drop != nil:
-		why += ": tracking sees half of each connection, and the rest of it is dropped by: " + o.drop.String()
+		why += ": tracking sees half of each connection, and the rest of it is dropped by: " + owners.Where(&p.in.Live, o.drop, o.drop.String())
 	case judge.StateAlone(o.proto) == verdict.StateInvalid:
 		why += ": tracking sees half of each connection, and calls it INVALID"
 	default:
 		why += ": tracking sees half of each connection, which still fills the table"
 	}
 	remedy := o.remedy()
+	if o.native != "" {
+		why = hooksOf.Replace(why)
+	}
 	where := o.where
 	if len(o.also) > 0 {
 		where += " (also " + words.Examples(o.also) + ")"
@@ -318,22 +332,5 @@ func (p *stage) reportOneSide(o *oneSide) {
 	p.Block(change.Block{Risk: declared.RiskOneSided, Address: o.address, Where: where, Why: why, Remedy: remedy, Override: true, Source: o.source})
 }
 
-func (o *oneSide) remedy() string {
-	mirror := "raw OUTPUT"
-	if o.way != judge.In {
-		mirror = "raw PREROUTING"
-	}
-	switch {
-	case o.zone:
-		return "put both ways into the same zone: add the rule's mirror image to " + mirror
-	case !o.ours:
-		return "declare the traffic in a notrack block, which takes both ways, and take this rule away; or add its mirror image to " + mirror
-	case o.own != nil && (o.own.Direction == declared.In || o.own.Direction == declared.Out):
-		return fmt.Sprintf(`leave direction = %q out of the notrack block %q: without it the block takes both ways`, o.own.Direction, o.own.Name)
-	case o.way == judge.Forward:
-		return `name this host's addresses in the block's local, so that it leaves routed traffic alone, or declare that too, in a notrack block with direction = "forward"`
-	case o.own != nil && o.own.Direction == declared.Forward:
-		return `name the routed networks in the block's local and remote, or declare the host's own traffic too, in a notrack block without a direction`
-	}
-	return "declare both ways, or take away what keeps the other way tracked in " + mirror
-}
+// hooksOf are the words of nft for the chains of raw.
+var hooksOf = strings.NewReplacer("raw OUTPUT", "hook output", "raw PREROUTING", "hook prerouting")

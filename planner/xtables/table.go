@@ -51,9 +51,9 @@ func NewTable(name string, sections []*host.Table) *TableModel {
 // Model copies one table of a ruleset, as NewTable does.
 func Model(r host.Ruleset, table string) *TableModel { return NewTable(table, r.Sections(table)) }
 
-// Clone is a table that can be changed by itself.
+// Clone is a copy on which operations can be tried.
 func (m *TableModel) Clone() *TableModel {
-	return &TableModel{name: m.name, chains: slices.Clone(m.chains), rules: maps.Clone(m.rules)}
+	return &TableModel{name: m.name, chains: m.chains, rules: maps.Clone(m.rules)}
 }
 
 // Apply runs operations in order. It mirrors what iptables-restore --noflush
