@@ -83,8 +83,10 @@ func (j *Judge) compare(route uint32, today, d verdict.Decision, p *verdict.Pack
 			q.In = "lo"
 		}
 		a, b := ask(q, today.Route), ask(q, d.Route)
+		near := j.Places.onLink(p.Dst)
 		switch {
 		case routing.Same(a, b), !a.Unsure && a.Dead():
+		case near != "" && near != a.Interface && !a.Unsure: // nobody there gets an answer today, or such a packet never came
 		case a.Unsure || b.Unsure:
 			return verdict.Unknown, fmt.Sprintf("%s and by which it is routed: what that changes cannot be told%s", lostMark(today), byRule(a, b))
 		case a.Interface == b.Interface && !b.Dead():
