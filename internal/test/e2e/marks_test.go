@@ -187,7 +187,7 @@ func TestMarksOfTunnels(t *testing.T) {
 			}
 			h.RunInput(rules, "iptables-restore")
 			beyond(t, far, near)
-			k := &talk{service: "udp/51820 out", family: live.IPv4}
+			k := &talk{service: "udp/high ports out", family: live.IPv4}
 			here.do(t, func() (err error) {
 				l := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) (err error) {
 					c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK, 51820) })
