@@ -56,7 +56,7 @@ func Write(d declared.Declaration) []byte {
 		}
 		b.SetAttributeRaw("timeouts", timeoutTokens(want.Timeouts))
 	}
-	if want.StatefulRules == declared.RemoveStateful {
+	if want.StatefulRules != "" && want.StatefulRules != declared.RefuseStateful {
 		set("stateful_rules", cty.StringVal(string(want.StatefulRules)))
 	}
 	if len(want.AllowRisk) > 0 {
@@ -231,6 +231,10 @@ func comment(b *hclwrite.Body, paragraphs []string) {
 		tokens = append(tokens, &hclwrite.Token{Type: hclsyntax.TokenComment, Bytes: []byte(text)})
 	}
 	for i, p := range paragraphs {
+		if text, ok := strings.CutPrefix(p, "  "); ok { // to copy, whole
+			line("  " + commentText(text))
+			continue
+		}
 		if i > 0 && (len(p) > commentWidth || len(paragraphs[i-1]) > commentWidth) {
 			line("")
 		}

@@ -8,8 +8,9 @@ import (
 
 	"github.com/ctplan/ctplan/planner/change"
 	"github.com/ctplan/ctplan/planner/declared"
+	"github.com/ctplan/ctplan/planner/etc"
 	"github.com/ctplan/ctplan/planner/host"
-	"github.com/ctplan/ctplan/planner/words"
+	"github.com/ctplan/ctplan/planner/translate"
 	"github.com/ctplan/ctplan/planner/xtables"
 )
 
@@ -27,13 +28,15 @@ type stage struct {
 	d       declared.Desired
 	l       host.Live
 	untrack []untracked // what the declared rules take out of tracking
-	out     Work
+
+	translator *translate.Translator
+	out        Work
 }
 
 // Plan plans every live ruleset and every saved rules file: ctplan's chains
 // where they belong, and the rules of others that cannot stay.
 func Plan(d declared.Desired, l host.Live) (Work, change.Findings) {
-	p := &stage{Report: change.NewReport(d), d: d, l: l, out: Work{Saved: map[*host.Ruleset]*change.RulesStep{}}}
+	p := &stage{Report: change.NewReport(d), d: d, l: l, out: Work{Saved: map[*host.Ruleset]*change.RulesStep{}}, translator: translate.New()}
 	for _, c := range d.Chains {
 		if c.Table == "raw" {
 			for _, r := range c.Rules {
@@ -42,6 +45,7 @@ func Plan(d declared.Desired, l host.Live) (Work, change.Findings) {
 		}
 	}
 	p.kernelRules()
+	p.nativeNAT()
 	p.savedRules()
 	p.nativeWork()
 	return p.out, p.Findings
@@ -117,6 +121,10 @@ func (p *stage) savedRules() {
 	for _, f := range p.d.Families {
 		if !saved[f] && len(p.d.ChainsOf(f)) > 0 {
 			text, save := unsaved(f)
+			if service := nativeService(p.l); service != "" {
+				p.Warn("iptables."+string(f), fmt.Sprintf("the %s rules will not survive a reboot, nor a restart or reload of %s, which keeps this host's rules, and none of iptables: run ctplan apply again after either", f, service), p.d.Source)
+				continue
+			}
 			p.Warn("iptables."+string(f), text, p.d.Source, save)
 		}
 	}
@@ -129,6 +137,24 @@ func stepOf(works []*tableWork, r *host.Ruleset) *change.RulesStep {
 		changes = append(changes, w.change(r))
 	}
 	return change.RulesStepOf(changes)
+}
+
+// nativeService is a service that makes nftables' rules at boot, where none
+// restores those of iptables; empty: there is none, or it is not known.
+func nativeService(l host.Live) string {
+	if l.Boot == nil {
+		return ""
+	}
+	native := ""
+	for _, s := range l.Boot.Services {
+		switch s {
+		case "netfilter-persistent", "iptables-persistent", "iptables", "ip6tables":
+			return ""
+		case etc.NFTablesService, "firewalld":
+			native = s
+		}
+	}
+	return native
 }
 
 // unsaved says how to make rules survive a reboot where nothing saves them.
@@ -156,6 +182,7 @@ func (p *stage) rulesetWork(r *host.Ruleset) []*tableWork {
 		}
 		sections := r.Sections(table)
 		w := planTable(table, sections, want, p.foreign(r, table, sections))
+		w.twins = p.twinsOf(r, table, sections)
 		w.gone = r.File != nil && p.d.Mode == declared.Disabled && table == "nat" && len(sections) > 0 && xtables.CountRules(sections) == w.removed
 		if !w.empty() {
 			works = append(works, w)
@@ -193,11 +220,7 @@ func (p *stage) foreign(r *host.Ruleset, table string, sections []*host.Table) [
 			}
 		}
 	}
-	for _, risk := range declared.Risks {
-		if n := named[risk]; n > change.MaxNamed {
-			p.blockRule(r, table, nil, risk, fmt.Sprintf("and %s like these", words.Plural(n-change.MaxNamed, "more rule", "more rules")), "", "", true)
-		}
-	}
+	p.unnamed(r, table, named)
 	return remove
 }
 
@@ -218,6 +241,8 @@ func (p *stage) disabledRule(r *host.Ruleset, table string, rule *host.Rule, n x
 		return false
 	case p.d.StatefulRules == declared.RemoveStateful:
 		return true
+	case p.d.StatefulRules == declared.TranslateStateful:
+		return n != xtables.NeedState || !hasTwins(rule)
 	}
 	named[declared.RiskStatefulRules]++
 	if named[declared.RiskStatefulRules] <= change.MaxNamed {
@@ -231,18 +256,19 @@ func (p *stage) disabledRule(r *host.Ruleset, table string, rule *host.Rule, n x
 // statefulRule: it stops matching for the packets that are no longer tracked.
 func (p *stage) statefulRule(r *host.Ruleset, table string, rule *host.Rule, named map[declared.Risk]int) bool {
 	s := xtables.Parse(rule.Words)
-	if s.MatchesUntracked() {
+	if s.MatchesUntracked() || p.d.StatefulRules == declared.TranslateStateful && hasTwins(rule) {
 		return false
 	}
 	touched, covered := p.untracks(r.Family, rule.Chain, xtables.PacketsOf(s))
+	goes := p.d.StatefulRules == declared.RemoveStateful || p.d.StatefulRules == declared.TranslateStateful
 	switch {
 	case !touched:
 		return false
 	case !p.keepsWork(r, table, rule, named):
 		return false
-	case p.d.StatefulRules == declared.RemoveStateful && covered:
+	case goes && covered:
 		return true
-	case p.d.StatefulRules == declared.RemoveStateful:
+	case goes:
 		p.Warn(xtables.Address(r, table), fmt.Sprintf("%s stays for what is still tracked, and no longer matches what is not: accept blocks must cover that", xtables.Where(r, rule)), p.d.Source)
 		return false
 	}

@@ -2,8 +2,6 @@
 package xt
 
 import (
-	"strings"
-
 	"github.com/ctplan/ctplan/planner/host"
 	"github.com/ctplan/ctplan/planner/verdict"
 	"github.com/ctplan/ctplan/planner/xtables"
@@ -84,7 +82,7 @@ func ModelSources(table string, m *xtables.TableModel, words map[string][]string
 		for k, text := range rules {
 			w, ok := words[text]
 			if !ok {
-				w = strings.Fields(text)
+				w = xtables.Words(text)
 			}
 			out[i].Rules[k] = verdict.RuleSource{Text: text, Words: w}
 		}
