@@ -27,6 +27,7 @@ func (s *Snapshot) ReadConnections(root, sshConnection string, limit int) {
 		Root: root, SSHConnection: sshConnection, Limit: limit,
 		Sets: slices.ContainsFunc(s.Rules, func(r Rules) bool { return strings.Contains(r.Text, "--match-set ") }),
 	})
+	s.Connections.Routing = routes.Read(root)
 }
 
 func (s *Snapshot) readConnections(o flows.Options) {
@@ -38,7 +39,6 @@ func (s *Snapshot) readConnections(o flows.Options) {
 	for i := range c.Routes {
 		c.Routes[i].Interface = strings.ToValidUTF8(c.Routes[i].Interface, "\uFFFD")
 	}
-	c.Routing = routes.Read(root)
 	s.Connections = c
 	for _, n := range notes {
 		if n = strings.ToValidUTF8(n, "\uFFFD"); !slices.Contains(s.Notes, n) {
