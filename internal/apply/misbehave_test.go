@@ -94,7 +94,7 @@ func misbehaves(t *testing.T, ns *nstest.NS, b host.Backend, how string) {
 		return Env{Host: h, Dir: filepath.Join(root, "state"), LockPath: filepath.Join(root, "lock")}
 	}
 	steps := kernelSteps(b)[:2] // the rules
-	state := func() string { // a way back by hand leaves tables that hold nothing
+	state := func() string {    // a way back by hand leaves tables that hold nothing
 		return emptyTable.ReplaceAllString(kernelState(t, ns, b, root), "")
 	}
 	what := func(when string) string { return fmt.Sprintf("%s, %s, %s", b, how, when) }
