@@ -123,6 +123,8 @@ func (e *Evaluator) Verdict(p *Packet) Decision {
 			s.route = s.markNow()
 		}
 		switch {
+		case s.proxied != nil && !open: // no later hook sees it
+			return s.decision(Accepted, s.proxied)
 		case got == refuses:
 			return s.decision(Dropped, s.decider)
 		case got&refuses != 0:
