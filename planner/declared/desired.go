@@ -137,13 +137,14 @@ const (
 	RiskNoService      Risk = "no_service"       // there is no service to restart
 	RiskLostFlows      Risk = "lost_flows"       // connections that are open now would be cut off
 	RiskLostServices   Risk = "lost_services"    // a listening service could no longer be reached
+	RiskExposed        Risk = "exposed"          // what is refused today would get in
 	RiskOneSided       Risk = "one_sided"        // connections of which one way is tracked and the other is not would break
 	RiskRelated        Risk = "related"          // what tracking lets in with other connections would be kept out
 	RiskUnsavedRules   Risk = "unsaved_rules"    // rules that a restart of the service would lose, or bring in
 )
 
 // Risks lists every risk that allow_risk accepts.
-var Risks = []Risk{RiskNAT, RiskStatefulRules, RiskReadOnlySysctl, RiskInitScript, RiskModuleHeld, RiskMemory, RiskSavedRules, RiskLostFlows, RiskLostServices, RiskOneSided, RiskRelated, RiskUnsavedRules}
+var Risks = []Risk{RiskNAT, RiskStatefulRules, RiskReadOnlySysctl, RiskInitScript, RiskModuleHeld, RiskMemory, RiskSavedRules, RiskLostFlows, RiskLostServices, RiskExposed, RiskOneSided, RiskRelated, RiskUnsavedRules}
 
 // Desired is what the HCL declares for one host.
 type Desired struct {

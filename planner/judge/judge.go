@@ -33,6 +33,9 @@ type Judge struct {
 	Admitting   stage             // today: is anybody let through?
 	Untracks    []verdict.RuleRef // what stands in raw tables at the end and keeps out of tracking, or sorts into zones
 	specs       map[verdict.RuleRef]xtables.Spec
+	sets        []*host.Ruleset
+	coming      [][]string // the words of rules that steps bring
+	facts       verdict.Facts
 	Places      *placeMap
 	entrances   []host.Address          // see doors
 	nobody      []netip.Addr            // see stranger
@@ -184,15 +187,28 @@ func New(d declared.Desired, l host.Live, f host.Family, sets []*host.Ruleset, w
 	}
 	j := &Judge{
 		Desired: d, Live: l, Family: f, mixed: len(sets) > 1, Connections: conns, Places: newPlaceMap(conns, f), operators: map[host.Session]bool{}, named: map[bool][]netip.Prefix{},
-		Stages: []stage{state.stage("")}, specs: map[verdict.RuleRef]xtables.Spec{},
+		Stages: []stage{state.stage("")}, specs: map[verdict.RuleRef]xtables.Spec{}, sets: sets, facts: facts,
 	}
 	if len(sets) > 0 {
 		j.File = sets[0].File
 	}
 	j.Admitting = stage{Evaluator: j.Stages[0].Admitting()}
+	var coming []string
 	for _, step := range work {
 		for _, section := range step.Sections {
+			for _, op := range section.Ops {
+				for _, text := range append([]string{op.Rule}, op.Rules...) {
+					if op.Kind == change.InsertRule || op.Kind == change.SetChain {
+						coming = append(coming, text)
+					}
+				}
+			}
 			j.Stages = append(j.Stages, state.change(verdict.TableID{Backend: step.Backend, Table: section.Table}, section.Ops, split))
+		}
+	}
+	for _, text := range coming {
+		if w := words[text]; w != nil {
+			j.coming = append(j.coming, w)
 		}
 	}
 	for _, r := range sets {
