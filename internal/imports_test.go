@@ -22,7 +22,7 @@ var ranks = [][]string{
 	{"change", "etc", "verdict"},
 	{"xtables"},
 	{"nftables", "verdict/nft", "verdict/xt"},
-	{"judge", "modules", "rules"},
+	{"judge", "modules", "owners", "rules"},
 	{"impact", "sizes", "service"},
 	{"sides", "boot"},
 	{"."},

@@ -339,13 +339,3 @@ func (j *Judge) Name(r *verdict.RuleRef) string {
 	}
 	return r.String()
 }
-
-// ToLetThrough is what lets something through that is dropped: accept, or, where
-// a chain of nftables' own drops it, as verdict.RuleRef.NativeChain names it,
-// what has to be done there.
-func ToLetThrough(native, accept string) string {
-	if native == "" {
-		return accept
-	}
-	return "accept it in the chain of nftables that drops it, " + native + ", where an accept of iptables counts for nothing, and what is not tracked matches ct state untracked alone"
-}

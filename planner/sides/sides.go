@@ -13,6 +13,7 @@ import (
 	"github.com/ctplan/ctplan/planner/host"
 	"github.com/ctplan/ctplan/planner/impact"
 	"github.com/ctplan/ctplan/planner/judge"
+	"github.com/ctplan/ctplan/planner/owners"
 	"github.com/ctplan/ctplan/planner/protocol"
 	"github.com/ctplan/ctplan/planner/verdict"
 	"github.com/ctplan/ctplan/planner/words"
@@ -258,7 +259,7 @@ func (p *stage) reportOneSide(o *oneSide) {
 		why = strings.Replace("this rule sorts "+what, " out of tracking, and not ", " into a zone of tracking, and not into the same zone ", 1) +
 			": to tracking each way is a connection of its own, and an answer without a question is INVALID"
 	case o.drop != nil:
-		why += ": tracking sees half of each connection, and the rest of it is dropped by: " + o.drop.String()
+		why += ": tracking sees half of each connection, and the rest of it is dropped by: " + owners.Where(&p.in.Live, o.drop, o.drop.String())
 	case judge.StateAlone(o.proto) == verdict.StateInvalid:
 		why += ": tracking sees half of each connection, and calls it INVALID"
 	default:
