@@ -144,6 +144,9 @@ func declares(t *testing.T, blocks string, more string) declared.Desired {
 	return d
 }
 
+// wide is a firewall that lets all through.
+const wide = "*raw\n:PREROUTING ACCEPT\n:OUTPUT ACCEPT\nCOMMIT\n*filter\n:INPUT ACCEPT\n:FORWARD ACCEPT\n:OUTPUT ACCEPT\nCOMMIT\n"
+
 // TestExposedCases: firewalls as people write them, on both backends and with
 // nftables' own rules, with packets before and after.
 func TestExposedCases(t *testing.T) {
@@ -156,7 +159,7 @@ func TestExposedCases(t *testing.T) {
 			ns.Use(b)
 			for _, c := range exposedCases {
 				t.Run(string(b)+"/"+c.name, func(t *testing.T) { l.exposedCase(t, b, c) })
-				l.load(host.IPv4, "*raw\n:PREROUTING ACCEPT\n:OUTPUT ACCEPT\nCOMMIT\n*filter\n:INPUT ACCEPT\n:FORWARD ACCEPT\n:OUTPUT ACCEPT\nCOMMIT\n")
+				l.load(host.IPv4, wide)
 				if c.nft != "" {
 					check(t, exec.Command("nft", "delete", "table", "ip", "own").Run())
 				}
@@ -308,6 +311,7 @@ func TestExposedRemedies(t *testing.T) {
 			if in, out := reaches(); p.Blocked() || !in || out {
 				t.Errorf("%s: with its twin, inside %v and outside %v reach it; %+v\n%s", b, in, out, p.Blocks, l.save(host.IPv4))
 			}
+			l.load(host.IPv4, wide)
 		}
 	})
 }

@@ -490,7 +490,7 @@ func TestExposedAgainstKernel(t *testing.T) {
 				}
 			}
 			for _, f := range host.Families {
-				l.load(f, "*raw\n:PREROUTING ACCEPT\n:OUTPUT ACCEPT\nCOMMIT\n*filter\n:INPUT ACCEPT\n:FORWARD ACCEPT\n:OUTPUT ACCEPT\nCOMMIT\n")
+				l.load(f, wide)
 			}
 		}
 		fmt.Printf("%d rulesets, %d plans, %d first packets twice: %d newly got in; %d exposures told, %d of them asked for, %d not for sure\n", total, plans, sent, newly, told, asked, unsure)
