@@ -63,6 +63,17 @@ type RulesChange struct {
 	Close   []RuleOp // takes away what is no longer wanted
 	Last    []RuleOp // takes away what keeps out of tracking, when nothing asks for states any more
 	Origin  map[string]declared.Pos
+	Twins   []Twins // of the rules on state that it translates, in their order
+}
+
+// Twins are the stateless rules that stand for one on connection state. Rules are
+// lines as iptables-save prints them.
+type Twins struct {
+	Rule  string   `json:"rule"`  // the one on state
+	Twins []string `json:"twins"` // empty where nothing stands for it
+	Grade string   `json:"grade"` // exact, wider, narrower, wider and narrower; empty where the rule comes back
+	Why   []string `json:"why"`   // what makes them so, and what else changes: without a full stop
+	Stays bool     `json:"stays"` // whether the rule stays behind them, for what is tracked
 }
 
 // FileChange writes, creates (Before does not exist) or removes (After does

@@ -2,8 +2,6 @@
 package xt
 
 import (
-	"strings"
-
 	"github.com/ctplan/ctplan/planner/declared"
 	"github.com/ctplan/ctplan/planner/host"
 	"github.com/ctplan/ctplan/planner/verdict"
@@ -22,7 +20,7 @@ var bases = map[string]map[string]verdict.Base{
 		"PREROUTING":  {Hook: verdict.Prerouting, Priority: verdict.PriorityMangle},
 		"INPUT":       {Hook: verdict.LocalIn, Priority: verdict.PriorityMangle},
 		"FORWARD":     {Hook: verdict.Forwarding, Priority: verdict.PriorityMangle},
-		"OUTPUT":      {Hook: verdict.LocalOut, Priority: verdict.PriorityMangle},
+		"OUTPUT":      {Hook: verdict.LocalOut, Priority: verdict.PriorityMangle, Reroutes: true},
 		"POSTROUTING": {Hook: verdict.Postrouting, Priority: verdict.PriorityMangle},
 	},
 	"nat": {
@@ -85,7 +83,7 @@ func ModelSources(table string, m *xtables.TableModel, words map[string][]string
 		for k, text := range rules {
 			w, ok := words[text]
 			if !ok {
-				w = strings.Fields(text)
+				w = xtables.Words(text)
 			}
 			out[i].Rules[k] = verdict.RuleSource{Text: text, Words: w}
 		}
