@@ -106,9 +106,14 @@ func (e Exposure) remedy(d declared.Desired) (text string, commands []string) {
 		keep = `keep tracking for it: mode = "notrack" with notrack blocks that leave it alone`
 	}
 	if e.twin != "" {
-		return "keep them out without state, with this rule beside it; or " + keep + "; or " + ask, []string{e.twin}
+		by := "with the rule below beside it"
+		if d.StatefulRules != declared.TranslateStateful {
+			by = `by stateful_rules = "translate", or ` + by
+		}
+		keep = "keep them out without state, " + by + "; or " + keep
+		commands = []string{e.twin}
 	}
-	return keep + "; or " + ask, nil
+	return keep + "; or " + ask, commands
 }
 
 // twin is the command that adds a rule's stateless twin ahead of it: for one

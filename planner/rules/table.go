@@ -53,7 +53,9 @@ func (w *tableWork) empty() bool {
 // planTable compares a table with the chains wanted in it. remove are foreign
 // rules that the checks decided must go. Those that accept carry traffic until
 // NOTRACK has taken over, so they go last. The others go first: one that drops
-// by state would bar what tracking newly sees when a NOTRACK rule goes.
+// by state would bar what tracking newly sees when a NOTRACK rule goes. Rules of
+// others that keep out of tracking go when no rule on states is left, which
+// would let in what it newly sees.
 func planTable(table string, sections []*host.Table, want []declared.Chain, remove []*host.Rule) *tableWork {
 	w := &tableWork{table: table, sections: sections, removed: len(remove)}
 	for _, r := range remove {
@@ -287,14 +289,13 @@ func (w *tableWork) change(r *host.Ruleset) *change.RulesChange {
 			do(&c.Close, change.RuleOp{Kind: change.SetChain, Chain: cw.name, Rules: texts(cw.want), Was: unions[i], Existed: true})
 		}
 	}
-	for _, old := range w.untracks {
-		do(&c.Last, m.Deletion(old))
-	}
+	c.Last = deletions(m, w.untracks)
 	c.After = m.Lines()
 	c.M = change.Meta{
 		Address: "iptables." + string(r.Family) + "." + w.table,
 		Action:  change.Update,
 		Sources: w.sources(),
+		Reasons: w.reasons(),
 	}
 	if !r.Primary {
 		c.M.Address = fmt.Sprintf("iptables.%s.%s.%s", r.Family, r.Backend, w.table)
@@ -305,11 +306,20 @@ func (w *tableWork) change(r *host.Ruleset) *change.RulesChange {
 	case len(c.Open) == 0:
 		c.M.Action = change.Delete
 	}
-	c.M.Reasons = w.reasons()
 	for _, t := range w.twins {
 		c.Twins = append(c.Twins, t.told)
 	}
 	return c
+}
+
+// deletions takes rules away.
+func deletions(m *xtables.TableModel, rules []*host.Rule) (out []change.RuleOp) {
+	for _, r := range rules {
+		op := m.Deletion(r)
+		m.Apply(op)
+		out = append(out, op)
+	}
+	return out
 }
 
 // unionRules is the wanted rules, followed by those that stand and are wanted
