@@ -24,6 +24,7 @@ func Diff(d declared.Desired, l host.Live) Plan {
 	if w.done {
 		return w.plan()
 	}
+	d = w.desired
 	judges := judge.Kernel(d, l, change.StepsOf(w.changes), nil)
 	saved := sync.OnceValue(func() []*judge.Judge { return judge.Saved(d, l, w.rules.Saved) })
 	if l.Connections != nil && touchesRules(w.changes) {
@@ -47,6 +48,7 @@ func Draft(d declared.Desired, l host.Live) Plan {
 
 // newDraft plans the changes, stage by stage.
 func newDraft(d declared.Desired, l host.Live) *draft {
+	d.Chains = modules.Loadable(d.Chains, l.Loading)
 	w := &draft{desired: d, live: l}
 	for _, n := range l.Notes {
 		w.warn(n)
@@ -78,6 +80,7 @@ func newDraft(d declared.Desired, l host.Live) *draft {
 	w.rules = work
 	w.edits(&w.files)(work.Files, found)
 	w.changes = w.inOrder()
+	w.Add(modules.Reach(d, l, w.changes))
 	return w
 }
 

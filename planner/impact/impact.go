@@ -37,6 +37,10 @@ type Impact struct {
 	Gained  int64 `json:"gained"`
 	Kept    int64 `json:"kept"`
 
+	// NotKnown is what could not be read and is in no other number, with the
+	// reason: "the sockets (…)".
+	NotKnown []string `json:"not_known,omitempty"`
+
 	Groups   []FlowGroup `json:"groups"`   // the operator's own session first, then the worst
 	Services []FlowGroup `json:"services"` // listening services that are lost
 	Exposed  []Exposure  `json:"exposed"`  // what newly gets in
@@ -82,6 +86,7 @@ func Of(d declared.Desired, l host.Live, judges judge.Judges, saved []*judge.Jud
 	for _, j := range saved {
 		exposed(j, total, &report)
 	}
+	unseen(d, l.Connections, total, &report)
 	sortGroups(total.Groups)
 	sortGroups(total.Services)
 	blockImpact(d, l, total, &report)
