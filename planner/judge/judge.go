@@ -204,25 +204,11 @@ func New(d declared.Desired, l host.Live, f host.Family, sets []*host.Ruleset, w
 		j.File, j.backend = sets[0].File, sets[0].Backend
 	}
 	j.Admitting = Stage{Evaluator: j.Stages[0].Admitting()}
-	var coming []string
 	for _, step := range work {
 		for _, section := range step.Sections {
-			for _, op := range section.Ops {
-				for _, text := range append([]string{op.Rule}, op.Rules...) {
-					if op.Kind == change.InsertRule || op.Kind == change.SetChain {
-						coming = append(coming, text)
-					}
-				}
-			}
+			j.comes(section.Ops, words)
 			j.Stages = append(j.Stages, state.change(verdict.TableID{Backend: step.Backend, Table: section.Table}, section.Ops, split))
 		}
-	}
-	for _, text := range coming {
-		w := words[text]
-		if w == nil {
-			w = strings.Fields(text)
-		}
-		j.coming = append(j.coming, w)
 	}
 	for _, r := range sets {
 		j.rawRules(r.Backend, state.models[verdict.TableID{Backend: r.Backend, Table: "raw"}], words)
@@ -246,6 +232,22 @@ func New(d declared.Desired, l host.Live, f host.Family, sets []*host.Ruleset, w
 
 // Spec is what a rule of Untracks says that is one of iptables.
 func (j *Judge) Spec(ref verdict.RuleRef) xtables.Spec { return j.specs[ref] }
+
+// comes notes the rules that operations bring.
+func (j *Judge) comes(ops []change.RuleOp, words map[string][]string) {
+	for _, op := range ops {
+		if op.Kind != change.InsertRule && op.Kind != change.SetChain {
+			continue
+		}
+		for _, text := range append([]string{op.Rule}, op.Rules...) {
+			w, ok := words[text]
+			if !ok {
+				w = strings.Fields(text)
+			}
+			j.coming = append(j.coming, w)
+		}
+	}
+}
 
 // End is the rules as they will stand.
 func (j *Judge) End() Stage { return j.Stages[len(j.Stages)-1] }
