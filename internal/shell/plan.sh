@@ -108,7 +108,7 @@ put_file() { # CONTENT PATH MODE OWNER
 		sync
 		return
 	fi
-	new=${2%/*}/.ctplan.$$
+	new=${2%/*}/.ctplan-$plan
 	rm -f "$new"
 	mkdir -p "${2%/*}" || return 1
 	# The old file's copy has its owner, mode and attributes.
@@ -126,7 +126,7 @@ put_file() { # CONTENT PATH MODE OWNER
 	file_is "$1" "$2"
 }
 back_file() { # BEFORE AFTER PATH MODE OWNER
-	rm -f "${3%/*}/.ctplan.$$"
+	rm -f "${3%/*}/.ctplan-$plan" # of a try that was cut off
 	! file_is "$1" "$3" || return 0
 	if [ "$force" = no ] && ! file_is "$2" "$3"; then
 		say "somebody has changed $3 since: look at it, then take back with: sh $0 undo --force"
@@ -222,7 +222,7 @@ apply() {
 			systemd-run --quiet --on-active="$within" sh "$state/script" expire || die "systemd-run failed; nothing was changed"
 		else
 			say "systemd does not run here: a process in the background takes the change back, which a reboot would end"
-			(trap '' HUP && sleep "$within" && exec sh "$state/script" expire) </dev/null >/dev/null 2>&1 &
+			(trap '' HUP && sleep "$within" && exec sh "$state/script" expire) </dev/null >/dev/null 2>&1 9>&- &
 		fi
 	fi
 	n=0
@@ -255,7 +255,10 @@ force=no within=0
 [ "$(cat /proc/sys/kernel/hostname)" = "$host" ] || die "this plan is for $host, not for this host"
 if command -v flock >/dev/null; then
 	exec 9>>/run/ctplan.lock
-	flock -n 9 || die "another ctplan is at work on this host"
+	case ${1-} in
+	expire) flock 9 ;;
+	*) flock -n 9 || die "another ctplan is at work on this host" ;;
+	esac
 fi
 case ${1-} in
 check)
