@@ -18,7 +18,7 @@ func newShow(e *env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "show PLANFILE",
 		Short: "Render a saved plan",
-		Long:  `Renders a plan that plan --out saved, on any host. It does not look whether the host still is what the plan was made from; apply does.
+		Long: `Renders a plan that plan --out saved, on any host. It does not look whether the host still is what the plan was made from; apply does.
 
 With --format sh it is one shell script that makes the change on a host without
 ctplan: sh FILE check, apply, confirm and undo. What a script cannot do as
