@@ -17,7 +17,7 @@ func parseRules(r Rules) (host.Ruleset, error) {
 	raw := r.read
 	raw.Family, raw.Backend, raw.Primary, raw.Text = r.Family, r.Backend, r.Primary, r.Text
 	set, err := raw.Ruleset()
-	set.Incompatible = r.Incompatible
+	set.Incompatible, set.Version = r.Incompatible, r.Version
 	if len(r.Incompatible) > 0 {
 		set.Tables = slices.DeleteFunc(slices.Clone(set.Tables), func(t host.Table) bool { return slices.Contains(r.Incompatible, t.Name) })
 	}
