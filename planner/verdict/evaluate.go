@@ -32,6 +32,7 @@ type Evaluator struct {
 	// admits is whether the verdict is about all such packets taken together:
 	// Accepted where some are let through.
 	admits bool
+	joins  Truth // some rule has fragments joined: see Joins
 }
 
 // Admitting is the evaluator that asks whether any of such packets is let
@@ -74,6 +75,7 @@ var paths = [3][]NetHook{
 
 // Priorities in a hook (enum nf_ip_hook_priorities).
 const (
+	PriorityJoin      = -400 // of fragments
 	PriorityRaw       = -300
 	PriorityConntrack = -200
 	PriorityMangle    = -150
@@ -185,10 +187,14 @@ type Table struct {
 	states             bool // some rule asks for the state
 	untracks, template bool // some rule keeps out of tracking, or says how it is tracked
 	refuses            bool // some rule may refuse
+	joins              Truth
 }
 
 // note takes in what a rule of the table does.
 func (t *Table) note(r *Rule) {
+	if r.joins {
+		t.joins = Yes
+	}
 	target := func(k targetKind) {
 		switch k {
 		case targetCT:
@@ -233,6 +239,9 @@ func (c *Compiler) Evaluator(tables []*Table) *Evaluator {
 	type place struct {
 		hook     NetHook
 		priority int
+	}
+	for _, t := range tables {
+		e.joins = max(e.joins, t.joins)
 	}
 	templates := false
 	deciding := map[place][]*Table{}

@@ -60,6 +60,7 @@ const (
 	matchType        // a: mask of address types
 	matchSet         // set
 	matchTrackedOnly // a: unknown with a connection, not: the answer without one
+	matchFragment    // a: a bit for each Fragment
 )
 
 // Condition is one condition of a rule.
@@ -87,7 +88,7 @@ func (m *Condition) eval(s *walk) Truth {
 		a := s.addr(m.dst)
 		return TruthOf((!a.Less(m.addr) && !m.mask.Less(a)) != m.not)
 	case matchPorts:
-		if !protocol.CarriesPorts(p.Protocol) {
+		if !protocol.CarriesPorts(p.Protocol) || s.headless() {
 			return No
 		}
 		var hit bool
@@ -102,15 +103,18 @@ func (m *Condition) eval(s *walk) Truth {
 		return TruthOf(hit != m.not)
 	case matchNeitherPort:
 		switch src, dst := uint32(s.sport) == m.a, uint32(s.dport) == m.b; {
-		case !protocol.CarriesPorts(p.Protocol), src && dst:
+		case !protocol.CarriesPorts(p.Protocol), s.headless(), src && dst:
 			return No
 		case src || dst:
 			return Maybe
 		}
 		return Yes
 	case matchFlags:
-		return TruthOf((uint32(p.TCPFlags)&m.a == m.b) != m.not)
+		return TruthOf(!s.headless() && (uint32(p.TCPFlags)&m.a == m.b) != m.not)
 	case matchICMP:
+		if s.headless() {
+			return No
+		}
 		hit := m.a == 0xffff || uint32(p.ICMPType) == m.a && uint32(p.ICMPCode) >= m.b>>8 && uint32(p.ICMPCode) <= m.b&0xff
 		return TruthOf(hit != m.not)
 	case matchMark:
@@ -125,6 +129,8 @@ func (m *Condition) eval(s *walk) Truth {
 		return s.addrType(m.dst, m.a).invert(m.not)
 	case matchSet:
 		return m.set.has(s, m.dst, m.dst2).invert(m.not)
+	case matchFragment:
+		return TruthOf((m.a>>s.part&1 != 0) != m.not)
 	}
 	return m.evalOptional(s)
 }
@@ -143,10 +149,11 @@ func (m *Condition) evalOptional(s *walk) Truth {
 		}
 		return TruthOf((id >= m.a && id <= m.b) != m.not)
 	case matchLength:
-		if p.Known&KnownLength == 0 {
+		n, known := s.length()
+		if !known {
 			return Maybe
 		}
-		return TruthOf((p.Length >= m.a && p.Length <= m.b) != m.not)
+		return TruthOf((n >= m.a && n <= m.b) != m.not)
 	case matchMAC:
 		switch {
 		case s.in == "lo":
@@ -431,6 +438,9 @@ func (c *compiledSet) has(s *walk, dst, portDst bool) Truth {
 	k := setKey{}
 	if c.port && !c.addr && s.p.Protocol != protocol.TCP && s.p.Protocol != protocol.UDP {
 		return No // ip_set_get_ip_port in net/netfilter/ipset/ip_set_getport.c
+	}
+	if c.port && s.headless() && s.p.Protocol != protocol.DCCP {
+		return No
 	}
 	if c.port {
 		if !protocol.CarriesPorts(s.p.Protocol) {

@@ -39,6 +39,7 @@ type walk struct {
 	racing           bool  // raw tables of two backends want different things
 	admits           bool  // see Evaluator
 	shared           bool  // see baseChain
+	part             Fragment
 	visits           int
 	chosen           int32  // of a rule's targets, or several
 	mayChoose        uint64 // the same as bits, all from the 64th on as one
@@ -65,7 +66,19 @@ func (s *walk) look(t *host.Tuple, in, out string) {
 // Verdict says what becomes of the packet. It allocates nothing, and may be
 // called from several goroutines.
 func (e *Evaluator) Verdict(p *Packet) Decision {
-	s := walk{e: e.host, p: p, states: StateInvalid, racing: e.racing, admits: e.admits}
+	if p.Fragment == Whole || e.joins != Maybe {
+		return e.verdict(p, e.joins == Yes)
+	}
+	apart, joined := e.verdict(p, false), e.verdict(p, true)
+	if apart.Verdict != joined.Verdict {
+		apart.Verdict = Unknown
+	}
+	return apart
+}
+
+// verdict is Verdict where fragments are joined before tracking, or not.
+func (e *Evaluator) verdict(p *Packet, joins bool) Decision {
+	s := walk{e: e.host, p: p, states: StateInvalid, racing: e.racing, admits: e.admits, part: p.Fragment}
 	tracked := p.State
 	if tracked == 0 {
 		tracked = StateAny
@@ -92,6 +105,7 @@ func (e *Evaluator) Verdict(p *Packet) Decision {
 	}
 	for i := range e.hooks[p.Hook] {
 		h := &e.hooks[p.Hook][i]
+		s.join(h.chain.base, joins)
 		if !h.untracked && !s.seen {
 			s.track(tracked)
 		}

@@ -474,7 +474,13 @@ func (b *builder) capture(l *load, op uint32, value []byte) bool {
 		if s, shift, ok := b.address(f.Offset, len(value)); ok {
 			return b.captureAddress(l, s, shift, value, add)
 		}
-		return l.mask == nil && len(value) == 1 && f.Offset == b.protocolOffset() && b.protocol(value[0], !eq)
+		if l.mask != nil || len(value) != 1 || f.Offset != b.protocolOffset() || b.l.family == host.IPv6 && !eq || !b.protocol(value[0], !eq) {
+			return false
+		}
+		if b.l.family == host.IPv6 { // parts of datagrams have another header first
+			b.need(verdict.Fragments(verdict.Whole))
+		}
+		return true
 	case verdict.FieldTransport:
 		return b.captureTransport(l, value, add)
 	case verdict.FieldInName, verdict.FieldOutName, verdict.FieldInIndex, verdict.FieldOutIndex:

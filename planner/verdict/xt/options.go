@@ -18,7 +18,7 @@ import (
 // plainModules are the matches that say nothing beyond their options.
 var plainModules = words.Set("tcp", "udp", "udplite", "sctp", "dccp", "icmp", "icmp6", "icmpv6", "comment", "multiport", "state", "conntrack", "iprange", "addrtype",
 	"limit", "hashlimit", "mark", "connmark", "set", "owner", "mac", "pkttype", "length", "physdev", "recent", "statistic", "string", "ttl", "hl", "tos", "dscp", "ecn",
-	"time", "rt", "frag", "hbh", "dst", "u32", "bpf", "quota", "connbytes", "connlimit", "connlabel", "helper", "tcpmss", "esp", "ah", "realm", "policy", "cpu", "cgroup", "devgroup", "nfacct", "osf")
+	"time", "rt", "frag", "ipv6header", "hbh", "dst", "u32", "bpf", "quota", "connbytes", "connlimit", "connlabel", "helper", "tcpmss", "esp", "ah", "realm", "policy", "cpu", "cgroup", "devgroup", "nfacct", "osf")
 
 // XTables is the language of iptables' rules. It reads rules of one family.
 type XTables host.Family
@@ -32,6 +32,9 @@ func (f XTables) Read(r *verdict.Rule, table verdict.TableID, source *verdict.Ru
 	}
 	b.modules()
 	b.finish(table.Backend)
+	if xtables.JoinsFragments(source.Words) {
+		r.Join()
+	}
 	r.Do(targetOf(table.Table, s))
 }
 
@@ -88,9 +91,7 @@ func (b *ruleBuilder) option(o xtables.Option) {
 	case "-o":
 		b.r.Out(arg, o.Not)
 	case "-f":
-		if !o.Not {
-			b.add(false, verdict.Never()) // tracking joins fragments, and no packet here is one
-		}
+		b.add(o.Not, verdict.Fragments(verdict.MiddleFragment, verdict.LastFragment))
 	case "--sport", "--sports", "--dport", "--dports", "--ports":
 		ok = b.ports(o, arg)
 	case "--syn":
@@ -128,7 +129,9 @@ func (b *ruleBuilder) option(o xtables.Option) {
 		if ok && o.Not {
 			b.add(false, verdict.Never())
 		}
-	case "--rt-type", "--rt-segsleft", "--rt-len", "--rt-0-res", "--rt-0-addrs", "--rt-0-not-strict", "--fragid", "--fraglen", "--fragres", "--fragfirst", "--fraglast", "--fragmore",
+	case "--fragfirst", "--fraglast", "--fragmore", "--fragid", "--fraglen", "--fragres", "--header", "--soft":
+		ok = b.fragment(o, arg)
+	case "--rt-type", "--rt-segsleft", "--rt-len", "--rt-0-res", "--rt-0-addrs", "--rt-0-not-strict",
 		"--hbh-len", "--hbh-opts", "--dst-len", "--dst-opts":
 		// About extension headers (net/ipv6/netfilter/ip6t_rt.c and others): no
 		// packet here has one, and they do not match then, negated or not.
@@ -183,17 +186,55 @@ func (b *ruleBuilder) connection(o xtables.Option, arg string) (ok bool) {
 	return ok
 }
 
+// fragment adds what an option asks of the fragment header of IPv6
+// (net/ipv6/netfilter/ip6t_frag.c, ip6t_ipv6header.c). It reports false for what
+// cannot be told of a packet that has one.
+func (b *ruleBuilder) fragment(o xtables.Option, arg string) (ok bool) {
+	parts := []verdict.Fragment{verdict.FirstFragment, verdict.MiddleFragment, verdict.LastFragment}
+	ok = true
+	switch o.Name {
+	case "--fragfirst":
+		parts = parts[:1]
+	case "--fraglast":
+		parts = parts[2:]
+	case "--fragmore":
+		parts = parts[:2]
+	case "--soft":
+		return true
+	case "--header":
+		soft := func(o xtables.Option) bool { return o.Name == "--soft" }
+		if !slices.Contains([]string{"frag", "ipv6-frag", "44"}, arg) || !slices.ContainsFunc(b.s.Matches, soft) {
+			return false
+		}
+		b.add(o.Not, verdict.Fragments(parts...))
+		return true
+	default:
+		ok = false
+	}
+	b.add(false, verdict.Fragments(parts...))
+	return ok && !o.Not
+}
+
+// hasHeader are the matches that read the protocol's own header, and so match no
+// part of a datagram but the first, whatever else they ask for.
+var hasHeader = words.Set("tcp", "udp", "udplite", "sctp", "dccp", "icmp", "icmp6", "icmpv6", "multiport", "tcpmss", "ecn", "esp", "ah")
+
 // modules adds what modules ask for by themselves.
 func (b *ruleBuilder) modules() {
 	for i, m := range b.s.Modules {
 		if !plainModules[m] {
 			b.r.Vague()
 		}
+		if hasHeader[m] && !b.hasOptions(i+1) {
+			b.add(false, verdict.Fragments(verdict.Whole, verdict.FirstFragment))
+		}
 		switch {
 		case b.hasOptions(i + 1):
 		case m == "esp" || m == "ah":
 			b.r.Vague()
-		case m == "rt" || m == "frag" || m == "hbh" || m == "dst":
+		case m == "frag":
+			b.add(false, verdict.Fragments(verdict.FirstFragment, verdict.MiddleFragment, verdict.LastFragment))
+		case m == "rt" || m == "hbh" || m == "dst":
 			b.add(false, verdict.Never())
 		case m == "limit" || m == "hashlimit":
 			b.r.Rate()
