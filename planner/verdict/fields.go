@@ -319,7 +319,7 @@ func (s *walk) loadTransport(m *machine, offset int, to, n uint8) Truth {
 	p := s.p
 	part := func(at int, b ...byte) { m.part(to, n, offset, at, b, 0xff) }
 	if s.headless() {
-		return No
+		return Maybe // see Fragment
 	}
 	size := 0
 	if protocol.CarriesPorts(p.Protocol) {

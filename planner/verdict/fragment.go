@@ -5,9 +5,11 @@ import "github.com/ctplan/ctplan/planner/host"
 // Fragment says which part of a datagram a packet is.
 //
 // The parts behind the first have an IP header with the protocol, and nothing of
-// the protocol's own header: no ports, flags or types. What asks for those is
-// not met, in any language, negated or not (net/netfilter/xt_tcpudp.c, udp_mt,
-// and its like; nft_payload.c, nft_payload_eval).
+// the protocol's own header: no ports, flags or types. The matches of xtables
+// that ask for those are not met, negated or not (net/netfilter/xt_tcpudp.c,
+// udp_mt, and its like). nft's expressions, which iptables-nft makes of some of
+// them, take what stands there for a header on some kernels (measured on 6.18),
+// and are not met on others (nft_payload.c, nft_payload_eval).
 //
 // The kernel joins what comes in at PriorityJoin, as long as something in that
 // network namespace asks for it. To the host itself IPv4 joins before LocalIn in
@@ -56,8 +58,10 @@ func (t *Table) Join(as Truth) { t.joins = max(t.joins, as) }
 // asks for tracking, or for what needs whole packets as it does.
 func (e *Evaluator) Joins() Truth { return e.joins }
 
-// join is for what the kernel joins before the base chain.
+// join is for what the kernel joins before the base chain. What has left tracking
+// by then stays as it is (net/ipv4/netfilter/nf_defrag_ipv4.c, ipv4_conntrack_defrag).
 func (s *walk) join(b *Base, joins bool) {
+	joins = joins && s.states&StateUntracked == 0
 	if joins && (b.Hook != Prerouting || b.Priority >= PriorityJoin) || b.Hook == LocalIn && s.e.family == host.IPv4 || s.p.In == "lo" || s.p.Hook == HookOutput {
 		s.part = Whole
 	}
@@ -65,6 +69,22 @@ func (s *walk) join(b *Base, joins bool) {
 
 // headless is whether the packet has no header of its protocol.
 func (s *walk) headless() bool { return s.part > FirstFragment }
+
+// ReadBlindly is the condition on the protocol's header as nft's expressions have
+// it: see Fragment.
+func (m Condition) ReadBlindly() Condition {
+	m.blind = true
+	return m
+}
+
+// misread is whether a part without the protocol's header meets the condition.
+// Data are no number in particular: only what asks for few is not met by them.
+func (m *Condition) misread(few bool) Truth {
+	if m.blind && !few {
+		return Maybe
+	}
+	return No
+}
 
 // length is that of the IP packet, in bytes.
 func (s *walk) length() (n uint32, known bool) {

@@ -75,6 +75,7 @@ type Condition struct {
 	ct         *CT
 	set        *compiledSet
 	dst2       bool // set: the port's side
+	blind      bool // see ReadBlindly
 }
 
 func (m *Condition) eval(s *walk) Truth {
@@ -88,8 +89,11 @@ func (m *Condition) eval(s *walk) Truth {
 		a := s.addr(m.dst)
 		return TruthOf((!a.Less(m.addr) && !m.mask.Less(a)) != m.not)
 	case matchPorts:
-		if !protocol.CarriesPorts(p.Protocol) || s.headless() {
+		if !protocol.CarriesPorts(p.Protocol) {
 			return No
+		}
+		if s.headless() {
+			return m.misread(!m.not && !slices.ContainsFunc(m.ports, func(r host.PortRange) bool { return r.From != r.To }))
 		}
 		var hit bool
 		switch {
@@ -103,17 +107,22 @@ func (m *Condition) eval(s *walk) Truth {
 		return TruthOf(hit != m.not)
 	case matchNeitherPort:
 		switch src, dst := uint32(s.sport) == m.a, uint32(s.dport) == m.b; {
-		case !protocol.CarriesPorts(p.Protocol), s.headless(), src && dst:
+		case s.headless():
+			return m.misread(false)
+		case !protocol.CarriesPorts(p.Protocol), src && dst:
 			return No
 		case src || dst:
 			return Maybe
 		}
 		return Yes
 	case matchFlags:
-		return TruthOf(!s.headless() && (uint32(p.TCPFlags)&m.a == m.b) != m.not)
+		if s.headless() {
+			return m.misread(false)
+		}
+		return TruthOf((uint32(p.TCPFlags)&m.a == m.b) != m.not)
 	case matchICMP:
 		if s.headless() {
-			return No
+			return m.misread(false)
 		}
 		hit := m.a == 0xffff || uint32(p.ICMPType) == m.a && uint32(p.ICMPCode) >= m.b>>8 && uint32(p.ICMPCode) <= m.b&0xff
 		return TruthOf(hit != m.not)

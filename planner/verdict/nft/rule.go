@@ -544,7 +544,7 @@ func (b *builder) ports(l *load, not bool, ranges ...host.PortRange) bool {
 	if f.Offset == 2 {
 		side = verdict.DestinationEnd
 	}
-	c := verdict.InPorts(side, ranges)
+	c := verdict.InPorts(side, ranges).ReadBlindly()
 	if not {
 		c = c.Negated()
 	}

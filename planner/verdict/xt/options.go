@@ -26,7 +26,7 @@ type XTables host.Family
 // Read is Language's.
 func (f XTables) Read(r *verdict.Rule, table verdict.TableID, source *verdict.RuleSource) {
 	s := xtables.Parse(source.Words)
-	b := ruleBuilder{family: host.Family(f), r: r, s: s, cts: map[int]*verdict.CT{}}
+	b := ruleBuilder{family: host.Family(f), r: r, s: s, native: table.Backend == host.NFT, cts: map[int]*verdict.CT{}}
 	for _, o := range s.Matches {
 		b.option(o)
 	}
@@ -44,6 +44,7 @@ type ruleBuilder struct {
 	r      *verdict.Rule
 	s      xtables.Spec
 	sure   []verdict.Condition
+	native bool // some of its matches become nft's expressions
 	cts    map[int]*verdict.CT
 	// negated are where single ports that are not meant stand in sure, by side.
 	negated [2]negatedPort
@@ -59,6 +60,14 @@ func (b *ruleBuilder) add(not bool, m verdict.Condition) {
 		m = m.Negated()
 	}
 	b.sure = append(b.sure, m)
+}
+
+// header adds what a rule asks of the protocol's own header.
+func (b *ruleBuilder) header(not bool, m verdict.Condition) {
+	if b.native {
+		m = m.ReadBlindly()
+	}
+	b.add(not, m)
 }
 
 func side(dst bool) verdict.Side {
@@ -95,7 +104,7 @@ func (b *ruleBuilder) option(o xtables.Option) {
 	case "--sport", "--sports", "--dport", "--dports", "--ports":
 		ok = b.ports(o, arg)
 	case "--syn":
-		b.add(o.Not, verdict.Flags(verdict.TCPFin|verdict.TCPSyn|verdict.TCPRst|verdict.TCPAck, verdict.TCPSyn))
+		b.header(o.Not, verdict.Flags(verdict.TCPFin|verdict.TCPSyn|verdict.TCPRst|verdict.TCPAck, verdict.TCPSyn))
 	case "--tcp-flags":
 		ok = b.flags(o)
 	case "--icmp-type", "--icmpv6-type":
@@ -251,7 +260,7 @@ func (b *ruleBuilder) modules() {
 func (b *ruleBuilder) finish(backend host.Backend) {
 	sport, dport := b.negated[verdict.SourceEnd], b.negated[verdict.DestinationEnd]
 	if backend == host.NFT && sport.at > 0 && dport.at > 0 {
-		joined := verdict.NeitherPort(sport.port, dport.port)
+		joined := verdict.NeitherPort(sport.port, dport.port).ReadBlindly()
 		b.sure[sport.at-1], b.sure[dport.at-1] = joined, joined
 	}
 	for _, m := range b.sure {
@@ -259,9 +268,11 @@ func (b *ruleBuilder) finish(backend host.Backend) {
 	}
 }
 
+// hasOptions is whether a match has options of its own. Those that any rule may
+// have, such as -i, may stand behind it too.
 func (b *ruleBuilder) hasOptions(mod int) bool {
 	for _, o := range b.s.Matches {
-		if o.Module == mod {
+		if o.Module == mod && strings.HasPrefix(o.Name, "--") && o.Name != "--ipv4" && o.Name != "--ipv6" {
 			return true
 		}
 	}
@@ -319,7 +330,11 @@ func (b *ruleBuilder) ports(o xtables.Option, arg string) bool {
 	if o.Name == "--ports" {
 		at = verdict.EitherEnd
 	}
-	b.add(o.Not, verdict.InPorts(at, p.Ranges))
+	if strings.HasSuffix(o.Name, "ports") { // xt_multiport, on either backend
+		b.add(o.Not, verdict.InPorts(at, p.Ranges))
+		return true
+	}
+	b.header(o.Not, verdict.InPorts(at, p.Ranges))
 	if o.Not && (o.Name == "--sport" || o.Name == "--dport") && len(p.Ranges) == 1 && p.Ranges[0].From == p.Ranges[0].To {
 		b.negated[at] = negatedPort{len(b.sure), p.Ranges[0].From}
 	}
@@ -342,7 +357,7 @@ func (b *ruleBuilder) flags(o xtables.Option) bool {
 			v[i] |= bit
 		}
 	}
-	b.add(o.Not, verdict.Flags(v[0], v[1]))
+	b.header(o.Not, verdict.Flags(v[0], v[1]))
 	return true
 }
 
@@ -382,7 +397,7 @@ func (b *ruleBuilder) icmp(not bool, arg string, six bool) bool {
 			from, to = uint8(n), uint8(n)
 		}
 	}
-	b.add(not, verdict.ICMP(kind, from, to))
+	b.header(not, verdict.ICMP(kind, from, to))
 	return true
 }
 
