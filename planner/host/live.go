@@ -72,6 +72,9 @@ type Conntrack struct {
 	// HashsizeFixed is whether the hash table cannot be resized while the
 	// module is loaded: its parameter is read-only, as before kernel 2.6.21.
 	HashsizeFixed bool `json:"hashsize_fixed,omitempty"`
+	// NoSocketMatch is whether this kernel is known to lack xt_socket, which has
+	// fragments joined without tracking.
+	NoSocketMatch bool `json:"no_socket_match,omitempty"`
 }
 
 // Module is a line of /proc/modules.

@@ -26,7 +26,10 @@ type stage struct {
 	change.Report
 	d       declared.Desired
 	l       host.Live
-	untrack []untracked // what the declared rules take out of tracking
+	untrack []untracked                               // what the declared rules take out of tracking
+	remove  map[*host.Ruleset]map[string][]*host.Rule // foreign rules that go, by table
+	goes    map[*host.Rule]bool                       // the same
+	join    []host.Family                             // of which ctplan has fragments joined
 	out     Work
 }
 
@@ -41,9 +44,37 @@ func Plan(d declared.Desired, l host.Live) (Work, change.Findings) {
 			}
 		}
 	}
+	p.remove, p.goes = map[*host.Ruleset]map[string][]*host.Rule{}, map[*host.Rule]bool{}
+	for i := range l.Rulesets {
+		p.incompatible(&l.Rulesets[i])
+		p.leaves(&l.Rulesets[i])
+	}
+	for i := range l.SavedRules {
+		if r := &l.SavedRules[i]; r.Refusal == "" && p.plans(r) {
+			p.leaves(r)
+		}
+	}
+	p.join = p.joinedBy()
 	p.kernelRules()
 	p.savedRules()
 	return p.out, p.Findings
+}
+
+// leaves notes the foreign rules of a ruleset that cannot stay.
+func (p *stage) leaves(r *host.Ruleset) {
+	p.remove[r] = map[string][]*host.Rule{}
+	for _, table := range r.TableNames() {
+		gone := p.foreign(r, table, r.Sections(table))
+		p.remove[r][table] = gone
+		for _, rule := range gone {
+			p.goes[rule] = true
+		}
+	}
+}
+
+// plans is whether a saved file is one to keep in line.
+func (p *stage) plans(r *host.Ruleset) bool {
+	return slices.Contains(p.d.Families, r.Family) || len(p.d.ChainsOf(r.Family)) > 0 || r.File.Exists
 }
 
 // kernelRules plans every live ruleset: ctplan's chains in the one that it
@@ -51,7 +82,6 @@ func Plan(d declared.Desired, l host.Live) (Work, change.Findings) {
 func (p *stage) kernelRules() {
 	for i := range p.l.Rulesets {
 		r := &p.l.Rulesets[i]
-		p.incompatible(r)
 		for _, w := range p.rulesetWork(r) {
 			p.out.Kernel = append(p.out.Kernel, p.rulesChange(w, r))
 		}
@@ -77,7 +107,7 @@ func (p *stage) savedRules() {
 	for i := range p.l.SavedRules {
 		r := &p.l.SavedRules[i]
 		saved[r.Family] = true
-		if !slices.Contains(p.d.Families, r.Family) && len(p.d.ChainsOf(r.Family)) == 0 && !r.File.Exists {
+		if !p.plans(r) {
 			continue
 		}
 		if r.Refusal != "" {
@@ -152,9 +182,12 @@ func (p *stage) rulesetWork(r *host.Ruleset) []*tableWork {
 					want = append(want, c)
 				}
 			}
+			if c := joining(r.Family); c.Table == table && slices.Contains(p.join, r.Family) {
+				want = append(want, c)
+			}
 		}
 		sections := r.Sections(table)
-		w := planTable(table, sections, want, p.foreign(r, table, sections))
+		w := planTable(table, sections, want, p.remove[r][table])
 		w.gone = r.File != nil && p.d.Mode == declared.Disabled && table == "nat" && len(sections) > 0 && xtables.CountRules(sections) == w.removed
 		if !w.empty() {
 			works = append(works, w)

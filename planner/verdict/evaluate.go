@@ -32,7 +32,8 @@ type Evaluator struct {
 	// admits is whether the verdict is about all such packets taken together:
 	// Accepted where some are let through.
 	admits bool
-	joins  Truth // some rule has fragments joined: see Joins
+	joins  Truth    // some rule has fragments joined: see Joins
+	splits *RuleRef // a chain ahead of that keeps out of tracking, perhaps some parts of a datagram alone
 }
 
 // Admitting is the evaluator that asks whether any of such packets is let
@@ -249,6 +250,9 @@ func (c *Compiler) Evaluator(tables []*Table) *Evaluator {
 		for _, b := range t.bases {
 			if b.base.Priority >= PriorityConntrack {
 				continue
+			}
+			if b.base.Hook == Prerouting && b.base.Priority < PriorityJoin && t.untracks {
+				e.splits = &b.policyRef
 			}
 			at := place{b.base.Hook, b.base.Priority}
 			if list := deciding[at]; (t.untracks || t.template) && !slices.Contains(list, t) {

@@ -148,6 +148,10 @@ func (e *Evaluator) verdict(p *Packet, joins bool) Decision {
 	if !s.seen {
 		s.track(tracked)
 	}
+	if joins && p.Fragment != Whole && e.splits != nil {
+		open = true // what is not joined waits for the others in vain
+		s.wonder(e.splits)
+	}
 	if open {
 		return s.decision(Unknown, s.doubt)
 	}

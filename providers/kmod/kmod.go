@@ -39,6 +39,7 @@ func ReadConntrack(root string) (host.Conntrack, error) {
 	kind, err := kindOf(root, "nf_conntrack")
 	errs = append(errs, err)
 	c.Kind = kind
+	c.NoSocketMatch = lacks(root, "xt_socket")
 	// A module has initstate from the moment when loading begins; built-in
 	// code has a folder of parameters alone.
 	c.Loaded = exists(root, sysModule)
@@ -69,6 +70,28 @@ func ReadConntrack(root string) (host.Conntrack, error) {
 		c.HashsizeFixed = info.Mode()&0o222 == 0
 	}
 	return c, errors.Join(errs...)
+}
+
+// lacks reports whether the kernel is known to have no such module: the lists of
+// those that are built in and of those that can be loaded are there, with others
+// of netfilter's matches, and neither has it.
+func lacks(root, module string) bool {
+	if exists(root, "/sys/module/"+module) {
+		return false
+	}
+	release, err := os.ReadFile(filepath.Join(root, "/proc/sys/kernel/osrelease"))
+	if err != nil {
+		return false
+	}
+	others := false
+	for _, file := range []string{"modules.builtin", "modules.dep"} {
+		text, err := os.ReadFile(filepath.Join(root, "/lib/modules", strings.TrimSpace(string(release)), file))
+		if err != nil || listed(text, module) {
+			return false
+		}
+		others = others || bytes.Contains(text, []byte("/xt_"))
+	}
+	return others
 }
 
 // ReadCount reads how many entries this network namespace has.
