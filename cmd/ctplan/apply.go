@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os/signal"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -36,8 +37,9 @@ func newApply(e *env) *cobra.Command {
 		Use:   "apply [PLANFILE|PATH]",
 		Short: "Change the host as planned, as one transaction",
 		Long: `Plans, shows the plan, asks for a yes and changes the host: all of it or, when
-anything fails, none of it. A saved plan needs no yes, because it was reviewed;
-it is refused if the host is no longer what it was made from.
+anything fails, none of it. A saved plan needs no yes, because it was reviewed.
+Where the host changed since, ctplan plans again: it goes on if that gives the
+same changes and hurts nobody else, and refuses if not.
 
 Without a terminal to ask on, apply needs a saved plan or --auto-approve.
 
@@ -94,23 +96,19 @@ func (a *applier) run(ctx context.Context, args []string) error {
 
 // carryOut plans by c, shows the plan, asks where somebody is to be asked, and
 // carries it out; or a saved plan, where file and p are not nil.
-func (a *applier) carryOut(ctx context.Context, c *config, file *planfile.Plan, p *planned) (err error) {
+func (a *applier) carryOut(ctx context.Context, c *config, file *planfile.Plan, p *planned) error {
 	saved := file != nil
 	// Where nobody is asked, nothing else happens between reading and
 	// changing: one lock over both, and the host need not be read again.
-	var held *lock.Lock
-	defer func() {
-		if held != nil {
-			held.Release()
-		}
-	}()
+	held := &heldLock{env: a.env, timeout: a.flags.lockTimeout}
+	defer held.release()
 	if !saved {
 		if a.flags.autoApprove {
-			where := a.transaction(host.Host{}, a.flags.lockTimeout)
-			if held, err = lock.Acquire(ctx, where.LockPath, where.Command, where.LockTimeout); err != nil {
+			if err := held.take(ctx); err != nil {
 				return err
 			}
 		}
+		var err error
 		if p, err = a.planNow(ctx, c); err != nil {
 			return err
 		}
@@ -125,37 +123,58 @@ func (a *applier) carryOut(ctx context.Context, c *config, file *planfile.Plan, 
 	if p.plan.Blocked() {
 		return status(exitBlocked)
 	}
-	if p.plan.Empty() {
-		if saved { // "nothing to change" holds for the host that was planned for
-			_, err := a.unchanged(ctx, p, file)
-			return err
-		}
+	if p.plan.Empty() && !saved {
 		return nil
 	}
-	a.warnRemote(a.flags.confirmWithin)
-	if !saved && !a.flags.autoApprove {
-		if err := a.ask(ctx, p.plan.Host.Name); err != nil {
+	if !p.plan.Empty() {
+		a.warnRemote(a.flags.confirmWithin)
+		if !saved && !a.flags.autoApprove {
+			if err := a.ask(ctx, p.plan.Host.Name); err != nil {
+				return err
+			}
+		}
+	}
+	if held.lock == nil {
+		if err := held.take(ctx); err != nil {
+			return err
+		}
+		var err error
+		if p, err = a.again(ctx, p, file); err != nil || p.plan.Empty() { // "nothing to change" holds for the host that was planned for
 			return err
 		}
 	}
 	where := a.transaction(p.snapshot.Host, a.flags.lockTimeout)
-	reread := held == nil
-	where.Lock, held = held, nil
+	where.Lock = held.give()
+	where.Host.Seen(p.live.Rulesets)
 	return a.change(ctx, where, planner.Steps(p.plan), p.plan, a.flags, apply.Options{
-		Check: func(ctx context.Context) error {
-			now := p.snapshot
-			if reread {
-				var err error
-				if now, err = a.unchanged(ctx, p, file); err != nil {
-					return err
-				}
-			}
-			live, err := now.Live()
-			where.Host.Seen(live.Rulesets)
-			return err
-		},
 		Verify: func(ctx context.Context) error { return a.readBack(ctx, p) },
 	})
+}
+
+// heldLock is the lock of this host from reading it to changing it.
+type heldLock struct {
+	env     *env
+	timeout time.Duration
+	lock    *lock.Lock
+}
+
+func (h *heldLock) take(ctx context.Context) (err error) {
+	where := h.env.transaction(host.Host{}, h.timeout)
+	h.lock, err = lock.Acquire(ctx, where.LockPath, where.Command, where.LockTimeout)
+	return err
+}
+
+// give hands the lock to who releases it.
+func (h *heldLock) give() *lock.Lock {
+	l := h.lock
+	h.lock = nil
+	return l
+}
+
+func (h *heldLock) release() {
+	if l := h.give(); l != nil {
+		l.Release()
+	}
 }
 
 func lockTimeoutFlag(flags *pflag.FlagSet, d *time.Duration) {
@@ -207,27 +226,58 @@ func (e *env) warnPending() {
 	}
 }
 
-// unchanged reads the host once more, and refuses to go on if it is not what
-// the plan was made from.
-func (a *applier) unchanged(ctx context.Context, p *planned, file *planfile.Plan) (*snapshot.Snapshot, error) {
+// again reads the host once more, under the lock, and plans again where it is
+// not what the plan was made from. It refuses to go on if that gives another
+// plan or hurts somebody else; what differs besides is told.
+func (a *applier) again(ctx context.Context, p *planned, file *planfile.Plan) (*planned, error) {
 	now, err := a.read(ctx, p)
 	if err != nil {
 		return nil, err
 	}
+	now.Connections = p.snapshot.Connections // who is hurt is to differ by what the host is alone
 	changed := snapshot.Compare(p.snapshot, now)
-	if len(changed) == 0 {
-		return now, nil
-	}
 	if was, is := p.snapshot.Host, now.Host; was.Name != is.Name {
 		return nil, hint(fmt.Errorf("the plan is for host %s, and this is %s: nothing was changed", was.Name, is.Name), "apply it there")
 	} else if was.MachineID != is.MachineID {
 		return nil, hint(fmt.Errorf("the plan is for another machine named %s (host.machine_id differs): nothing was changed", was.Name), "apply it there")
 	}
+	fresh, err := diff(p.desired, p.digest, now)
+	if err != nil {
+		return nil, err
+	}
 	since := "while the plan was shown"
 	if file != nil {
 		since = "since the plan was made (" + age(file.Created, time.Now()) + ")"
 	}
-	return nil, hint(fmt.Errorf("the host changed %s: %s; nothing was changed by ctplan", since, enumerate(changed)), "plan again, and look at what is different")
+	return fresh, a.stillGood(changed, since, planner.Made{Desired: p.desired, Live: p.live, Plan: p.plan}, planner.Made{Desired: p.desired, Live: fresh.live, Plan: fresh.plan})
+}
+
+// stillGood refuses where the facts that changed make now another plan than
+// was, or a worse one, and tells of them where they do not.
+func (e *env) stillGood(changed []string, since string, was, now planner.Made) error {
+	if len(changed) == 0 {
+		return nil
+	}
+	worse := planner.Worse(was, now)
+	for _, address := range changed {
+		if snapshot.Declared(address) {
+			worse = append(worse, "the configuration can say otherwise where "+address+" does")
+		}
+	}
+	if len(worse) > 0 {
+		return hint(fmt.Errorf("the host changed %s: %s; planned again, %s; nothing was changed by ctplan", since, enumerate(changed), view.Clean(strings.Join(first(worse, 3), "; "))),
+			"plan again, and look at what is different")
+	}
+	e.progressf("%s changed %s: planned again, the changes are the same, and nobody else is hurt", enumerate(changed), since)
+	return nil
+}
+
+// first are at most n of many, and how many more there are.
+func first(items []string, n int) []string {
+	if len(items) <= n {
+		return items
+	}
+	return append(slices.Clone(items[:n]), fmt.Sprintf("%d more", len(items)-n))
 }
 
 // readBack holds the host against what was declared once more.

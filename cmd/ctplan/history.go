@@ -191,80 +191,115 @@ func (r *rollbacker) rollback(ctx context.Context, id int) error {
 	if err := r.canAsk(r.flags, "give --auto-approve"); err != nil {
 		return err
 	}
-	plan, steps, s, err := r.wayBack(ctx, env, id)
-	if err == nil && planner.NeedsConnections(plan) {
-		plan, err = r.judgeWayBack(plan, steps, s)
+	// As in apply: where nobody is asked, one lock over reading and changing.
+	held := &heldLock{env: r.env, timeout: r.flags.lockTimeout}
+	defer held.release()
+	if r.flags.autoApprove {
+		if err := held.take(ctx); err != nil {
+			return err
+		}
 	}
-	if errors.Is(err, apply.ErrNoTransaction) && id == 0 {
-		_, err := fmt.Fprintln(r.stdout, "nothing to take back: nothing was changed that was not taken back already")
-		return err
+	back, err := r.wayBack(ctx, env, id)
+	if err == nil && planner.NeedsConnections(back.plan) {
+		back.snapshot.ReadConnections(r.root, r.getenv("SSH_CONNECTION"), 0)
+		err = back.judge()
 	}
-	if errors.Is(err, apply.ErrNoTransaction) {
+	switch {
+	case errors.Is(err, apply.ErrNoTransaction) && id == 0:
+		return r.say("nothing to take back: nothing was changed that was not taken back already")
+	case errors.Is(err, apply.ErrNoTransaction):
 		return hint(err, "ctplan history lists what was changed")
-	}
-	if err != nil {
+	case err != nil:
 		return err
-	}
-	if plan.Empty() {
-		_, err := fmt.Fprintln(r.stdout, "nothing to do: the host is as it was then")
-		return err
+	case back.plan.Empty():
+		return r.say("nothing to do: the host is as it was then")
 	}
 	o := view.Options{Verb: view.Apply, Color: r.colorFor(r.stdoutTerminal), Width: r.width, Full: r.flags.full}
-	if err := view.Text(r.stdout, plan, o); err != nil {
+	if err := view.Text(r.stdout, back.plan, o); err != nil {
 		return fmt.Errorf("printing the plan: %w", err)
 	}
-	if plan.Blocked() {
+	if back.plan.Blocked() {
 		return status(exitBlocked)
 	}
 	r.warnRemote(r.flags.confirmWithin)
 	if !r.flags.autoApprove {
-		if err := r.ask(ctx, plan.Host.Name); err != nil {
+		if back, err = r.approved(ctx, env, id, back, held); err != nil {
 			return err
 		}
 	}
-	env.Identity = s.Host
-	return r.change(ctx, env, steps, plan, r.flags, apply.Options{
-		Check: func(ctx context.Context) error {
-			now, err := snapshot.Read(ctx, snapshot.Options{Root: r.root})
-			if err != nil {
-				return err
-			}
-			if changed := snapshot.Compare(s, now); len(changed) > 0 {
-				return hint(fmt.Errorf("the host changed while the plan was shown: %s; nothing was changed by ctplan", enumerate(changed)), "plan again, and look at what is different")
-			}
-			return nil
-		},
+	env.Identity = back.snapshot.Host
+	env.Lock = held.give()
+	return r.change(ctx, env, back.steps, back.plan, r.flags, apply.Options{
 		Verify: func(ctx context.Context) error {
-			left, _, _, err := r.wayBack(ctx, env, id)
-			if err == nil && !left.Empty() {
-				err = fmt.Errorf("the host is not as it was then: %s", enumerate(addresses(left)))
+			left, err := r.wayBack(ctx, env, id)
+			if err == nil && !left.plan.Empty() {
+				err = fmt.Errorf("the host is not as it was then: %s", enumerate(addresses(left.plan)))
 			}
 			return err
 		},
 	})
 }
 
-// judgeWayBack adds what becomes of the connections that are open now.
-func (r *rollbacker) judgeWayBack(plan planner.Plan, steps []change.Step, s *snapshot.Snapshot) (planner.Plan, error) {
-	with := *s
-	with.ReadConnections(r.root, r.getenv("SSH_CONNECTION"), 0)
-	live, err := with.Live()
+// say prints a line as the result.
+func (r *rollbacker) say(line string) error {
+	_, err := fmt.Fprintln(r.stdout, line)
+	return err
+}
+
+// wayBack is a way back, and the host that it was planned for.
+type wayBack struct {
+	plan     planner.Plan
+	steps    []change.Step
+	snapshot *snapshot.Snapshot
+	live     host.Live
+}
+
+// judge adds what becomes of the connections that are open now.
+func (b *wayBack) judge() error {
+	live, err := b.snapshot.Live()
 	if err != nil {
-		return plan, err
+		return err
 	}
-	return plan.Judged(live, steps, iptables.Words), nil
+	b.live, b.plan = live, b.plan.Judged(live, b.steps, iptables.Words)
+	return nil
 }
 
 // wayBack reads the host and plans.
-func (r *rollbacker) wayBack(ctx context.Context, env apply.Env, id int) (planner.Plan, []change.Step, *snapshot.Snapshot, error) {
+func (r *rollbacker) wayBack(ctx context.Context, env apply.Env, id int) (*wayBack, error) {
 	s, err := snapshot.Read(ctx, snapshot.Options{Root: r.root})
 	if err != nil {
-		return planner.Plan{}, nil, nil, err
+		return nil, err
 	}
 	live, err := s.Live()
 	if err != nil {
-		return planner.Plan{}, nil, nil, err
+		return nil, err
 	}
 	plan, steps, err := apply.Back(env, id, live)
-	return plan, steps, s, err
+	if err != nil {
+		return nil, err
+	}
+	return &wayBack{plan, steps, s, live}, nil
+}
+
+// approved waits for a yes, and plans once more under the lock: see
+// applier.again.
+func (r *rollbacker) approved(ctx context.Context, env apply.Env, id int, was *wayBack, held *heldLock) (*wayBack, error) {
+	if err := r.ask(ctx, was.plan.Host.Name); err != nil {
+		return nil, err
+	}
+	if err := held.take(ctx); err != nil {
+		return nil, err
+	}
+	now, err := r.wayBack(ctx, env, id)
+	if err != nil {
+		return nil, err
+	}
+	now.snapshot.Connections = was.snapshot.Connections
+	if now.snapshot.Connections != nil {
+		if err := now.judge(); err != nil {
+			return nil, err
+		}
+	}
+	changed := snapshot.Compare(was.snapshot, now.snapshot)
+	return now, r.stillGood(changed, "while the plan was shown", planner.Made{Live: was.live, Plan: was.plan}, planner.Made{Live: now.live, Plan: now.plan})
 }

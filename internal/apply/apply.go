@@ -1,7 +1,7 @@
 // Package apply changes a host as one transaction: all of it or none of it,
 // whatever happens.
 //
-// It owns the order of events (lock, check, test, journal, steps, reading
+// It owns the order of events (lock, test, journal, steps, reading
 // back, commit or undo), the recovery of a transaction that was cut off, the
 // wait for a confirmation, and the history. What a step does to the host is
 // the providers' business, behind the interfaces of Host; which steps there are and in which
@@ -67,9 +67,6 @@ type Options struct {
 	// that time. 0: it stays.
 	ConfirmWithin time.Duration
 
-	// Check is called under the lock, before anything is changed. Its error
-	// refuses the transaction and is returned as it is.
-	Check func(context.Context) error
 	// Prepare is called under the lock when everything is tested, right before
 	// the first step. It changes nothing that would have to be taken back.
 	Prepare func(context.Context)
@@ -128,9 +125,9 @@ type transaction struct {
 
 // Run carries out the steps in order, or none of them. It returns a
 // *lock.HeldError when another ctplan is at work, a *PendingError when an
-// earlier transaction is not finished (see Recover), the error of
-// Options.Check as it is, a *RolledBackError when it failed and the old state
-// is back, and an *IncompleteError when not even that could be done.
+// earlier transaction is not finished (see Recover), a *RolledBackError when it
+// failed and the old state is back, and an *IncompleteError when not even that
+// could be done.
 //
 // A cancelled context ends the transaction after the current step and takes
 // it back.
@@ -156,11 +153,6 @@ func Run(ctx context.Context, env Env, steps []change.Step, opts Options) (Resul
 	}
 	if err := noneOpen(store); err != nil {
 		return Result{}, err
-	}
-	if opts.Check != nil {
-		if err := opts.Check(ctx); err != nil {
-			return Result{}, err
-		}
 	}
 	if err := env.fault("test", 0); err != nil {
 		return Result{}, err

@@ -87,6 +87,16 @@ func (s *Snapshot) Facts() []Fact {
 	return facts
 }
 
+// Declared reports whether a configuration can read the fact at the address,
+// through host.*, so that it may declare something else where the fact differs.
+func Declared(address string) bool {
+	switch address {
+	case "host.name", "host.machine_id", "host.kernel", "host.cpus", "host.memory", "conntrack.max", "conntrack.hashsize":
+		return true
+	}
+	return false
+}
+
 // conntrackModules are connection tracking and what uses it, directly or not.
 // No other module matters to a plan, and merely reading rules can load some.
 func conntrackModules(loaded []host.Module) map[string]bool {

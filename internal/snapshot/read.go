@@ -86,6 +86,7 @@ func Start(ctx context.Context, root string, runner run.Runner) (*Reader, error)
 	r.rest = rest
 	go func() {
 		values, err := sysctl.ReadKeys(root, nil)
+		maps.Copy(values, sysctl.ReadBeside(root))
 		rest <- restResult{values, note(err, "what depends on it is not planned")}
 	}()
 	others := make(chan othersResult, 1)

@@ -84,6 +84,13 @@ type Module struct {
 	By   []string `json:"by,omitempty"` // modules that use it
 }
 
+// Keys beside those of connection tracking that plans ask for.
+const (
+	SysctlIPVSConntrack = "net.ipv4.vs.conntrack"               // IPVS enters what it sends on into the table
+	SysctlBridged4      = "net.bridge.bridge-nf-call-iptables"  // frames between the ports of a bridge meet the rules of IPv4
+	SysctlBridged6      = "net.bridge.bridge-nf-call-ip6tables" // the same of IPv6
+)
+
 // Sysctl is a key under /proc/sys.
 type Sysctl struct {
 	Value    string `json:"value"`

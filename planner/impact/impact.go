@@ -12,6 +12,7 @@ import (
 	"github.com/ctplan/ctplan/planner/declared"
 	"github.com/ctplan/ctplan/planner/host"
 	"github.com/ctplan/ctplan/planner/judge"
+	"github.com/ctplan/ctplan/planner/owners"
 	"github.com/ctplan/ctplan/planner/verdict"
 )
 
@@ -58,12 +59,11 @@ type FlowGroup struct {
 	Stage    string      `json:"stage,omitempty"`  // where it is not the end: the table whose change cuts it off meanwhile
 	Examples []string    `json:"examples"`         // at most maxExamples, "10.0.0.5:5412 -> 10.0.0.1:22"
 
-	// Native is the chain of nftables that After stands in, as nft names it; empty
-	// where it is one of iptables.
-	Native string `json:"-"`
-
 	// Fragments is whether it is about datagrams that come in parts alone.
 	Fragments bool `json:"fragments,omitempty"`
+
+	rule *verdict.RuleRef // After
+	cuts []owners.Cut     // what of it rules of nftables drop, by the first that is lost
 }
 
 // Exposure is traffic from outside that is dropped today and let in under the plan.
@@ -212,6 +212,7 @@ type tally struct {
 type found struct {
 	count    int64
 	examples []string
+	first    judge.Connection
 }
 
 func (t *tally) add(f Fate, c *judge.Connection) {
@@ -220,7 +221,7 @@ func (t *tally) add(f Fate, c *judge.Connection) {
 	}
 	g := t.groups[f]
 	if g == nil {
-		g = &found{}
+		g = &found{first: *c}
 		t.groups[f] = g
 		t.order = append(t.order, f)
 	}
@@ -250,7 +251,7 @@ func flows(j *judge.Judge, total *Impact) {
 }
 
 func collect(j *judge.Judge, parts []tally, total *Impact) {
-	at := map[groupKey]int{}
+	known := map[groupKey]int{}
 	for _, t := range parts {
 		for _, f := range t.order {
 			g := t.groups[f]
@@ -269,17 +270,22 @@ func collect(j *judge.Judge, parts []tally, total *Impact) {
 				group.Before = j.Name(f.before)
 			}
 			if f.after != nil {
-				group.After, group.Native = j.Name(f.after), f.after.NativeChain()
+				group.After, group.rule = j.Name(f.after), f.after
 			}
 			group.Fragments = f.fragments
+			at := j.End()
 			if f.stage > 0 {
-				group.Stage = j.Stages[f.stage].Name
+				at = j.Stages[f.stage]
+				group.Stage = at.Name
 			}
 			key := groupKey{group.Result, group.Operator, group.Fragments, group.Service, group.Before, group.After, group.Stage}
-			i, ok := at[key]
+			i, ok := known[key]
 			if !ok {
 				i = len(total.Groups)
-				at[key] = i
+				known[key] = i
+				if f.Result == FlowLost {
+					group.cuts = Cuts(j, at.Evaluator, &g.first, f.after)
+				}
 				total.Groups = append(total.Groups, group)
 			}
 			total.Groups[i].Count += g.count

@@ -8,6 +8,7 @@ import (
 	"github.com/ctplan/ctplan/planner/declared"
 	"github.com/ctplan/ctplan/planner/host"
 	"github.com/ctplan/ctplan/planner/judge"
+	"github.com/ctplan/ctplan/planner/owners"
 	"github.com/ctplan/ctplan/planner/verdict"
 	"github.com/ctplan/ctplan/planner/words"
 )
@@ -24,7 +25,11 @@ func listening(j *judge.Judge, total *Impact, report *change.Report) {
 			if group.Count++; len(group.Examples) < maxExamples {
 				group.Examples = append(group.Examples, v.Conn.String())
 			}
-			group.Before, group.After, group.Native = j.Name(v.Today.Rule), j.Name(v.End.Rule), v.End.Rule.NativeChain()
+			if group.rule == nil {
+				v.Conn.Port = s.Local.Port()
+				group.rule, group.cuts = v.End.Rule, Cuts(j, j.End().Evaluator, &v.Conn, v.End.Rule)
+			}
+			group.Before, group.After = j.Name(v.Today.Rule), j.Name(v.End.Rule)
 		}
 		if group.Count > 0 {
 			total.Services = append(total.Services, group)
@@ -52,7 +57,7 @@ func partsOfService(j *judge.Judge, s *host.Socket, visits []judge.Visited, tota
 		if group.Count++; len(group.Examples) < maxExamples {
 			group.Examples = append(group.Examples, v.Conn.String())
 		}
-		group.Before, group.After, group.Native = j.Name(today.Rule), j.Name(end.Rule), end.Rule.NativeChain()
+		group.Before, group.After, group.rule = j.Name(today.Rule), j.Name(end.Rule), end.Rule
 	}
 	if group.Count > 0 {
 		total.Services = append(total.Services, group)
@@ -75,12 +80,13 @@ func blockImpact(d declared.Desired, l host.Live, im *Impact, p *change.Report) 
 				more += g.Count
 				continue
 			}
+			advice := remedy(&l, g)
 			p.Block(change.Block{
 				Risk: risk, Address: string(g.Family) + "." + strings.ReplaceAll(g.Service, " ", "."),
-				Where:    g.After,
+				Where:    owners.Where(&l, g.rule, g.After),
 				Why:      what(g),
-				Remedy:   remedy(g) + fmt.Sprintf(`, or set allow_risk = ["%s"] to let it happen`, risk),
-				Override: true, Source: d.Source,
+				Remedy:   advice.Text + fmt.Sprintf(`, or set allow_risk = ["%s"] to let it happen`, risk),
+				Override: true, Source: d.Source, Commands: advice.Commands,
 			})
 		}
 		if n > change.MaxNamed {
@@ -107,7 +113,7 @@ func blockImpact(d declared.Desired, l host.Live, im *Impact, p *change.Report) 
 			if g.Fragments {
 				what = "datagrams in fragments of " + what
 			}
-			p.Warn(string(g.Family)+"."+strings.ReplaceAll(g.Service, " ", "."), fmt.Sprintf("whether %s survive cannot be told, because of this rule: %s (%s)", what, g.After, words.Examples(g.Examples)), d.Source)
+			p.Warn(string(g.Family)+"."+strings.ReplaceAll(g.Service, " ", "."), fmt.Sprintf("whether %s survive cannot be told, because of this rule: %s (%s)", what, owners.Where(&l, g.rule, g.After), words.Examples(g.Examples)), d.Source)
 		}
 	}
 	for _, e := range im.Exposed {
@@ -119,14 +125,18 @@ func blockImpact(d declared.Desired, l host.Live, im *Impact, p *change.Report) 
 const headless = "only the first of them has ports"
 
 // remedy says what would keep a service.
-func remedy(g FlowGroup) string {
+func remedy(l *host.Live, g FlowGroup) owners.Advice {
 	if g.Fragments {
-		return `leave some of this family's traffic tracked, which keeps fragments joined: narrow the notrack blocks, or use mode = "tuned"`
+		return owners.Advice{Text: `leave some of this family's traffic tracked, which keeps fragments joined: narrow the notrack blocks, or use mode = "tuned"`}
 	}
 	if g.After == judge.TranslationEnds.String() {
-		return `leave this traffic tracked: narrow the notrack blocks, or use mode = "tuned"`
+		return owners.Advice{Text: `leave this traffic tracked: narrow the notrack blocks, or use mode = "tuned"`}
 	}
-	return judge.ToLetThrough(g.Native, "add an accept block for "+g.Service)
+	accept := ""
+	if g.rule.NativeChain() == "" {
+		accept = "add an accept block for " + g.Service
+	}
+	return owners.ToLetThrough(l, g.cuts, accept)
 }
 
 func whyLost(g FlowGroup) string {

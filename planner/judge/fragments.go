@@ -14,12 +14,12 @@ func (j *Judge) ComesApart(c *Connection) bool {
 	if c.Proto == protocol.TCP || c.Way == Out && c.Count == 1 || c.Way == Loop {
 		return false
 	}
-	return slices.ContainsFunc(j.Stages, func(s stage) bool { return s.Joins() != verdict.Yes })
+	return slices.ContainsFunc(j.Stages, func(s Stage) bool { return s.Joins() != verdict.Yes })
 }
 
 // Parts is the verdict of datagrams of the connection that come to this host in
 // parts: that of the part that fares worst.
-func (j *Judge) Parts(s stage, c *Connection) verdict.Decision {
+func (j *Judge) Parts(s Stage, c *Connection) verdict.Decision {
 	worst := verdict.Decision{Verdict: verdict.Accepted}
 	first := true
 	for i := range c.Count {

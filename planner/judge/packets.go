@@ -25,7 +25,7 @@ const (
 // not told apart.
 const (
 	HighPorts = 0
-	firstHigh = 32768
+	FirstHigh = 32768 // the first that is chosen by chance (net.ipv4.ip_local_port_range)
 )
 
 // Connection is a flow or a socket as the packets to judge it by.
@@ -127,7 +127,7 @@ func echo(proto uint8, reply bool) uint8 {
 // ServicePort is the port by which a service is named: HighPorts for one that was
 // chosen by chance, or where the protocol has none.
 func ServicePort(proto uint8, port uint16) uint16 {
-	if !protocol.CarriesPorts(proto) || port >= firstHigh {
+	if !protocol.CarriesPorts(proto) || port >= FirstHigh {
 		return HighPorts
 	}
 	return port
@@ -278,6 +278,9 @@ func (m *placeMap) Way(src, dst netip.Addr) Way {
 	}
 	return Forward
 }
+
+// Broadcast is whether the address means everybody on a link.
+func (m *placeMap) Broadcast(a netip.Addr) bool { return m.casts[a] || a == limitedBroadcast }
 
 // limitedBroadcast means everybody on the link (RFC 919, section 7).
 var limitedBroadcast = netip.AddrFrom4([4]byte{255, 255, 255, 255})

@@ -90,6 +90,15 @@ func IsXtables(t host.NFTTable) bool {
 	return t.Name == "nat" && (t.Family == "ip" || t.Family == "ip6")
 }
 
+// ChainName is how nft's commands name a chain; empty where its language has no
+// way to write the names.
+func ChainName(t *host.NFTTable, chain string) string {
+	if !isNFTName(t.Name) || !isNFTName(chain) {
+		return ""
+	}
+	return t.Family + " " + t.Name + " " + chain
+}
+
 // nftName sets a name that nft's language cannot write apart from the words
 // around it.
 func nftName(s string) string {
@@ -111,9 +120,22 @@ func MadeBy(t host.NFTTable, i host.NFTItem) string {
 	if who := xtables.MakerOf(i.Chain, i.Name); who != "" {
 		return who
 	}
-	switch t.Name {
+	return tableMaker(t.Name)
+}
+
+// Keeper names who makes a table, or the chain of it; "" where none is known by
+// its names.
+func Keeper(t *host.NFTTable, chain string) string {
+	if who := tableMaker(t.Name); who != "" {
+		return who
+	}
+	return xtables.MakerOf(t.Name, chain)
+}
+
+func tableMaker(name string) string {
+	switch name {
 	case "firewalld", "kube-proxy", "incus", "lxd", "lxc", "fail2ban", "crowdsec", "calico":
-		return t.Name
+		return name
 	case "docker-bridges":
 		return "docker"
 	case "netavark":

@@ -9,8 +9,9 @@ import (
 // Origin is where the files that boot loads say what stands in a chain: "FILE:LINE"
 // of its rule by index, where the file's rules are as many as the kernel has;
 // else of the chain, or of the table. Without an index that is a rule's (-1, for
-// a policy) it is the chain's. It is empty where no file says so.
-func Origin(files []host.NFTFile, t *host.NFTTable, c *host.NFTChain, index int) string {
+// a policy) it is the chain's. It is empty where no file says so. exact is whether
+// it is the rule's.
+func Origin(files []host.NFTFile, t *host.NFTTable, c *host.NFTChain, index int) (at string, exact bool) {
 	var table, chain string
 	var rules []string
 	unsure := false
@@ -40,9 +41,9 @@ func Origin(files []host.NFTFile, t *host.NFTTable, c *host.NFTChain, index int)
 	}
 	switch {
 	case chain == "":
-		return table
+		return table, false
 	case index >= 0 && !unsure && index < len(rules) && len(rules) == len(c.Rules):
-		return rules[index]
+		return rules[index], true
 	}
-	return chain
+	return chain, false
 }

@@ -29,11 +29,11 @@ func TestOrigin(t *testing.T) {
 		"a chain that is in no file": {files(head), 0, "/etc/nftables.conf:3"},
 		"a table that is in no file": {files(host.NFTFileChain{Family: "ip", Table: "fw", Line: 1}), 0, ""},
 	} {
-		if got := Origin(tt.files, &table, chain, tt.index); got != tt.want {
-			t.Errorf("%s: %q, want %q", name, got, tt.want)
+		if got, exact := Origin(tt.files, &table, chain, tt.index); got != tt.want || exact != (name == "a rule") {
+			t.Errorf("%s: %q, want %q; exact is %v", name, got, tt.want, exact)
 		}
 	}
-	if got := Origin(files(head, in), &table, nil, 0); got != "/etc/nftables.conf:3" {
+	if got, _ := Origin(files(head, in), &table, nil, 0); got != "/etc/nftables.conf:3" {
 		t.Errorf("the table: %q", got)
 	}
 }

@@ -77,6 +77,12 @@ func (p *stage) remaining(sets []host.Ruleset, f host.Family) (asks, looks bool)
 					t.add(rule.Chain, rule.Words)
 				}
 			}
+			for _, w := range p.foreign[r][table].twins {
+				for _, rule := range slices.Concat(w.insert, w.late) {
+					asks = asks || xtables.JoinsFragments(rule.Words)
+					t.add(rule.Chain, rule.Words)
+				}
+			}
 			for _, c := range p.d.ChainsOf(f) {
 				if c.Table == table && (r.Primary || r.File != nil) {
 					t.add(c.Hook, []string{"-j", c.Name})

@@ -9,7 +9,7 @@ import (
 	"github.com/ctplan/ctplan/planner/change"
 	"github.com/ctplan/ctplan/planner/declared"
 	"github.com/ctplan/ctplan/planner/host"
-	"github.com/ctplan/ctplan/planner/words"
+	"github.com/ctplan/ctplan/planner/translate"
 	"github.com/ctplan/ctplan/planner/xtables"
 )
 
@@ -26,17 +26,19 @@ type stage struct {
 	change.Report
 	d       declared.Desired
 	l       host.Live
-	untrack []untracked                               // what the declared rules take out of tracking
-	remove  map[*host.Ruleset]map[string][]*host.Rule // foreign rules that go, by table
-	goes    map[*host.Rule]bool                       // the same
-	join    []host.Family                             // of which ctplan has fragments joined
-	out     Work
+	untrack []untracked // what the declared rules take out of tracking
+
+	translator *translate.Translator
+	foreign    map[*host.Ruleset]map[string]foreign // by table
+	goes       map[*host.Rule]bool                  // of others
+	join       []host.Family                        // of which ctplan has fragments joined
+	out        Work
 }
 
 // Plan plans every live ruleset and every saved rules file: ctplan's chains
 // where they belong, and the rules of others that cannot stay.
 func Plan(d declared.Desired, l host.Live) (Work, change.Findings) {
-	p := &stage{Report: change.NewReport(d), d: d, l: l, out: Work{Saved: map[*host.Ruleset]*change.RulesStep{}}}
+	p := &stage{Report: change.NewReport(d), d: d, l: l, out: Work{Saved: map[*host.Ruleset]*change.RulesStep{}}, translator: translate.New()}
 	for _, c := range d.Chains {
 		if c.Table == "raw" {
 			for _, r := range c.Rules {
@@ -44,7 +46,7 @@ func Plan(d declared.Desired, l host.Live) (Work, change.Findings) {
 			}
 		}
 	}
-	p.remove, p.goes = map[*host.Ruleset]map[string][]*host.Rule{}, map[*host.Rule]bool{}
+	p.foreign, p.goes = map[*host.Ruleset]map[string]foreign{}, map[*host.Rule]bool{}
 	for i := range l.Rulesets {
 		p.incompatible(&l.Rulesets[i])
 		p.leaves(&l.Rulesets[i])
@@ -57,17 +59,30 @@ func Plan(d declared.Desired, l host.Live) (Work, change.Findings) {
 	p.join = p.joinedBy()
 	p.kernelRules()
 	p.savedRules()
+	p.nativeWork()
 	return p.out, p.Findings
 }
 
-// leaves notes the foreign rules of a ruleset that cannot stay.
+// foreign is what becomes of rules of others in a table.
+type foreign struct {
+	remove []*host.Rule
+	twins  []twinWork
+}
+
+// leaves decides about the rules of others in a ruleset.
 func (p *stage) leaves(r *host.Ruleset) {
-	p.remove[r] = map[string][]*host.Rule{}
+	p.foreign[r] = map[string]foreign{}
 	for _, table := range r.TableNames() {
-		gone := p.foreign(r, table, r.Sections(table))
-		p.remove[r][table] = gone
-		for _, rule := range gone {
+		sections := r.Sections(table)
+		f := foreign{p.cannotStay(r, table, sections), p.twinsOf(r, table, sections)}
+		p.foreign[r][table] = f
+		for _, rule := range f.remove {
 			p.goes[rule] = true
+		}
+		for _, t := range f.twins {
+			for _, rule := range slices.Concat(t.drop, t.close) {
+				p.goes[rule] = true
+			}
 		}
 	}
 }
@@ -187,7 +202,8 @@ func (p *stage) rulesetWork(r *host.Ruleset) []*tableWork {
 			}
 		}
 		sections := r.Sections(table)
-		w := planTable(table, sections, want, p.remove[r][table])
+		w := planTable(table, sections, want, p.foreign[r][table].remove)
+		w.twins = p.foreign[r][table].twins
 		w.gone = r.File != nil && p.d.Mode == declared.Disabled && table == "nat" && len(sections) > 0 && xtables.CountRules(sections) == w.removed
 		if !w.empty() {
 			works = append(works, w)
@@ -196,9 +212,9 @@ func (p *stage) rulesetWork(r *host.Ruleset) []*tableWork {
 	return works
 }
 
-// foreign checks the rules that are not ctplan's for what the mode does to
+// cannotStay checks the rules that are not ctplan's for what the mode does to
 // them, and returns those that go.
-func (p *stage) foreign(r *host.Ruleset, table string, sections []*host.Table) []*host.Rule {
+func (p *stage) cannotStay(r *host.Ruleset, table string, sections []*host.Table) []*host.Rule {
 	if p.d.Mode == declared.Tuned {
 		return nil
 	}
@@ -225,11 +241,7 @@ func (p *stage) foreign(r *host.Ruleset, table string, sections []*host.Table) [
 			}
 		}
 	}
-	for _, risk := range declared.Risks {
-		if n := named[risk]; n > change.MaxNamed {
-			p.blockRule(r, table, nil, risk, fmt.Sprintf("and %s like these", words.Plural(n-change.MaxNamed, "more rule", "more rules")), "", "", true)
-		}
-	}
+	p.unnamed(r, table, named)
 	return remove
 }
 
@@ -246,8 +258,12 @@ func (p *stage) disabledRule(r *host.Ruleset, table string, rule *host.Rule, n x
 				`use mode = "tuned" on this host, or allow_risk = ["nat"] to have its nat rules removed`, true)
 		}
 		return false
+	case !p.keepsWork(r, table, rule, named):
+		return false
 	case p.d.StatefulRules == declared.RemoveStateful:
 		return true
+	case p.d.StatefulRules == declared.TranslateStateful:
+		return n != xtables.NeedState || !hasTwins(rule)
 	}
 	named[declared.RiskStatefulRules]++
 	if named[declared.RiskStatefulRules] <= change.MaxNamed {
@@ -261,16 +277,19 @@ func (p *stage) disabledRule(r *host.Ruleset, table string, rule *host.Rule, n x
 // statefulRule: it stops matching for the packets that are no longer tracked.
 func (p *stage) statefulRule(r *host.Ruleset, table string, rule *host.Rule, named map[declared.Risk]int) bool {
 	s := xtables.Parse(rule.Words)
-	if s.MatchesUntracked() {
+	if s.MatchesUntracked() || p.d.StatefulRules == declared.TranslateStateful && hasTwins(rule) {
 		return false
 	}
 	touched, covered := p.untracks(r.Family, rule.Chain, xtables.PacketsOf(s))
+	goes := p.d.StatefulRules == declared.RemoveStateful || p.d.StatefulRules == declared.TranslateStateful
 	switch {
 	case !touched:
 		return false
-	case p.d.StatefulRules == declared.RemoveStateful && covered:
+	case !p.keepsWork(r, table, rule, named):
+		return false
+	case goes && covered:
 		return true
-	case p.d.StatefulRules == declared.RemoveStateful:
+	case goes:
 		p.Warn(xtables.Address(r, table), fmt.Sprintf("%s stays for what is still tracked, and no longer matches what is not: accept blocks must cover that", xtables.Where(r, rule)), p.d.Source)
 		return false
 	}

@@ -9,7 +9,10 @@ import (
 	"github.com/ctplan/ctplan/planner/change"
 	"github.com/ctplan/ctplan/planner/declared"
 	"github.com/ctplan/ctplan/planner/host"
+	"github.com/ctplan/ctplan/planner/impact"
 	"github.com/ctplan/ctplan/planner/judge"
+	"github.com/ctplan/ctplan/planner/nftables"
+	"github.com/ctplan/ctplan/planner/owners"
 	"github.com/ctplan/ctplan/planner/protocol"
 	"github.com/ctplan/ctplan/planner/verdict"
 	"github.com/ctplan/ctplan/planner/xtables"
@@ -61,6 +64,7 @@ func (p *stage) helpersInUse(judges []*judge.Judge) {
 		for _, w := range []judge.Way{judge.In, judge.Out, judge.Forward} {
 			var missing []DataKind
 			var found Use
+			var cuts []owners.Cut
 			var by *verdict.RuleRef
 			var family host.Family
 			for _, j := range judges {
@@ -71,18 +75,18 @@ func (p *stage) helpersInUse(judges []*judge.Judge) {
 				if !ok || !slices.Contains(u.Ways, w) {
 					continue
 				}
-				if missing, by = DataLost(j, h, w); len(missing) > 0 {
+				if missing, cuts, by = DataLost(j, h, w); len(missing) > 0 {
 					found, family = u, j.Family
 				}
 			}
 			if len(missing) > 0 {
-				p.reportHelper(h, w, family, found, missing, by)
+				p.reportHelper(h, w, family, found, missing, cuts, by)
 			}
 		}
 	}
 }
 
-func (p *stage) reportHelper(h Helper, w judge.Way, f host.Family, u Use, missing []DataKind, by *verdict.RuleRef) {
+func (p *stage) reportHelper(h Helper, w judge.Way, f host.Family, u Use, missing []DataKind, cuts []owners.Cut, by *verdict.RuleRef) {
 	var names, blocks []string
 	for _, d := range missing {
 		names = append(names, d.name)
@@ -90,15 +94,22 @@ func (p *stage) reportHelper(h Helper, w judge.Way, f host.Family, u Use, missin
 	}
 	role := [...]string{"of clients of this host", "of this host's own calls", "that this host routes"}[w]
 	why := fmt.Sprintf("the %s helper lets in the data connections %s today (%s): once %s leaves tracking it no longer reads what ports they use, and they are dropped by: %s",
-		h.name, role, strings.Join(names, ", "), judge.ServiceName(h.Protos[0], h.Port, w), by)
-	remedy := judge.ToLetThrough(by.NativeChain(), "add "+strings.Join(blocks, ", and "))
+		h.name, role, strings.Join(names, ", "), judge.ServiceName(h.Protos[0], h.Port, w), owners.Where(&p.in.Live, by, by.String()))
+	accept := ""
+	if by.NativeChain() == "" {
+		accept = "add " + strings.Join(blocks, ", and ")
+	}
+	remedy := owners.ToLetThrough(&p.in.Live, cuts, accept)
+	if slices.ContainsFunc(cuts, func(c owners.Cut) bool { return c.Packets.Ports == anyPorts }) {
+		remedy.Text += "; fewer ports will do where the server is told which to use"
+	}
 	if !u.Sure {
-		p.Warn("iptables."+string(f)+".filter", fmt.Sprintf("%s: %s. Where it is used, %s", u.where, why, remedy), p.in.Desired.Source)
+		p.Warn("iptables."+string(f)+".filter", fmt.Sprintf("%s: %s. Where it is used, %s", u.where, why, remedy.Text), p.in.Desired.Source, remedy.Commands...)
 		return
 	}
 	p.Block(change.Block{
 		Risk: declared.RiskRelated, Address: "iptables." + string(f) + ".filter", Where: u.where, Why: why,
-		Remedy: remedy, Override: true, Source: p.in.Desired.Source,
+		Remedy: remedy.Text, Override: true, Source: p.in.Desired.Source, Commands: remedy.Commands,
 	})
 }
 
@@ -218,6 +229,14 @@ func assigns(j *judge.Judge, h Helper) (rule, chain string) {
 			}
 		}
 	}
+	for i := range j.Live.NFT {
+		t := &j.Live.NFT[i]
+		for k := range t.Items {
+			if t.Items[k].Kind == "ct helper" && h.is(t.Items[k].Text) {
+				return nftables.Describe(*t, t.Items[k]), ""
+			}
+		}
+	}
 	return "", ""
 }
 
@@ -254,16 +273,17 @@ func automaticHelpers(l host.Live) bool {
 	return n == 2 && (major < 4 || major == 4 && minor < 7)
 }
 
-// DataLost are the data connections that pass today and will not, and the rule
-// that drops the first of them.
-func DataLost(j *judge.Judge, h Helper, w judge.Way) (missing []DataKind, by *verdict.RuleRef) {
+// DataLost are the data connections that pass today and will not, what of them
+// rules of nftables drop, and the rule that drops the first.
+func DataLost(j *judge.Judge, h Helper, w judge.Way) (missing []DataKind, cuts []owners.Cut, by *verdict.RuleRef) {
 	control := j.Example(xtables.Packets{Proto: strconv.Itoa(int(h.Protos[0])), DstPorts: ports(h.Port)}, w)
 	if control == nil || !j.Stages[0].Verdict(&control.Packets[0]).Tracked || j.Opens(j.Stages[0], &control.Connection).Verdict == verdict.Dropped {
-		return nil, nil
+		return nil, nil, nil
 	}
 	sees := j.Desired.Mode != declared.Disabled && j.End().Verdict(&control.Packets[0]).Tracked && j.End().Verdict(&control.Packets[1]).Tracked
 	for _, d := range h.data {
 		var drop *verdict.RuleRef
+		var dropped *judge.Connection
 		passes := false
 		for _, port := range dataPorts(j, d) {
 			c := dataConnection(j, d, w, port)
@@ -284,17 +304,38 @@ func DataLost(j *judge.Judge, h Helper, w judge.Way) (missing []DataKind, by *ve
 				break
 			}
 			if drop == nil {
-				drop = end.Rule
+				drop, dropped = end.Rule, c
 			}
 		}
 		if !passes && drop != nil {
 			missing = append(missing, d)
+			cuts = append(cuts, d.cuts(j, dropped, drop)...)
 			if by == nil {
 				by = drop
 			}
 		}
 	}
-	return missing, by
+	return missing, cuts, by
+}
+
+// anyPorts are those that whoever opens a connection of data may choose.
+var anyPorts = host.PortRange{From: 1024, To: 65535}
+
+// cuts are what rules of nftables drop of such a connection, at whatever ports.
+func (d DataKind) cuts(j *judge.Judge, c *judge.Connection, by *verdict.RuleRef) []owners.Cut {
+	out := impact.Cuts(j, j.End().Evaluator, c, by)
+	for i := range out {
+		q := &out[i].Packets
+		switch {
+		case !protocol.CarriesPorts(d.Proto):
+		case d.Server == 0:
+			q.Ports = anyPorts
+		default:
+			q.Ports = host.PortRange{From: d.Server, To: d.Server}
+			q.ToPort = q.ToPort != d.FromServer // the server opens it from there
+		}
+	}
+	return out
 }
 
 func ports(list ...uint16) xtables.PortSet {

@@ -9,6 +9,7 @@ import (
 	"github.com/ctplan/ctplan/planner/declared"
 	"github.com/ctplan/ctplan/planner/host"
 	"github.com/ctplan/ctplan/planner/judge"
+	"github.com/ctplan/ctplan/planner/owners"
 	"github.com/ctplan/ctplan/planner/protocol"
 	"github.com/ctplan/ctplan/planner/verdict"
 	"github.com/ctplan/ctplan/planner/xtables"
@@ -50,9 +51,27 @@ func (p *stage) icmpErrors(j *judge.Judge) {
 		if p.once("icmp", string(j.Family), whose) {
 			continue // the same in a saved file
 		}
+		advice := p.letThrough(end.Rule, owners.Packets{Family: j.Family, Forward: routed, Proto: proto, Types: []string{icmpName(kind)}}, "add "+remedy)
 		p.Warn(addressOf(j, "filter"), fmt.Sprintf("ICMP errors about %s connections that are not tracked are not RELATED to anything: %s, which tells of the path MTU and without which large transfers hang, "+
-			"is let through today by %s, and would be dropped by: %s. To let it through, %s", whose, kind, today.Rule, end.Rule, judge.ToLetThrough(end.Rule.NativeChain(), "add "+remedy)), p.in.Desired.Source)
+			"is let through today by %s, and would be dropped by: %s. To let it through, %s", whose, kind, today.Rule, owners.Where(&p.in.Live, end.Rule, end.Rule.String()), advice.Text), p.in.Desired.Source, advice.Commands...)
 	}
+}
+
+// icmpName is nft's name of the type of an error.
+func icmpName(kind string) string {
+	if kind == "fragmentation-needed" {
+		return "destination-unreachable" // of which it is a code
+	}
+	return kind
+}
+
+// letThrough is how what the rule drops is let through: accept, where it is one
+// of iptables.
+func (p *stage) letThrough(rule *verdict.RuleRef, packets owners.Packets, accept string) owners.Advice {
+	if rule.NativeChain() == "" {
+		return owners.Advice{Text: accept}
+	}
+	return owners.ToLetThrough(&p.in.Live, []owners.Cut{{Rule: rule, Packets: packets}}, "")
 }
 
 // stopsTracking is whether connections of the host itself, or routed ones, are
@@ -123,11 +142,12 @@ func (p *stage) neighbours(j *judge.Judge) {
 			if p.once("neighbours") {
 				return
 			}
+			advice := p.letThrough(end.Rule, owners.Packets{Family: j.Family, Proto: protocol.ICMPv6, Types: []string{"nd-neighbor-solicit", "nd-neighbor-advert"}}, `add accept "icmpv6" with protocol = "ipv6-icmp"`)
 			p.Block(change.Block{
-				Risk: declared.RiskRelated, Address: addressOf(j, "filter"), Where: end.Rule.String(),
+				Risk: declared.RiskRelated, Address: addressOf(j, "filter"), Where: owners.Where(&p.in.Live, end.Rule, end.Rule.String()),
 				Why:      fmt.Sprintf("neighbour discovery, without which nobody reaches this host over IPv6, is let through today by %s, and would be dropped", today.Rule),
-				Remedy:   judge.ToLetThrough(end.Rule.NativeChain(), `add accept "icmpv6" with protocol = "ipv6-icmp"`),
-				Override: true, Source: p.in.Desired.Source,
+				Remedy:   advice.Text,
+				Override: true, Source: p.in.Desired.Source, Commands: advice.Commands,
 			})
 			return
 		}

@@ -21,7 +21,7 @@ func (c *cover) helped(j *judge.Judge) (news bool) {
 			continue
 		}
 		for _, w := range u.Ways {
-			missing, _ := sides.DataLost(j, h, w)
+			missing, _, _ := sides.DataLost(j, h, w)
 			for _, d := range missing {
 				news = c.data(j, h, d, w) || news
 			}

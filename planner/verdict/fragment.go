@@ -67,6 +67,16 @@ func (s *walk) join(b *Base, joins bool) {
 	}
 }
 
+// waits is whether a part may wait in vain for others of its datagram, which the
+// chain has kept from being joined.
+func (s *walk) waits(splits *RuleRef) bool {
+	if s.p.Fragment == Whole || splits == nil {
+		return false
+	}
+	s.wonder(splits)
+	return true
+}
+
 // headless is whether the packet has no header of its protocol.
 func (s *walk) headless() bool { return s.part > FirstFragment }
 

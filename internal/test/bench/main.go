@@ -14,6 +14,8 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io/fs"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -79,11 +81,8 @@ Accepts: TCP and UDP in turns, one local port each, so a rule in and a rule out 
 
 // inside measures one job in the namespaces that this process stands in.
 func inside(name, backend, bin string) error {
-	// newSpace mounts over /etc, /run and /var/lib of wherever it stands.
-	if mine, err := os.Readlink("/proc/self/ns/mnt"); err != nil {
+	if err := apart(); err != nil {
 		return err
-	} else if all, err := os.Readlink("/proc/1/ns/mnt"); err != nil || mine == all {
-		return errors.New("a job runs in namespaces of its own, which make bench makes: this is the machine's")
 	}
 	s, err := newSpace(backend, bin)
 	if err != nil {
@@ -94,6 +93,28 @@ func inside(name, backend, bin string) error {
 		return fmt.Errorf("there is no job %q", name)
 	}
 	return jobs[i].measure(s)
+}
+
+// apart makes sure of the namespaces: newSpace mounts over /etc, /run and
+// /var/lib of wherever it stands. Those of process 1 may be out of sight from
+// others.
+func apart() error {
+	mine, err := os.Readlink("/proc/self/ns/mnt")
+	if err != nil {
+		return err
+	}
+	all, err := os.Readlink("/proc/1/ns/mnt")
+	if err != nil && !errors.Is(err, fs.ErrPermission) {
+		return err
+	}
+	links, err := net.Interfaces()
+	if err != nil {
+		return err
+	}
+	if mine == all || len(links) != 1 {
+		return errors.New("a job runs in namespaces of its own, which make bench makes: this is the machine's")
+	}
+	return nil
 }
 
 // compared is two ways to do one thing.

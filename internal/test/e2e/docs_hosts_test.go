@@ -145,11 +145,23 @@ func ufwHost(t *testing.T, name string) *host {
 func firewalldHost(t *testing.T, name string) *host {
 	h := newHost(t, live.NFT, name)
 	h.connectPeer()
-	h.install("firewalld")
+	configure := ""
 	if name == "firewalld-2" {
-		h.sh("sed -i 's/^FirewallBackend=.*/FirewallBackend=iptables/' /etc/firewalld/firewalld.conf")
+		configure = "sed -i 's/^FirewallBackend=.*/FirewallBackend=iptables/' /etc/firewalld/firewalld.conf"
 	}
+	h.firewalld(configure)
 	h.sh(`
+		firewall-cmd --permanent --add-service=dns
+		firewall-cmd --reload`)
+	return h
+}
+
+// firewalld starts Debian's, configured by a script beforehand.
+func (h *host) firewalld(configure string) {
+	t := h.t
+	t.Helper()
+	h.install("firewalld")
+	h.sh(configure + `
 		# Without it every caller would have to be known to polkit.
 		rm -f /usr/share/dbus-1/system-services/org.freedesktop.PolicyKit1.service
 		for base in passwd group; do
@@ -166,11 +178,7 @@ func firewalldHost(t *testing.T, name string) *host {
 		daemon.Process.Kill()
 		daemon.Wait()
 	})
-	h.sh(`
-		for i in $(seq 100); do firewall-cmd --state >/dev/null 2>&1 && break; sleep 0.1; done
-		firewall-cmd --permanent --add-service=dns
-		firewall-cmd --reload`)
-	return h
+	h.sh("for i in $(seq 100); do firewall-cmd --state >/dev/null 2>&1 && break; sleep 0.1; done")
 }
 
 // install unpacks a Debian package and what it depends on, as far as the

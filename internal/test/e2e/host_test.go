@@ -281,6 +281,11 @@ type document struct {
 	Changes []struct {
 		Address string `json:"address"`
 	} `json:"changes"`
+	Blocks []struct {
+		Where    string   `json:"where"`
+		Remedy   string   `json:"remedy"`
+		Commands []string `json:"commands"`
+	} `json:"blocks"`
 	Warnings []struct {
 		Commands []string `json:"commands"`
 	} `json:"warnings"`
