@@ -8,6 +8,7 @@ import (
 	"github.com/ctplan/ctplan/planner/change"
 	"github.com/ctplan/ctplan/planner/declared"
 	"github.com/ctplan/ctplan/planner/host"
+	"github.com/ctplan/ctplan/planner/modules"
 )
 
 // TestKeepsFragmentsJoined: ctplan asks for fragments to be joined in a family
@@ -57,7 +58,9 @@ func TestKeepsFragmentsJoined(t *testing.T) {
 				six.Backend, six.Primary = l.Rulesets[0].Backend, true
 				l.Rulesets = append(l.Rulesets, six)
 			}
-			l.Conntrack.NoSocketMatch = tt.lacks
+			if tt.lacks {
+				l.Loading = &host.Loading{Tree: true, Usable: slices.DeleteFunc(slices.Clone(modules.Used), func(m string) bool { return m == "xt_socket" })}
+			}
 			var got []string
 			for _, c := range Diff(d, l).Changes {
 				r, ok := c.(*change.RulesChange)

@@ -5,16 +5,20 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"os"
+	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
 
+	"github.com/ctplan/ctplan/internal/test/golden"
 	"github.com/ctplan/ctplan/planner/change"
 	"github.com/ctplan/ctplan/planner/declared"
 	"github.com/ctplan/ctplan/planner/host"
 	"github.com/ctplan/ctplan/planner/protocol"
 	"github.com/ctplan/ctplan/planner/verdict"
 	"github.com/ctplan/ctplan/planner/verdict/xt"
+	"github.com/ctplan/ctplan/planner/words"
 	"github.com/ctplan/ctplan/planner/xtables"
 )
 
@@ -157,7 +161,7 @@ func randomTalk(r *rand.Rand, six bool) talk {
 	}
 	turned := host.Tuple{Src: t.Dst, Dst: t.Src, SrcPort: t.DstPort, DstPort: t.SrcPort}
 	packet := func(back bool, state verdict.State) verdict.Packet {
-		p := verdict.Packet{Hook: way, State: state, Tuple: t, Orig: t, Reply: turned, IsReply: back, Known: verdict.KnownReply | verdict.KnownTuples | verdict.KnownUnbridged}
+		p := verdict.Packet{Hook: way, State: state, Tuple: t, Orig: t, Reply: turned, IsReply: back, Known: verdict.KnownReply | verdict.KnownTuples | verdict.KnownStatus | verdict.KnownUnbridged}
 		if back {
 			p.Tuple = turned
 			switch way {
@@ -238,7 +242,7 @@ func fate(e *verdict.Evaluator, list talk) (int, verdict.Decision) {
 // many conversations: with tracking before, and without it behind. CTPLAN_RULESETS
 // asks for more of them, CTPLAN_CONVERSATIONS for more of these with each.
 func TestTranslatedIsExact(t *testing.T) {
-	rulesets, talks := asked(t, "CTPLAN_RULESETS", 1000), asked(t, "CTPLAN_CONVERSATIONS", 300)
+	rulesets, talks := asked(t, "CTPLAN_RULESETS", 300), asked(t, "CTPLAN_CONVERSATIONS", 300)
 	exact, twins := 0, 0
 	for seed := range uint64(rulesets) {
 		r := rand.New(rand.NewPCG(seed, 26))
@@ -285,4 +289,83 @@ func TestTranslatedIsExact(t *testing.T) {
 	if exact < rulesets/6 {
 		t.Errorf("only %d of %d rulesets were judged", exact, rulesets)
 	}
+}
+
+// TestTranslateSamples shows what becomes of rules as ufw, Shorewall, firewalld,
+// fail2ban and people write them, and that the way there and back by another
+// configuration ends where it began.
+func TestTranslateSamples(t *testing.T) {
+	files, err := filepath.Glob("testdata/translate/*.rules")
+	if err != nil || len(files) < 6 {
+		t.Fatalf("%d rulesets, %v", len(files), err)
+	}
+	for _, file := range files {
+		name := strings.TrimSuffix(filepath.Base(file), ".rules")
+		t.Run(name, func(t *testing.T) {
+			text, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			before := quotedLines(t, host.IPv4, string(text))
+			var out strings.Builder
+			for _, proto := range []string{"-p tcp", ""} {
+				d := untracking(host.IPv4, proto)
+				after, p := translated(t, d, before)
+				fmt.Fprintf(&out, "notrack %s\n", words.Or(proto, "all"))
+				for _, w := range p.Changes[0].(*change.RulesChange).Twins {
+					fmt.Fprintf(&out, "\n- %s\n", w.Rule)
+					for _, twin := range w.Twins {
+						fmt.Fprintf(&out, "+ %s\n", twin)
+					}
+					if w.Stays {
+						fmt.Fprintf(&out, "+ %s\n", w.Rule)
+					}
+					fmt.Fprintf(&out, "  %s\n", strings.Join(append([]string{w.Grade}, w.Why...), ": "))
+				}
+				out.WriteString("\n")
+				if again := Diff(d, testHost(after)); !again.Empty() {
+					t.Errorf("a second plan changes %v", again.Changes[0].Meta())
+				}
+				alike(t, before, after, proto)
+				tuned := d
+				tuned.Mode, tuned.Chains, tuned.Max, tuned.Hashsize = declared.Tuned, nil, &declared.Setting{Value: 1000}, &declared.Setting{Value: 512}
+				back, _ := translated(t, tuned, after)
+				if got, want := meaning(back), meaning(before); got != want {
+					t.Errorf("back from %q:\n%s\nwant:\n%s", proto, got, want)
+				}
+			}
+			golden.Check(t, "translate/"+name+".txt", []byte(out.String()))
+		})
+	}
+}
+
+// alike holds conversations of TCP against rules before and after.
+func alike(t *testing.T, before, after host.Ruleset, proto string) {
+	t.Helper()
+	r := rand.New(rand.NewPCG(26, 26))
+	facts := verdict.Facts{Addresses: []netip.Prefix{netip.MustParsePrefix("192.0.2.1/24")}}
+	was, is := xt.NewEvaluator(host.IPv4, []host.Ruleset{before}, facts), xt.NewEvaluator(host.IPv4, []host.Ruleset{after}, facts)
+	for range 20_000 {
+		list := randomTalk(r, false)
+		if list[0].Protocol != protocol.TCP {
+			continue
+		}
+		n, a := fate(was, list)
+		m, b := fate(is, list[:len(list)-1])
+		if min(n, len(list)-1) != m || m < len(list)-1 && a.Verdict != b.Verdict {
+			t.Fatalf("%q: %d packets, then %s by %s; translated %d, then %s by %s\nof %+v", proto, n, a.Verdict, a.Rule, m, b.Verdict, b.Rule, list[min(n, m)])
+		}
+	}
+}
+
+// meaning is the rules of the filter table by what they mean.
+func meaning(r host.Ruleset) string {
+	var lines []string
+	for _, s := range r.Sections("filter") {
+		for i := range s.Rules {
+			lines = append(lines, s.Rules[i].Chain+" "+strings.ReplaceAll(xtables.Key(s.Rules[i].Words), "\x00", " "))
+		}
+	}
+	slices.SortStableFunc(lines, func(a, b string) int { return strings.Compare(strings.Fields(a)[0], strings.Fields(b)[0]) })
+	return strings.Join(lines, "\n")
 }

@@ -22,11 +22,15 @@ const DefaultConnections = 10_000
 //
 // Connections are no facts: they come and go, and do not make a plan stale.
 func (s *Snapshot) ReadConnections(root, sshConnection string, limit int) {
-	c, notes := flows.Read(flows.Options{
+	s.readConnections(flows.Options{
 		Root: root, SSHConnection: sshConnection, Limit: limit,
-		Tracked: s.Conntrack.Loaded, Expect: s.Conntrack.Count,
 		Sets: slices.ContainsFunc(s.Rules, func(r Rules) bool { return strings.Contains(r.Text, "--match-set ") }),
 	})
+}
+
+func (s *Snapshot) readConnections(o flows.Options) {
+	o.Tracked, o.Expect = s.Conntrack.Loaded, s.Conntrack.Count
+	c, notes := flows.Read(o)
 	for i := range c.Addresses {
 		c.Addresses[i].Interface = strings.ToValidUTF8(c.Addresses[i].Interface, "\uFFFD")
 	}

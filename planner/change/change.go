@@ -68,8 +68,8 @@ type RulesChange struct {
 // Twins are the stateless rules that stand for one on connection state. Rules are
 // lines as iptables-save prints them.
 type Twins struct {
-	Rule  string   `json:"rule"`  // the one on state
-	Twins []string `json:"twins"` // empty where nothing stands for it
+	Rule  string   `json:"rule"` // the one on state
+	Twins []string `json:"twins"`
 	Grade string   `json:"grade"` // exact, wider, narrower, wider and narrower; empty where the rule comes back
 	Why   []string `json:"why"`   // what makes them so, and what else changes: without a full stop
 	Stays bool     `json:"stays"` // whether the rule stays behind them, for what is tracked

@@ -147,10 +147,12 @@ const (
 	RiskWiderRules     Risk = "wider_rules"      // the stateless twin of a rule matches more than it did
 	RiskNarrowerRules  Risk = "narrower_rules"   // it matches less
 	RiskUnsavedRules   Risk = "unsaved_rules"    // rules that a restart of the service would lose, or bring in
+	RiskUnseen         Risk = "unseen"           // what is connected could not be read, so whom a plan cuts off is not known
+	RiskNoModule       Risk = "no_module"        // the running kernel cannot load a module that the plan needs
 )
 
 // Risks lists every risk that allow_risk accepts.
-var Risks = []Risk{RiskNAT, RiskStatefulRules, RiskReadOnlySysctl, RiskInitScript, RiskModuleHeld, RiskMemory, RiskSavedRules, RiskLostFlows, RiskLostServices, RiskOneSided, RiskRelated, RiskWiderRules, RiskNarrowerRules, RiskUnsavedRules,
+var Risks = []Risk{RiskNAT, RiskStatefulRules, RiskReadOnlySysctl, RiskInitScript, RiskModuleHeld, RiskMemory, RiskSavedRules, RiskLostFlows, RiskLostServices, RiskOneSided, RiskRelated, RiskWiderRules, RiskNarrowerRules, RiskUnsavedRules, RiskUnseen,
 	RiskSYNProxy, RiskConnectionLimits, RiskConnectionBytes, RiskConnectionMarks, RiskZones, RiskRuleTimeouts, RiskClusters, RiskIPVS, RiskFlowtables, RiskConntrackd}
 
 // Desired is what the HCL declares for one host.

@@ -18,6 +18,15 @@ type Connections struct {
 	Anonymised bool      `json:"anonymised,omitempty"` // addresses that nothing names are stand-ins
 
 	Bridged bool `json:"bridged"` // there is a bridge: packets may pass its ports
+
+	// Unread is what of these could not be read: what a plan does to it is not known.
+	Unread []Unread `json:"unread,omitempty"`
+}
+
+// Unread is something that could not be read.
+type Unread struct {
+	What string `json:"what"` // "the sockets"
+	Why  string `json:"why"`
 }
 
 // Flow is a tracked connection.

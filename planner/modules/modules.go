@@ -68,6 +68,15 @@ func BlockLoad(d declared.Desired, l host.Live) (change.Edits, change.Findings) 
 func Unload(d declared.Desired, l host.Live) ([]change.Change, change.Findings) {
 	p := newStage(d, l)
 	changes := p.unloadModules()
+	if len(changes) > 0 && l.Loading != nil && l.Loading.Disabled {
+		p.Block(change.Block{
+			Risk: declared.RiskModuleHeld, Address: "module.nf_conntrack", Where: disabledKey + " = 1",
+			Why:      "no module can be unloaded until the next boot, so connection tracking stays loaded",
+			Remedy:   `allow_risk = ["module_held"] to leave the modules as they are until the next boot, which loads none of them`,
+			Override: true, Source: d.ModeSource,
+		})
+		changes = nil
+	}
 	return changes, p.Findings
 }
 

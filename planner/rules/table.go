@@ -115,9 +115,12 @@ func survey(sections []*host.Table, want []declared.Chain) (own map[string][]*ho
 	return own, there, hooks, strays
 }
 
+// sameRules reports whether rules mean the same. A comment tells who asked for a
+// rule: one that is another's is a difference, and none is what a kernel without
+// xt_comment leaves.
 func sameRules(have []*host.Rule, want []declared.TargetRule) bool {
 	return slices.EqualFunc(have, want, func(h *host.Rule, w declared.TargetRule) bool {
-		return h.Text == w.Text || xtables.Key(h.Words) == xtables.Key(w.Words)
+		return h.Text == w.Text || xtables.Key(h.Words) == xtables.Key(w.Words) || !xtables.Commented(h.Words) && xtables.Key(h.Words) == xtables.Key(xtables.Uncommented(w.Words))
 	})
 }
 

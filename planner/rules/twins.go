@@ -497,13 +497,11 @@ func (w *tableWork) spliceTwins(f *change.FileEdit) {
 
 // twinReasons says in words what becomes of rules on state.
 func (w *tableWork) twinReasons() (out []string) {
-	grades, back, gone := map[string]int{}, 0, 0
+	grades, back := map[string]int{}, 0
 	for _, t := range w.twins {
 		switch {
 		case t.told.Grade == "":
 			back++
-		case len(t.told.Twins) == 0:
-			gone++
 		default:
 			grades[t.told.Grade]++
 		}
@@ -518,9 +516,6 @@ func (w *tableWork) twinReasons() (out []string) {
 	}
 	if total > 0 {
 		out = append(out, words.Plural(total, "rule", "rules")+" on connection state translated: "+strings.Join(counts, ", "))
-	}
-	if gone > 0 {
-		out = append(out, words.Plural(gone, "rule", "rules")+" on connection state that no packet of a conversation meets: nothing takes the place")
 	}
 	if back > 0 {
 		out = append(out, words.Plural(back, "rule", "rules")+" on connection state put back in the place of stateless twins")

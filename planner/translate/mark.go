@@ -37,6 +37,21 @@ func readMark(comment string) (codes []string, state string, ok bool) {
 	return strings.Split(list, "+"), state, true
 }
 
+// holds is the code of a rule that does nothing but hold the place of one that no
+// packet of a conversation meets. Its mark ends in that rule's target.
+const holds = "nothing"
+
+// holder is that rule. ok is false where the mark cannot hold it.
+func (w *work) holder() (rule host.Rule, ok bool) {
+	l := w.l.clone()
+	tail := l.tail
+	l.tail = ""
+	if tail == "" || w.replace(&l, coded{}, []string{holds}, " "+tail) != "" {
+		return rule, false
+	}
+	return l.rule(w.chain), true
+}
+
 // IsTwin is a quick look at whether a rule may be a twin.
 func IsTwin(rule *host.Rule) bool {
 	for i := 1; i < len(rule.Words); i++ {
@@ -70,6 +85,13 @@ func Original(twin *host.Rule) (rule host.Rule, ok bool) {
 	}
 	if at < 0 {
 		return rule, false
+	}
+	if len(codes) == 1 && codes[0] == holds {
+		i := max(strings.LastIndex(state, " -j "), strings.LastIndex(state, " -g "))
+		if i < 0 || l.tail != "" {
+			return rule, false
+		}
+		state, l.tail = state[:i], state[i+1:]
 	}
 	l.groups[at] = group{module: strings.Fields(state)[1], parts: []part{{text: strings.Join(strings.Fields(state)[2:], " ")}}}
 	for _, code := range codes {

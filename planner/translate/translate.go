@@ -68,7 +68,7 @@ type Scope struct {
 
 // Translation is what stands for a rule.
 type Translation struct {
-	Twins []host.Rule // in order; none where no conversation meets the rule
+	Twins []host.Rule // in order; one that does nothing where no conversation meets the rule
 	Stays bool        // the rule, behind them, for what is still tracked
 	Grade Grade
 	// Why says what makes the twins wider or narrower, and Note what else
@@ -133,6 +133,9 @@ func (t *Translator) Rule(rule *host.Rule, in Scope) (out Translation, touched b
 	}
 	out.Stays = !w.full
 	w.grade(t, &out)
+	if h, ok := w.holder(); ok && len(out.Twins) == 0 && w.full {
+		out.Twins = []host.Rule{h}
+	}
 	return out, true
 }
 
@@ -348,7 +351,7 @@ func (w *work) twins(f coded) (out []host.Rule, why string) {
 			l.add(name, text)
 		}
 		codes = append(codes, f.code)
-		if why := w.replace(&l, f, codes); why != "" {
+		if why := w.replace(&l, f, codes, ""); why != "" {
 			return nil, why
 		}
 		out = append(out, l.rule(w.chain))
@@ -364,8 +367,9 @@ func (w *work) protocolGroup(l *layout, proto string, needed bool) {
 	}
 }
 
-// replace puts the form and the mark where the matches on state stand.
-func (w *work) replace(l *layout, f coded, codes []string) (why string) {
+// replace puts the form and the mark where the matches on state stand. The mark
+// ends in rest.
+func (w *work) replace(l *layout, f coded, codes []string, rest string) (why string) {
 	var state []string
 	at := slices.IndexFunc(l.groups, func(g group) bool { return g.isState() })
 	l.groups = slices.DeleteFunc(l.groups, func(g group) bool {
@@ -390,7 +394,7 @@ func (w *work) replace(l *layout, f coded, codes []string) (why string) {
 			put = append(put, group{module: module})
 		}
 	}
-	mark, ok := markGroup(codes, strings.Join(state, " "))
+	mark, ok := markGroup(codes, strings.Join(state, " ")+rest)
 	if !ok {
 		return "what it asks of connections is too long for the comment of a twin, or has quotes"
 	}
@@ -437,6 +441,6 @@ func (w *work) grade(t *Translator, out *Translation) {
 		out.Note = append(out.Note, "packets out of a connection's window, and answers to nothing, are no longer told apart from others")
 	}
 	if len(out.Twins) == 0 {
-		out.Note = append(out.Note, "no packet of a conversation meets it, so nothing stands for it")
+		out.Note = append(out.Note, "no packet of a conversation meets it, so a rule that does nothing holds its place")
 	}
 }

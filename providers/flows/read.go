@@ -2,10 +2,12 @@ package flows
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
 	"slices"
+	"strings"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -21,6 +23,9 @@ type Options struct {
 	Tracked       bool   // connection tracking is there: reading its table loads no module
 	Sets          bool   // rules match on ipsets: reading them loads no module
 	Limit         int    // the most tracked connections to keep; 0: all
+	// Recorded is what else was copied of another host, whose files Root has:
+	// nothing is asked of this one then.
+	Recorded *Recorded
 }
 
 // maxRoutes is how many routes are kept: past that, those that are connected
@@ -33,24 +38,27 @@ func Read(o Options) (*host.Connections, []string) {
 	c := &host.Connections{}
 	var notes []string
 	failed := func(what string, err error) {
-		if err != nil {
-			if what != "" {
-				err = fmt.Errorf("reading %s: %w", what, err)
-			}
-			notes = append(notes, fmt.Sprintf("%v: what the plan does to connections is judged without", err))
+		if err == nil {
+			return
 		}
+		if inner := errors.Unwrap(err); inner != nil && strings.HasPrefix(err.Error(), "reading "+what+": ") {
+			err = inner
+		}
+		why := strings.ToValidUTF8(strings.ReplaceAll(err.Error(), "\n", "; "), "\uFFFD")
+		c.Unread = append(c.Unread, host.Unread{What: what, Why: why})
+		notes = append(notes, fmt.Sprintf("reading %s: %s: what the plan does to them is not known", what, why))
 	}
 	// A dump walks every bucket of the machine's table, which takes 10 ms where
 	// this namespace has nothing in it.
 	if o.Tracked && o.Expect > 0 {
-		list, more, err := readTracked(int(max(0, min(o.Expect+o.Expect/16, 4<<20))), o.Limit)
-		failed("", err)
+		list, more, err := readTracked(o, int(max(0, min(o.Expect+o.Expect/16, 4<<20))))
+		failed("the table of tracked connections", err)
 		c.Flows, c.Total = list, int64(len(list))
 		if more {
 			c.Total = max(o.Expect, c.Total)
 		}
 	}
-	sockets, err := readSockets()
+	sockets, err := readSockets(o.Root, o.Recorded != nil)
 	failed("the sockets", err)
 	for _, s := range sockets {
 		c.Sockets = append(c.Sockets, s.Socket)
@@ -58,10 +66,18 @@ func Read(o Options) (*host.Connections, []string) {
 	slices.SortStableFunc(c.Sockets, func(a, b host.Socket) int {
 		return cmp.Or(cmp.Compare(a.Protocol, b.Protocol), a.Local.Compare(b.Local), a.Remote.Compare(b.Remote))
 	})
+	if o.Recorded != nil {
+		c.Operator = o.Recorded.operators()
+		failed("the interfaces", o.Recorded.places(o.Root, c))
+		c.Ephemeral = readEphemeral(o.Root)
+		return c, notes
+	}
 	c.Operator = operators(o.Root, o.SSHConnection, os.Getppid(), sockets)
 	if o.Sets {
 		c.Sets, err = readSets()
-		failed("the ipsets", err)
+		if err != nil { // rules that look into them match nobody knows what
+			notes = append(notes, fmt.Sprintf("reading the ipsets: %v: what rules with them do is not known", err))
+		}
 	}
 	failed("the interfaces", readPlaces(c))
 	c.Ephemeral = readEphemeral(o.Root)

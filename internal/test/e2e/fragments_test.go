@@ -14,6 +14,7 @@ import (
 
 	live "github.com/ctplan/ctplan/planner/host"
 	"github.com/ctplan/ctplan/planner/impact"
+	"github.com/ctplan/ctplan/planner/modules"
 )
 
 // datagrams are two ends of UDP, or of ICMP where there is no b.
@@ -171,12 +172,12 @@ func (h *host) emptied() string {
 
 // fragmentsLost are the services whose fragments a plan calls lost, or whose
 // connections.
-func fragmentsLost(h *host, path string) (out []string) {
+func fragmentsLost(h *host, args ...string) (out []string) {
 	h.t.Helper()
 	var plan struct {
 		Impact *impact.Impact `json:"impact"`
 	}
-	r := h.try("plan", "--json", path)
+	r := h.try(append([]string{"plan", "--json"}, args...)...)
 	if err := json.Unmarshal([]byte(r.stdout), &plan); err != nil || plan.Impact == nil {
 		h.t.Fatalf("no impact in the plan: %v\n%s%s", err, r.stdout, r.stderr)
 	}
@@ -250,9 +251,7 @@ func TestFragments(t *testing.T) {
 // tracking: what the plan calls lost dies, and what its remedy leaves tracked
 // keeps the rest alive.
 func TestFragmentsWithoutSocketMatch(t *testing.T) {
-	h := newHost(t, live.NFT, "parts", "/lib/modules")
-	h.sh(`d=/lib/modules/$(uname -r); rm -rf /lib/modules/*; mkdir -p $d
-		echo kernel/net/netfilter/xt_state.ko > $d/modules.builtin; : > $d/modules.dep`)
+	h := newHost(t, live.NFT, "parts")
 	here, near, far := network(t, h)
 	h.loadByPorts()
 	list := parleys(t, here, near, far)
@@ -268,8 +267,8 @@ func TestFragmentsWithoutSocketMatch(t *testing.T) {
 		return h.config("conntrack \"x\" {\n mode = \"notrack\"\n stateful_rules = \"remove\"\n " + portsDeclared + more + "\n}\n")
 	}
 	const everything = "notrack \"all\" {}\nnotrack \"routed\" { direction = \"forward\" }\n"
-	path := config(everything)
-	r := h.ctplan(exitBlocked, "plan", path)
+	path, snapshot := config(everything), h.without("xt_socket")
+	r := h.ctplan(exitBlocked, "plan", "--snapshot", snapshot, path)
 	text := strings.Join(strings.Fields(r.stdout), " ")
 	for _, want := range []string{"BLOCKED by lost_flows", "BLOCKED by lost_services", "a service listens on udp/5306 in, which datagrams in fragments reach today", "datagrams in fragments of 1 connection that is open now would be lost", "only the first of them has ports", "which keeps fragments joined"} {
 		if !strings.Contains(text, want) {
@@ -277,10 +276,11 @@ func TestFragmentsWithoutSocketMatch(t *testing.T) {
 		}
 	}
 	want := []string{"lost udp/5300 in ipv6 true", "lost udp/5301 forward ipv4 true", "lost udp/5301 forward ipv6 true", "lost udp/5302 out ipv6 true"}
-	if lost := fragmentsLost(h, path); !slices.Equal(lost, want) {
+	if lost := fragmentsLost(h, "--snapshot", snapshot, path); !slices.Equal(lost, want) {
 		t.Errorf("the plan says %v", lost)
 	}
-	h.ctplan(exitOK, "apply", "--auto-approve", config(everything+"allow_risk = [\"lost_flows\", \"lost_services\"]\n"))
+	h.ctplan(exitOK, "apply", "--auto-approve", path)
+	h.sh("for i in iptables ip6tables; do $i -F CTPLAN-DEFRAG; $i -X CTPLAN-DEFRAG; done") // as such a kernel has it
 	var dead []string
 	now := alive(list)
 	for _, name := range all {
@@ -292,13 +292,35 @@ func TestFragmentsWithoutSocketMatch(t *testing.T) {
 	if want := []string{"in ipv6 4000", "out ipv6 4000", "through ipv4 4000", "through ipv6 4000"}; !slices.Equal(dead, want) {
 		t.Errorf("these are dead: %v", dead)
 	}
-	h.ctplan(exitOK, "rollback", "--auto-approve")
+	h.sh("iptables -t raw -F; ip6tables -t raw -F")
+	h.loadByPorts()
 	narrow := config("notrack \"served\" {\n protocol = \"udp\"\n local_port = 5300\n}\n")
-	h.ctplan(exitOK, "plan", narrow)
-	h.ctplan(exitOK, "apply", "--auto-approve", narrow)
-	if now := alive(list); !slices.Equal(now, all) {
-		t.Errorf("with the remedy, these live: %v", now)
+	if lost := fragmentsLost(h, "--snapshot", h.without("xt_socket"), narrow); len(lost) > 0 {
+		t.Errorf("with the remedy, the plan says %v", lost)
 	}
+	h.ctplan(exitOK, "apply", "--auto-approve", narrow)
+	if now := alive(list); !slices.Equal(now, all) || strings.Contains(h.rules(), "CTPLAN-DEFRAG") {
+		t.Errorf("with the remedy, these live: %v\n%s", now, h.rules())
+	}
+}
+
+// without is a snapshot of the host in a file, as of a kernel that has no such
+// module.
+func (h *host) without(module string) (path string) {
+	h.t.Helper()
+	var s map[string]any
+	if err := json.Unmarshal([]byte(h.ctplan(exitOK, "snapshot").stdout), &s); err != nil {
+		h.t.Fatal(err)
+	}
+	usable := slices.DeleteFunc(slices.Clone(modules.Used), func(m string) bool { return m == module })
+	s["loading"] = live.Loading{Tree: true, Usable: usable}
+	text, err := json.Marshal(s)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	path = "/run/test/snapshot.json"
+	h.write(path, string(text))
+	return path
 }
 
 // TestFragmentsNative leaves tracking beside rules of nft's own, which go on

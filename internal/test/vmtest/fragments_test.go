@@ -32,7 +32,6 @@ func TestFragments(t *testing.T) {
 			h := newHost(t, k, b)
 			h.Write("/etc/iptables/rules.v6", parted)
 			h.Run("ip6tables-restore < /etc/iptables/rules.v6")
-			h.parts(true)
 			h.Write("/root/host.hcl", "conntrack \"x\" {\n mode = \"disabled\"\n stateful_rules = \"remove\"\n accept \"ssh\" {\n protocol = \"tcp\"\n local_port = 22\n initiator = \"remote\"\n }\n}\n")
 			h.apply()
 			h.parts(true)
