@@ -109,11 +109,14 @@ func blockImpact(d declared.Desired, l host.Live, im *Impact, p *change.Report) 
 			continue
 		}
 		if n++; n <= change.MaxNamed {
-			what := words.Plural(int(g.Count), "connection", "connections")
+			what, because := words.Plural(int(g.Count), "connection", "connections"), "because of this rule"
 			if g.Fragments {
 				what = "datagrams in fragments of " + what
 			}
-			p.Warn(string(g.Family)+"."+strings.ReplaceAll(g.Service, " ", "."), fmt.Sprintf("whether %s survive cannot be told, because of this rule: %s (%s)", what, owners.Where(&l, g.rule, g.After), words.Examples(g.Examples)), d.Source)
+			if g.rule != nil && g.rule.Routes {
+				because = "because of its mark"
+			}
+			p.Warn(string(g.Family)+"."+strings.ReplaceAll(g.Service, " ", "."), fmt.Sprintf("whether %s survive cannot be told, %s: %s (%s)", what, because, owners.Where(&l, g.rule, g.After), words.Examples(g.Examples)), d.Source)
 		}
 	}
 	for _, e := range im.Exposed {
@@ -144,6 +147,9 @@ func remedy(l *host.Live, g FlowGroup) owners.Advice {
 	}
 	if g.After == judge.TranslationEnds.String() {
 		return owners.Advice{Text: `leave this traffic tracked: narrow the notrack blocks, or use mode = "tuned"`}
+	}
+	if g.rule != nil && g.rule.Routes {
+		return owners.Advice{Text: judge.KeepsMarks}
 	}
 	accept := ""
 	if g.rule.NativeChain() == "" {
