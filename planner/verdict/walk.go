@@ -42,8 +42,8 @@ type walk struct {
 	template         Truth // a CT target before has decided how it is tracked
 	sure             bool  // the current rule is surely reached
 	racing           bool  // raw tables of two backends want different things
-	admits           bool  // see Evaluator
-	shared           bool  // see baseChain
+	asks             question
+	shared           bool // see baseChain
 	part             Fragment
 	visits           int
 	chosen           int32  // of a rule's targets, or several
@@ -83,7 +83,7 @@ func (e *Evaluator) Verdict(p *Packet) Decision {
 
 // verdict is Verdict where fragments are joined before tracking, or not.
 func (e *Evaluator) verdict(p *Packet, joins bool) Decision {
-	s := walk{e: e.host, p: p, states: StateInvalid, racing: e.racing, admits: e.admits, part: p.Fragment}
+	s := walk{e: e.host, p: p, states: StateInvalid, racing: e.racing, asks: e.asks, part: p.Fragment}
 	tracked := p.State
 	if tracked == 0 {
 		tracked = StateAny
@@ -317,8 +317,13 @@ func (s *walk) rules(c *compiledChain) outcomes {
 			leaves, goesOn = s.act(r, &r.target, r.chain)
 		}
 		s.sure = sure
-		if hit == Maybe && s.admits {
-			hit, leaves = s.admit(r, leaves)
+		if hit == Maybe {
+			switch s.asks {
+			case anyPasses:
+				hit, leaves = s.admit(r, leaves)
+			case anyRefused:
+				hit, leaves = refuse(leaves)
+			}
 		}
 		got |= leaves
 		if hit == Maybe {
@@ -349,6 +354,15 @@ func (s *walk) admit(r *Rule, leaves outcomes) (Truth, outcomes) {
 	return Maybe, leaves
 }
 
+// refuse is the same for who asks whether any is refused: what accepts some
+// leaves others, and what refuses some does so to one of them.
+func refuse(leaves outcomes) (Truth, outcomes) {
+	if leaves == refuses {
+		return Yes, leaves
+	}
+	return Maybe, leaves &^ passes
+}
+
 // actChosen carries out the target that the rule's program has chosen, or what
 // is left of all that it may have.
 func (s *walk) actChosen(r *Rule) (leaves outcomes, goesOn bool) {
@@ -367,8 +381,11 @@ func (s *walk) actChosen(r *Rule) (leaves outcomes, goesOn bool) {
 		leaves, goesOn = leaves|l, goesOn || on
 	}
 	s.wonder(r.ref)
-	if s.admits && (leaves&passes != 0 || goesOn) {
+	switch {
+	case s.asks == anyPasses && (leaves&passes != 0 || goesOn):
 		leaves &^= refuses
+	case s.asks == anyRefused && (leaves&refuses != 0 || goesOn):
+		leaves &^= passes
 	}
 	return leaves, goesOn
 }
@@ -393,8 +410,11 @@ func (s *walk) act(r *Rule, t *Target, chain *compiledChain) (leaves outcomes, g
 	case targetQueue:
 		s.wonder(r.ref)
 		s.forgetMarks()
-		if s.admits {
+		switch s.asks {
+		case anyPasses:
 			return passes, false
+		case anyRefused:
+			return refuses, false
 		}
 		return passes | refuses, false
 	case targetUnknown:
