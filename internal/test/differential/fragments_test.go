@@ -148,6 +148,7 @@ func (g *generator) aboutParts(text string) string {
 // parts are joined.
 func (g *native) aboutParts(text string) string {
 	text = asksForTracking.ReplaceAllString(text, "")
+	text = strings.ReplaceAll(text, "type nat hook", "type filter hook") // which nothing would call
 	if strings.Contains(text, "priority -301") {
 		text = regexp.MustCompile(`(?m)^.*mark set.*\n`).ReplaceAllString(strings.ReplaceAll(text, "priority -301", "priority -450"), "")
 	}
