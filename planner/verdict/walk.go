@@ -1,6 +1,8 @@
 package verdict
 
 import (
+	"cmp"
+
 	"github.com/ctplan/ctplan/planner/host"
 	"github.com/ctplan/ctplan/planner/nets"
 	"github.com/ctplan/ctplan/planner/protocol"
@@ -84,10 +86,7 @@ func (e *Evaluator) Verdict(p *Packet) Decision {
 // verdict is Verdict where fragments are joined before tracking, or not.
 func (e *Evaluator) verdict(p *Packet, joins bool) Decision {
 	s := walk{e: e.host, p: p, states: StateInvalid, racing: e.racing, asks: e.asks, part: p.Fragment}
-	tracked := p.State
-	if tracked == 0 {
-		tracked = StateAny
-	}
+	tracked := cmp.Or(p.State, StateAny)
 	s.knownMarks()
 	wire := &p.Tuple
 	if p.Wire.Src.IsValid() {
