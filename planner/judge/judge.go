@@ -38,8 +38,11 @@ type Judge struct {
 	nobody      []netip.Addr            // see stranger
 	named       map[bool][]netip.Prefix // see namedNetworks
 	operators   map[host.Session]bool
-	tcpLoose    verdict.State // of a packet of a connection that tracking does not know
-	liberal     bool          // tracking takes packets of TCP that are out of its window
+	listens     map[protocol.Port]bool // ports that some socket listens on
+	seen        *Seen                  // see Seen
+	classes     *[1 << 16]uint16       // of ports; nil where rules tell all apart
+	tcpLoose    verdict.State          // of a packet of a connection that tracking does not know
+	liberal     bool                   // tracking takes packets of TCP that are out of its window
 }
 
 // stage is the rules between two commits.
@@ -183,7 +186,7 @@ func New(d declared.Desired, l host.Live, f host.Family, sets []*host.Ruleset, w
 		}
 	}
 	j := &Judge{
-		Desired: d, Live: l, Family: f, mixed: len(sets) > 1, Connections: conns, Places: newPlaceMap(conns, f), operators: map[host.Session]bool{}, named: map[bool][]netip.Prefix{},
+		Desired: d, Live: l, Family: f, mixed: len(sets) > 1, Connections: conns, Places: newPlaceMap(conns, f), operators: map[host.Session]bool{}, listens: map[protocol.Port]bool{}, named: map[bool][]netip.Prefix{},
 		Stages: []stage{state.stage("")}, specs: map[verdict.RuleRef]xtables.Spec{},
 	}
 	if len(sets) > 0 {
@@ -195,8 +198,14 @@ func New(d declared.Desired, l host.Live, f host.Family, sets []*host.Ruleset, w
 			j.Stages = append(j.Stages, state.change(verdict.TableID{Backend: step.Backend, Table: section.Table}, section.Ops, split))
 		}
 	}
+	j.classes, _ = c.PortClass()
 	for _, r := range sets {
 		j.rawRules(r.Backend, state.models[verdict.TableID{Backend: r.Backend, Table: "raw"}], words)
+	}
+	for _, s := range conns.Sockets {
+		if s.Listening {
+			j.listens[protocol.Port{Protocol: s.Protocol, Port: s.Local.Port()}] = true
+		}
 	}
 	for _, s := range conns.Operator {
 		j.operators[s] = true

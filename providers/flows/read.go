@@ -2,6 +2,7 @@ package flows
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"net/netip"
 	"os"
@@ -30,26 +31,65 @@ const maxRoutes = 4096
 // Read reads the connections of this network namespace. The notes say what
 // could not be read, and what follows from that. It needs CAP_NET_ADMIN.
 func Read(o Options) (*host.Connections, []string) {
-	c := &host.Connections{}
-	var notes []string
-	failed := func(what string, err error) {
-		if err != nil {
-			if what != "" {
-				err = fmt.Errorf("reading %s: %w", what, err)
-			}
-			notes = append(notes, fmt.Sprintf("%v: what the plan does to connections is judged without", err))
-		}
-	}
-	// A dump walks every bucket of the machine's table, which takes 10 ms where
-	// this namespace has nothing in it.
-	if o.Tracked && o.Expect > 0 {
-		list, more, err := readTracked(int(max(0, min(o.Expect+o.Expect/16, 4<<20))), o.Limit)
-		failed("", err)
-		c.Flows, c.Total = list, int64(len(list))
+	r := reading{c: &host.Connections{}}
+	if o.tracked() {
+		list, more, err := readTracked(o.room(), o.Limit)
+		r.failed("", err)
+		r.c.Flows, r.c.Total = list, int64(len(list))
 		if more {
-			c.Total = max(o.Expect, c.Total)
+			r.c.Total = max(o.Expect, r.c.Total)
 		}
 	}
+	r.rest(o)
+	return r.c, r.notes
+}
+
+// ReadAhead is Read that does not wait for the tracked connections: they come as
+// Connections.Coming says. settle is to be called once, when nobody waits for
+// them any more; then c is as Read would have made it, unless the error says
+// that the list is not whole.
+func ReadAhead(o Options) (c *host.Connections, notes []string, settle func() error) {
+	r := reading{c: &host.Connections{}}
+	settle = func() error { return nil }
+	if o.tracked() {
+		a := newArrivals(o.room())
+		go func() { a.end(Each(context.Background(), a.add)) }()
+		r.c.Coming = a.beyond
+		settle = func() (err error) {
+			r.c.Flows, err = a.all()
+			r.c.Total, r.c.Coming = int64(len(r.c.Flows)), nil
+			return err
+		}
+	}
+	r.rest(o)
+	return r.c, r.notes, settle
+}
+
+// tracked is whether there is anything tracked to read. A dump walks every bucket
+// of the machine's table, which takes 10 ms where this namespace has nothing in it.
+func (o Options) tracked() bool { return o.Tracked && o.Expect > 0 }
+
+// room is for how many tracked connections to make room at first.
+func (o Options) room() int { return int(max(0, min(o.Expect+o.Expect/16, 4<<20))) }
+
+// reading is what was read so far.
+type reading struct {
+	c     *host.Connections
+	notes []string
+}
+
+func (r *reading) failed(what string, err error) {
+	if err != nil {
+		if what != "" {
+			err = fmt.Errorf("reading %s: %w", what, err)
+		}
+		r.notes = append(r.notes, fmt.Sprintf("%v: what the plan does to connections is judged without", err))
+	}
+}
+
+// rest reads all but what is tracked.
+func (r *reading) rest(o Options) {
+	c, failed := r.c, r.failed
 	sockets, err := readSockets()
 	failed("the sockets", err)
 	for _, s := range sockets {
@@ -65,7 +105,6 @@ func Read(o Options) (*host.Connections, []string) {
 	}
 	failed("the interfaces", readPlaces(c))
 	c.Ephemeral = readEphemeral(o.Root)
-	return c, notes
 }
 
 // readEphemeral reads the range from which the kernel takes the ports of
