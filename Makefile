@@ -46,7 +46,7 @@ lint: ## gofmt, go.mod, go vet, staticcheck, actionlint, shellcheck and the impo
 	go vet ./...
 	go tool staticcheck ./...
 	go run $(ACTIONLINT)
-	shellcheck .ci/run scripts/* $$(grep -rl '^#!' internal/test/vmlab/guest)
+	shellcheck .ci/run scripts/* internal/snapshot/snapshot.sh $$(grep -rl '^#!' internal/test/vmlab/guest)
 	go test -count=1 -run '^TestImports$$' ./internal
 
 bench: ## cost against the tools ctplan stands on, as ratios (root)

@@ -22,6 +22,7 @@ var ranks = [][]string{
 	{"change", "etc", "verdict"},
 	{"xtables"},
 	{"nftables", "verdict/nft", "verdict/xt"},
+	{"translate"},
 	{"judge", "modules", "owners", "rules"},
 	{"impact", "sizes", "service"},
 	{"sides", "boot"},

@@ -23,6 +23,7 @@ func Diff(d declared.Desired, l host.Live) Plan {
 	if w.done {
 		return w.plan()
 	}
+	d = w.desired
 	judges := judge.Kernel(d, l, change.StepsOf(w.changes), nil)
 	if l.Connections != nil && touchesRules(w.changes) {
 		lost, found := impact.Of(d, l, judges)
@@ -45,6 +46,7 @@ func Draft(d declared.Desired, l host.Live) Plan {
 
 // newDraft plans the changes, stage by stage.
 func newDraft(d declared.Desired, l host.Live) *draft {
+	d.Chains = modules.Loadable(d.Chains, l.Loading)
 	w := &draft{desired: d, live: l}
 	for _, n := range l.Notes {
 		w.warn(n)
@@ -76,6 +78,7 @@ func newDraft(d declared.Desired, l host.Live) *draft {
 	w.rules = work
 	w.edits(&w.files)(work.Files, found)
 	w.changes = w.inOrder()
+	w.Add(modules.Reach(d, l, w.changes))
 	return w
 }
 

@@ -135,12 +135,12 @@ func TestForesee(t *testing.T) {
 			l.ModulesLoad = []host.ModulesLoadFile{early}
 			l.ModprobeFiles = []host.ModprobeFile{modprobeFile("/etc/modprobe.d/a.conf", "options nf_conntrack hashsize=1k\n")}
 		}, `
-			unknown: /etc/modprobe.d/a.conf:1 sets a hashsize with which the kernel may refuse to load it`},
+			unloaded: the kernel refuses to load nf_conntrack by /etc/modprobe.d/a.conf:1: hashsize=1k is no number that the kernel takes`},
 		{"an option that is too large a number", host.InitSystemd, func(l *host.Live) {
 			l.ModulesLoad = []host.ModulesLoadFile{early}
 			l.ModprobeFiles = []host.ModprobeFile{modprobeFile("/etc/modprobe.d/a.conf", "options nf_conntrack hashsize=9223372036854775807\n")}
 		}, `
-			unknown: /etc/modprobe.d/a.conf:1 sets a hashsize with which the kernel may refuse to load it`},
+			unloaded: the kernel refuses to load nf_conntrack by /etc/modprobe.d/a.conf:1: hashsize=9223372036854775807 is no number that the kernel takes`},
 		{"parameters are part of a name to systemd", host.InitSystemd, func(l *host.Live) {
 			l.ModulesLoad = []host.ModulesLoadFile{withParams("hashsize=1024")}
 		}, `

@@ -109,7 +109,7 @@ func TestImpact(t *testing.T) {
 			Sockets: []host.Socket{{Protocol: protocol.TCP, Local: netip.MustParseAddrPort("10.0.0.1:40000"), Remote: netip.MustParseAddrPort("10.96.0.1:443")}}},
 			[]string{"lost tcp/6443 out 1"}, []declared.Risk{declared.RiskLostFlows}},
 		{"a listening service that some strangers reach", nil, strings.Replace(statefulInput, "-A INPUT -m state", "-A INPUT -p tcp -m connlimit --connlimit-above 9 --connlimit-mask 32 --connlimit-saddr -j DROP\n-A INPUT -m state", 1), host.Connections{Sockets: []host.Socket{{Protocol: protocol.TCP, Local: netip.MustParseAddrPort("10.0.0.1:22"), Listening: true}}},
-			nil, []declared.Risk{declared.RiskLostServices}},
+			nil, []declared.Risk{declared.RiskConnectionLimits, declared.RiskLostServices}},
 		{"a listening service that strangers reach", nil, statefulInput, host.Connections{Sockets: []host.Socket{{Protocol: protocol.TCP, Local: netip.MustParseAddrPort("10.0.0.1:22"), Listening: true}}},
 			nil, []declared.Risk{declared.RiskLostServices}},
 	} {

@@ -117,7 +117,7 @@ func TestOneSided(t *testing.T) {
 		{"out alone", declaring(out), openInput, host.Connections{}, []string{"warn iptables.ipv4.raw: -A CTPLAN-OUTPUT … raw PREROUTING"}},
 		{"the impact says so already", declaring(in), invalid, host.Connections{Sockets: []host.Socket{{Protocol: protocol.TCP, Local: netip.MustParseAddrPort("10.0.0.1:80"), Listening: true}}},
 			[]string{"warn iptables.ipv4.raw: -A CTPLAN-PREROUTING … dropped by"}},
-		{"udp that nobody answers", declaring("raw OUTPUT -p udp -m udp --dport 514 -j CT --notrack"), "*filter\n:INPUT DROP\n:OUTPUT ACCEPT\n-A INPUT -m state --state ESTABLISHED -j ACCEPT\nCOMMIT\n", host.Connections{},
+		{"udp of which no answer is known", declaring("raw OUTPUT -p udp -m udp --dport 5140 -j CT --notrack"), "*filter\n:INPUT DROP\n:OUTPUT ACCEPT\n-A INPUT -m state --state ESTABLISHED -j ACCEPT\nCOMMIT\n", host.Connections{},
 			[]string{"warn iptables.ipv4.raw: -A CTPLAN-OUTPUT … still fills the table"}},
 		{"udp that is answered", declaring("raw OUTPUT -p udp -m udp --dport 53 -j CT --notrack"), "*filter\n:INPUT DROP\n:OUTPUT ACCEPT\n-A INPUT -m state --state ESTABLISHED -j ACCEPT\nCOMMIT\n",
 			host.Connections{Flows: []host.Flow{tracked(t, "udp 10.0.0.1:4000 9.9.9.9:53")}}, []string{"block one_sided iptables.ipv4.raw … dropped by: policy DROP of INPUT"}},
@@ -140,6 +140,50 @@ func TestOneSided(t *testing.T) {
 			found = slices.DeleteFunc(found, func(s string) bool { return strings.Contains(s, "ICMP errors") })
 			if fault := contained(found, tt.want...); fault != "" {
 				t.Errorf("%s\n%s\n%+v", fault, strings.Join(found, "\n"), p.Impact)
+			}
+		})
+	}
+}
+
+// TestOneSidedMeans is what one side alone is not, and what mends one that is.
+func TestOneSidedMeans(t *testing.T) {
+	const synproxy = "*filter\n:INPUT DROP\n:FORWARD DROP\n:OUTPUT ACCEPT\n-A INPUT -p tcp -m tcp --dport 80 -m conntrack --ctstate INVALID,UNTRACKED -j SYNPROXY --sack-perm --timestamp --wscale 7 --mss 1460\n" +
+		"-A INPUT -m conntrack --ctstate INVALID -j DROP\n-A INPUT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n-A INPUT -p tcp -m tcp --dport 80 -m conntrack --ctstate NEW -j ACCEPT\nCOMMIT\n"
+	const syn = "-A PREROUTING -p tcp -m tcp --dport 80 --tcp-flags FIN,SYN,RST,ACK SYN -j CT --notrack"
+	const router = "*filter\n:INPUT ACCEPT\n:FORWARD ACCEPT\n:OUTPUT ACCEPT\n-A FORWARD -i eth0 -j ACCEPT\nCOMMIT\n"
+	const stateful = "*filter\n:INPUT DROP\n:FORWARD DROP\n:OUTPUT DROP\n-A INPUT -p tcp -m tcp --dport 80 -j ACCEPT\n-A OUTPUT -m state --state ESTABLISHED -j ACCEPT\nCOMMIT\n"
+	const clients = "*filter\n:INPUT DROP\n:FORWARD DROP\n:OUTPUT ACCEPT\n-A INPUT -m state --state ESTABLISHED -j ACCEPT\nCOMMIT\n"
+	const port = "-A PREROUTING -p tcp -m tcp --dport 80 -j NOTRACK"
+	raw := func(rules ...string) string {
+		return "*raw\n:PREROUTING ACCEPT\n:OUTPUT ACCEPT\n" + strings.Join(rules, "\n") + "\nCOMMIT\n"
+	}
+	vxlan := raw("-A PREROUTING -p udp -m udp --dport 4789 -j NOTRACK", "-A OUTPUT -p udp -m udp --dport 4789 -j NOTRACK")
+	listens := host.Connections{Sockets: []host.Socket{{Protocol: protocol.TCP, Local: netip.MustParseAddrPort("0.0.0.0:80"), Listening: true}}}
+	for _, tt := range []struct {
+		name  string
+		rules string
+		c     *host.Connections
+		want  []string
+	}{
+		{"SYNs that SYNPROXY answers", synproxy + raw(syn), twoNetworks(listens), nil},
+		{"SYNs that nothing answers in its place", stateful + raw(syn), twoNetworks(host.Connections{}), []string{"warn … take this rule away"}},
+		{"VXLAN", openInput + vxlan, twoNetworks(host.Connections{}), nil},
+		{"VXLAN, routed too", router + vxlan, twoNetworks(host.Connections{}), nil},
+		{"VXLAN, of which a port is answered nevertheless", openInput + vxlan, twoNetworks(host.Connections{Flows: []host.Flow{tracked(t, "udp 10.0.0.1:4000 10.0.0.9:4789")}}), []string{"warn … to this host", "warn … this host sends"}},
+		{"Geneve, GTP, BFD and syslog", openInput + raw("-A PREROUTING -p udp -m udp --dport 6081 -j NOTRACK", "-A OUTPUT -p udp -m udp --dport 2152 -j NOTRACK", "-A PREROUTING -p udp -m udp --dport 3784 -j NOTRACK", "-A OUTPUT -p udp -m udp --dport 514 -j NOTRACK"), twoNetworks(host.Connections{}), nil},
+		{"broadcast and multicast", router + raw("-A PREROUTING -d 255.255.255.255/32 -p udp -j NOTRACK", "-A OUTPUT -d 224.0.0.0/4 -j NOTRACK", "-A PREROUTING -d 10.0.0.255/32 -j NOTRACK", "-A OUTPUT -s 0.0.0.0/32 -p udp -m udp --dport 67 -j NOTRACK"), twoNetworks(host.Connections{}), nil},
+		{"an address of a container", openInput + raw("-A PREROUTING -d 10.0.5.5/32 -p tcp -m tcp --dport 8001 -j CT --notrack"), twoNetworks(host.Connections{}), nil},
+		{"the same behind a router", router + raw("-A PREROUTING -d 10.0.5.5/32 -p tcp -m tcp --dport 8001 -j CT --notrack"), twoNetworks(host.Connections{}), []string{"warn … one direction of routed connections"}},
+		{"an address of which nobody knows whose it is", openInput + raw("-A PREROUTING -d 10.0.5.5/32 -p tcp -m tcp --dport 8001 -j CT --notrack"), nil, nil},
+		{"its mirror image mends it", openInput + raw(port), twoNetworks(listens), []string{"warn … add its mirror image to raw OUTPUT"}},
+		{"it takes an accept as well", stateful + raw(port), twoNetworks(host.Connections{}), []string{"warn … with an accept block for it"}},
+		{"so do the answers to what this host opens", clients + raw("-A OUTPUT -p tcp -m tcp --dport 443 -j NOTRACK"), twoNetworks(host.Connections{}), []string{"warn … with an accept block for it"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			found, _ := symmetryOf(t, tuned(1000, 1000), tt.rules, "", tt.c)
+			found = slices.DeleteFunc(found, func(s string) bool { return !strings.Contains(s, "iptables.") })
+			if fault := contained(found, tt.want...); fault != "" {
+				t.Errorf("%s\n%s", fault, strings.Join(found, "\n"))
 			}
 		})
 	}

@@ -39,6 +39,7 @@ var bad = []struct {
 
 	{name: "unknown block", hcl: "contrack \"gw\" {\n}\n"},
 	{name: "unknown attribute", hcl: tuned("maxx = 5\n  max = 5")},
+	{name: "a word of iptables", hcl: "conntrack \"dns\" {\n  mode = \"notrack\"\n  notrack \"dns\" {\n    protocol = \"udp\"\n    port = 53\n  }\n}\n"},
 	{name: "all errors at once", hcl: tuned("max = 0\n  hashsize = 0\n  zzz = 1\n  timeouts = { tcp_estblished = 1, udp = -1 }\n  accept \"x y\" { protocl = \"tcp\" }")},
 	{name: "label missing", hcl: "conntrack {\n  mode = \"tuned\"\n}\n"},
 	{name: "label with quote", hcl: "conntrack \"a\\\"b\" {\n  mode = \"tuned\"\n  max = 1\n}\n"},

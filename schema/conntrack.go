@@ -54,7 +54,7 @@ func decodeConntrack(hb *hcl.Block, s *scope) (*block, hcl.Diagnostics) {
 	}
 	want.StatefulRules = declared.RefuseStateful
 	if e, ok := d.value(attrs["stateful_rules"]); ok {
-		want.StatefulRules, _ = choice(d, e, "stateful_rules", []declared.StatefulPolicy{declared.RefuseStateful, declared.RemoveStateful})
+		want.StatefulRules, _ = choice(d, e, "stateful_rules", declared.StatefulPolicies)
 	}
 	want.AllowRisk = choices(d, attrs["allow_risk"], "risk", declared.Risks)
 	want.Families = d.families(attrs["families"])

@@ -192,10 +192,17 @@ func choice[T ~string](d *decoder, e element, what string, options []T) (T, bool
 // block, "" at the top. Unlike Body.Content it reports what is not in the
 // schema in a fixed order, and also suggests names that are there already.
 func bodyContent(body hcl.Body, within string, schema *hcl.BodySchema) (*hcl.BodyContent, hcl.Diagnostics) {
-	content, _, diags := body.PartialContent(schema)
+	content, rest, diags := body.PartialContent(schema)
+	where := "in a " + within + " block"
+	switch within {
+	case "":
+		where = "at the top level"
+	case "accept":
+		where = "in an accept block"
+	}
 	native, ok := body.(*hclsyntax.Body)
 	if !ok {
-		return content, diags
+		return content, append(diags, unknownInJSON(rest, where, schema)...)
 	}
 	known := func(name string) bool {
 		return slices.ContainsFunc(schema.Attributes, func(a hcl.AttributeSchema) bool { return a.Name == name })
@@ -211,13 +218,6 @@ func bodyContent(body hcl.Body, within string, schema *hcl.BodySchema) (*hcl.Bod
 	}
 	for _, b := range schema.Blocks {
 		blocks = append(blocks, b.Type)
-	}
-	where := "in a " + within + " block"
-	switch within {
-	case "":
-		where = "at the top level"
-	case "accept":
-		where = "in an accept block"
 	}
 	for _, name := range unknown {
 		hint := didYouMean(name, attrs)

@@ -270,10 +270,20 @@ func columns(s string) int {
 	return n
 }
 
-// didYouMean returns " Did you mean …?" for the option closest to given, or "".
+// didYouMean returns " Did you mean …?" for the option closest to given, or
+// for those of which it is a part ("port": local_port, remote_port), or "".
 func didYouMean(given string, options []string) string {
 	if len(given) > 100 {
 		return ""
+	}
+	var wholes []string
+	for _, option := range options {
+		if slices.Contains(strings.Split(option, "_"), strings.TrimSuffix(strings.ToLower(given), "s")) && option != given {
+			wholes = append(wholes, fmt.Sprintf("%q", option))
+		}
+	}
+	if len(wholes) == 2 {
+		return fmt.Sprintf(" Did you mean %s or %s?", wholes[0], wholes[1])
 	}
 	best, bestDist := "", min(max(2, len(given)/3)+1, len(given))
 	for _, option := range options {

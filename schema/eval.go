@@ -94,7 +94,7 @@ func (s *scope) eval(expr hcl.Expression) (cty.Value, hcl.Diagnostics) {
 			// A function that cannot cope with its arguments says so with a stack trace.
 			diag.Detail, _, _ = strings.Cut(diag.Detail, "\ngoroutine ")
 		}
-		return cty.DynamicVal, s.nameFunctions(expr, diags)
+		return cty.DynamicVal, s.nameFunctions(diags)
 	}
 	return val, diags
 }
@@ -113,24 +113,14 @@ func isLiteral(expr hcl.Expression) bool {
 
 // nameFunctions gives errors about unknown functions a suggestion that is
 // always the same: HCL takes the first that is near enough, in no order.
-func (s *scope) nameFunctions(expr hcl.Expression, diags hcl.Diagnostics) hcl.Diagnostics {
-	node, ok := expr.(hclsyntax.Node)
-	if !ok {
-		return diags
-	}
+func (s *scope) nameFunctions(diags hcl.Diagnostics) hcl.Diagnostics {
 	names := slices.Sorted(maps.Keys(s.ctx.Functions))
-	_ = hclsyntax.VisitAll(node, func(n hclsyntax.Node) hcl.Diagnostics {
-		call, ok := n.(*hclsyntax.FunctionCallExpr)
-		if !ok || slices.Contains(names, call.Name) {
-			return nil
+	for _, diag := range diags {
+		if extra, ok := hcl.DiagnosticExtra[hclsyntax.FunctionCallUnknownDiagExtra](diag); ok {
+			name := extra.CalledFunctionName()
+			diag.Detail = fmt.Sprintf("There is no function named %q.%s", name, didYouMean(name, names))
 		}
-		for _, diag := range diags {
-			if diag.Subject != nil && *diag.Subject == call.NameRange {
-				diag.Detail = fmt.Sprintf("There is no function named %q.%s", call.Name, didYouMean(call.Name, names))
-			}
-		}
-		return nil
-	})
+	}
 	return diags
 }
 

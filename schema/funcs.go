@@ -1,9 +1,12 @@
 package schema
 
 import (
+	"errors"
+	"net/netip"
 	"strings"
 	"sync"
 
+	"github.com/hashicorp/go-cty-funcs/cidr"
 	"github.com/hashicorp/hcl/v2/ext/tryfunc"
 	"github.com/zclconf/go-cty/cty"
 	"github.com/zclconf/go-cty/cty/function"
@@ -19,6 +22,10 @@ var functions = sync.OnceValue(func() map[string]function.Function {
 		"ceil":            stdlib.CeilFunc,
 		"chomp":           stdlib.ChompFunc,
 		"chunklist":       stdlib.ChunklistFunc,
+		"cidrhost":        cidr.HostFunc,
+		"cidrnetmask":     guard(cidr.NetmaskFunc, ipv4),
+		"cidrsubnet":      cidr.SubnetFunc,
+		"cidrsubnets":     cidr.SubnetsFunc,
 		"coalesce":        stdlib.CoalesceFunc,
 		"coalescelist":    stdlib.CoalesceListFunc,
 		"compact":         stdlib.CompactFunc,
@@ -52,6 +59,7 @@ var functions = sync.OnceValue(func() map[string]function.Function {
 		"replace":         replaceFunc,
 		"reverse":         stdlib.ReverseListFunc,
 		"setintersection": stdlib.SetIntersectionFunc,
+		"setproduct":      guard(stdlib.SetProductFunc, few),
 		"setsubtract":     stdlib.SetSubtractFunc,
 		"setunion":        stdlib.SetUnionFunc,
 		"signum":          stdlib.SignumFunc,
@@ -115,6 +123,28 @@ func narrow(args []cty.Value) error {
 func shallow(args []cty.Value) error {
 	if args[0].IsKnown() && !args[0].IsNull() && args[0].GreaterThan(cty.NumberIntVal(1000)).True() {
 		return function.NewArgErrorf(0, "at most 1000 spaces")
+	}
+	return nil
+}
+
+// ipv4 refuses networks of IPv6, which have no netmasks.
+func ipv4(args []cty.Value) error {
+	if p, err := netip.ParsePrefix(args[0].AsString()); err == nil && p.Addr().Is6() {
+		return function.NewArgErrorf(0, "IPv6 has prefix lengths, and no netmasks")
+	}
+	return nil
+}
+
+// few refuses products of more than 100,000 elements.
+func few(args []cty.Value) error {
+	n := 1
+	for _, a := range args {
+		if !a.CanIterateElements() {
+			return nil // not known, or for the function itself to refuse
+		}
+		if n *= a.LengthInt(); n > 100_000 {
+			return errors.New("a product has at most 100,000 elements")
+		}
 	}
 	return nil
 }

@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"sort"
-	"strings"
 	"unicode/utf8"
 
 	"github.com/hashicorp/hcl/v2"
@@ -18,17 +17,19 @@ import (
 // MaxSourceSize is the size in bytes above which a file is refused.
 const MaxSourceSize = 4 << 20
 
-// ErrNoSources is returned by ReadSources for a folder without *.hcl files.
+// ErrNoSources is returned by ReadSources for a folder without *.hcl and
+// *.hcl.json files.
 var ErrNoSources = errors.New("no *.hcl files")
 
-// Source is one HCL file: its name as diagnostics show it, and its bytes.
+// Source is one HCL file, in the native syntax or in JSON by its name (IsJSON):
+// its name as diagnostics show it, and its bytes.
 type Source struct {
 	Name    string
 	Content []byte
 }
 
-// ReadSources reads one file, or the *.hcl files of a folder in the order of
-// their names. It does not look into subfolders, and leaves out hidden files.
+// ReadSources reads one file, or the *.hcl and *.hcl.json files of a folder in
+// the order of their names. It does not look into subfolders, and leaves out hidden files.
 func ReadSources(path string) ([]Source, error) {
 	info, err := os.Stat(path)
 	if err != nil {
@@ -47,7 +48,7 @@ func ReadSources(path string) ([]Source, error) {
 	}
 	var names []string
 	for _, e := range entries {
-		if strings.HasSuffix(e.Name(), ".hcl") && !strings.HasPrefix(e.Name(), ".") && !e.IsDir() {
+		if isSource(e.Name()) && !e.IsDir() {
 			names = append(names, filepath.Join(path, e.Name()))
 		}
 	}
@@ -105,6 +106,9 @@ func parse(src Source) (file *hcl.File, diags hcl.Diagnostics, ok bool) {
 	if diag := checkText(src); diag != nil {
 		return &hcl.File{}, hcl.Diagnostics{diag}, false
 	}
+	if IsJSON(src.Name) {
+		return parseJSON(src)
+	}
 	if diag := checkDepth(src); diag != nil {
 		return &hcl.File{Bytes: src.Content}, hcl.Diagnostics{diag}, false
 	}
@@ -161,6 +165,11 @@ func checkDepth(src Source) *hcl.Diagnostic {
 		return nil
 	}
 	tokens, _ := hclsyntax.LexConfig(src.Content, src.Name, hcl.InitialPos)
+	return depthOf(tokens)
+}
+
+// depthOf reports the token at which brackets and operators nest too deeply.
+func depthOf(tokens hclsyntax.Tokens) *hcl.Diagnostic {
 	type frame struct {
 		braces bool // a newline ends an expression
 		ops    int  // operators since the expression began
@@ -197,15 +206,28 @@ func checkDepth(src Source) *hcl.Diagnostic {
 			ops++
 		}
 		if len(stack)+ops > maxDepth {
-			return &hcl.Diagnostic{
-				Severity: hcl.DiagError,
-				Summary:  "Expression too complex",
-				Detail:   fmt.Sprintf("Brackets and operators nest more than %d deep here.", maxDepth),
-				Subject:  tok.Range.Ptr(),
-			}
+			return tooDeep(tok.Range)
 		}
 	}
 	return nil
+}
+
+func tooDeep(rng hcl.Range) *hcl.Diagnostic {
+	return &hcl.Diagnostic{
+		Severity: hcl.DiagError,
+		Summary:  "Expression too complex",
+		Detail:   fmt.Sprintf("Brackets and operators nest more than %d deep here.", maxDepth),
+		Subject:  rng.Ptr(),
+	}
+}
+
+func tooLarge(rng hcl.Range) *hcl.Diagnostic {
+	return &hcl.Diagnostic{
+		Severity: hcl.DiagError,
+		Summary:  "Number out of range",
+		Detail:   "No value in this language is this large.",
+		Subject:  rng.Ptr(),
+	}
 }
 
 // nestsLittle reports whether a file surely nests far less deeply than maxDepth,
@@ -266,17 +288,12 @@ func nestsLittle(text []byte) bool {
 
 // checkNumbers refuses literals so large that writing them out would need
 // more memory than a host has: 1e999999999 in a template is a gigabyte.
-func checkNumbers(body *hclsyntax.Body) hcl.Diagnostics {
-	return hclsyntax.VisitAll(body, func(node hclsyntax.Node) hcl.Diagnostics {
+func checkNumbers(in hclsyntax.Node) hcl.Diagnostics {
+	return hclsyntax.VisitAll(in, func(node hclsyntax.Node) hcl.Diagnostics {
 		lit, ok := node.(*hclsyntax.LiteralValueExpr)
 		if !ok || !isHugeNumber(lit.Val) {
 			return nil
 		}
-		return hcl.Diagnostics{{
-			Severity: hcl.DiagError,
-			Summary:  "Number out of range",
-			Detail:   "No value in this language is this large.",
-			Subject:  lit.SrcRange.Ptr(),
-		}}
+		return hcl.Diagnostics{tooLarge(lit.SrcRange)}
 	})
 }

@@ -56,7 +56,7 @@ func Write(d declared.Declaration) []byte {
 		}
 		b.SetAttributeRaw("timeouts", timeoutTokens(want.Timeouts))
 	}
-	if want.StatefulRules == declared.RemoveStateful {
+	if want.StatefulRules != "" && want.StatefulRules != declared.RefuseStateful {
 		set("stateful_rules", cty.StringVal(string(want.StatefulRules)))
 	}
 	if len(want.AllowRisk) > 0 {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/spf13/pflag"
 
@@ -165,7 +166,14 @@ func (c *config) planSnapshot(s *snapshot.Snapshot) (*planned, error) {
 	if err != nil {
 		return nil, err
 	}
+	if s, err = s.With(desired.Files, desired.InitScripts); err != nil {
+		return nil, err
+	}
 	if missing := s.Missing(desired.Files, desired.InitScripts); len(missing) > 0 {
+		if s.ByScript() {
+			return nil, hint(fmt.Errorf("the snapshot of %s does not hold %s, which the configuration names", s.Host.Name, missing[0]),
+				"name it to the script: ssh HOST sh -s -- %s < snapshot.sh", strings.Join(missing, " "))
+		}
 		return nil, hint(fmt.Errorf("the snapshot of %s does not hold %s, which the configuration names", s.Host.Name, missing[0]),
 			"take it with the configuration at hand: ctplan snapshot -o FILE PATH")
 	}

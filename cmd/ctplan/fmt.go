@@ -64,6 +64,9 @@ func (f *formatter) path(path string) error {
 		return err
 	}
 	for _, src := range sources {
+		if schema.IsJSON(src.Name) {
+			continue // a program wrote it, in its own form
+		}
 		if err := f.source(src, false); err != nil {
 			return err
 		}

@@ -17,7 +17,7 @@ func checkDesired(d declared.Desired) error {
 	if !slices.Contains([]declared.Mode{declared.Unmanaged, declared.Disabled, declared.Notrack, declared.Tuned}, d.Mode) {
 		return fmt.Errorf("mode %q", d.Mode)
 	}
-	if p := d.StatefulRules; p != "" && p != declared.RefuseStateful && p != declared.RemoveStateful {
+	if p := d.StatefulRules; p != "" && !slices.Contains(declared.StatefulPolicies, p) {
 		return fmt.Errorf("stateful_rules %q", p)
 	}
 	if r := d.Reload; r != "" && r != declared.ReloadLive && r != declared.ReloadRestart {

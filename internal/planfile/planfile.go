@@ -20,6 +20,7 @@ import (
 	"io/fs"
 	"os"
 	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -38,11 +39,11 @@ type Plan struct {
 }
 
 // Looks reports whether path is to be taken for a plan file, not for HCL: a
-// regular file whose first byte, white space apart, is "{". No HCL file begins
-// with a brace. Whether it is a sound plan file is for Read to say.
+// regular file whose first byte, white space apart, is "{" and whose name is
+// not that of HCL in JSON. No other HCL file begins with a brace. Whether it is a sound plan file is for Read to say.
 func Looks(path string) bool {
 	head, err := snapshot.Head(path)
-	return err == nil && bytes.HasPrefix(bytes.TrimLeft(head, " \t\r\n"), []byte("{"))
+	return err == nil && !strings.HasSuffix(path, ".hcl.json") && bytes.HasPrefix(bytes.TrimLeft(head, " \t\r\n"), []byte("{"))
 }
 
 // Write writes p to path with mode 0600. What stands at path is replaced when

@@ -25,7 +25,7 @@ func (s *Snapshot) Encode(w io.Writer) error {
 	return enc.Encode(s)
 }
 
-// Decode reads one snapshot and nothing behind it. It refuses what is too
+// Decode reads one snapshot and nothing behind it, in JSON or as Script prints it. It refuses what is too
 // large, truncated, of another format version, has unknown fields, or holds a
 // value that no host has.
 func Decode(r io.Reader) (*Snapshot, error) {
@@ -37,6 +37,9 @@ func Decode(r io.Reader) (*Snapshot, error) {
 		return nil, fmt.Errorf("larger than %d MiB, the most a snapshot may have", MaxBytes>>20)
 	}
 	var s Snapshot
+	if found, ok := byScript(data); ok {
+		return readArchive(found)
+	}
 	if err := StrictJSON(data, "snapshot", &s); err != nil {
 		return nil, err
 	}
@@ -102,6 +105,13 @@ func (s *Snapshot) Check() error {
 	for _, m := range s.Modules {
 		if !plainName(m.Name) {
 			return fmt.Errorf("module name %q", m.Name)
+		}
+	}
+	if s.Loading != nil {
+		for _, name := range s.Loading.Usable {
+			if !plainName(name) {
+				return fmt.Errorf("module name %q", name)
+			}
 		}
 	}
 	for _, k := range slices.Sorted(maps.Keys(s.Sysctls)) {

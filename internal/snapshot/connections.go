@@ -22,7 +22,12 @@ const DefaultConnections = 10_000
 //
 // Connections are no facts: they come and go, and do not make a plan stale.
 func (s *Snapshot) ReadConnections(root, sshConnection string, limit int) {
-	s.take(flows.Read(s.connections(root, sshConnection, limit)))
+	s.readConnections(s.connections(root, sshConnection, limit))
+}
+
+func (s *Snapshot) readConnections(o flows.Options) {
+	o.Tracked, o.Expect = s.Conntrack.Loaded, s.Conntrack.Count
+	s.take(flows.Read(o))
 }
 
 // JudgeConnections is ReadConnections, with what judge does for them: it begins
@@ -44,8 +49,7 @@ func (s *Snapshot) JudgeConnections(root, sshConnection string, judge func(*Snap
 // connections says what to read of them.
 func (s *Snapshot) connections(root, sshConnection string, limit int) flows.Options {
 	return flows.Options{
-		Root: root, SSHConnection: sshConnection, Limit: limit,
-		Tracked: s.Conntrack.Loaded, Expect: s.Conntrack.Count,
+		Root: root, SSHConnection: sshConnection, Limit: limit, Tracked: s.Conntrack.Loaded, Expect: s.Conntrack.Count,
 		Sets: slices.ContainsFunc(s.Rules, func(r Rules) bool { return strings.Contains(r.Text, "--match-set ") }),
 	}
 }

@@ -53,6 +53,9 @@ func (s *Snapshot) Facts() []Fact {
 			add("module."+m.Name, strings.Join(m.By, ","))
 		}
 	}
+	if k := s.Loading; k != nil {
+		add("module", append([]string{fmt.Sprint(k.Disabled, k.Tree)}, k.Usable...)...)
+	}
 	for key, v := range s.Sysctls {
 		if key != "net.netfilter.nf_conntrack_count" {
 			add("sysctl."+key, v.Value, fmt.Sprint(v.Writable))

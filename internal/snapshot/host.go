@@ -83,10 +83,12 @@ func countCPUs(list string) int64 {
 func pointerSize() int64 {
 	var u unix.Utsname
 	if err := unix.Uname(&u); err == nil {
-		machine := unix.ByteSliceToString(u.Machine[:])
-		if strings.Contains(machine, "64") || machine == "s390x" {
+		if is64(unix.ByteSliceToString(u.Machine[:])) {
 			return 8
 		}
 	}
 	return strconv.IntSize / 8
 }
+
+// is64 tells it from what uname -m prints.
+func is64(machine string) bool { return strings.Contains(machine, "64") || machine == "s390x" }

@@ -15,6 +15,7 @@ import (
 	"github.com/ctplan/ctplan/planner/declared"
 	"github.com/ctplan/ctplan/planner/etc"
 	"github.com/ctplan/ctplan/planner/host"
+	"github.com/ctplan/ctplan/planner/modules"
 	"github.com/ctplan/ctplan/providers/boot"
 	"github.com/ctplan/ctplan/providers/initscript"
 	"github.com/ctplan/ctplan/providers/iptables"
@@ -46,6 +47,7 @@ func Read(ctx context.Context, o Options) (*Snapshot, error) {
 type Reader struct {
 	root  string
 	noNFT bool // nf_tables is not loaded
+	nft   func(*Snapshot)
 	s     Snapshot
 	rules <-chan rulesResult
 	rest  <-chan restResult
@@ -67,14 +69,14 @@ type restResult struct {
 // that are still running; a Reader that is not finished needs that.
 func Start(ctx context.Context, root string, runner run.Runner) (*Reader, error) {
 	rules := make(chan rulesResult, 1)
-	noNFT := kmod.Unloaded(root, "nf_tables") // reading must load nothing
+	noNFT := lacksNFT(root)
 	go func() {
 		raws, notes, err := iptables.Tools{Runner: runner, NoNFT: noNFT}.Read(ctx)
 		rules <- rulesResult{raws, notes, err}
 	}()
 	// The commands start now, not when this goroutine first waits for something.
 	runtime.Gosched()
-	r := &Reader{root: root, noNFT: noNFT, rules: rules, s: Snapshot{FormatVersion: planner.FormatVersion}}
+	r := &Reader{root: root, noNFT: noNFT, nft: (*Snapshot).readNFT, rules: rules, s: Snapshot{FormatVersion: planner.FormatVersion}}
 	var err error
 	if r.s.Host, err = readHost(root); err != nil {
 		return nil, err
@@ -84,14 +86,28 @@ func Start(ctx context.Context, root string, runner run.Runner) (*Reader, error)
 	}
 	rest := make(chan restResult, 1)
 	r.rest = rest
-	go func() {
-		values, err := sysctl.ReadKeys(root, nil)
-		rest <- restResult{values, note(err, "what depends on it is not planned")}
-	}()
+	go func() { rest <- readSysctls(root) }()
 	others := make(chan othersResult, 1)
 	r.other = others
 	go func() { others <- readOthers(ctx, root, runner, r.s.Conntrack, noNFT) }()
 	return r, nil
+}
+
+func readSysctls(root string) restResult {
+	values, err := sysctl.ReadKeys(root, nil)
+	maps.Copy(values, sysctl.ReadBeside(root))
+	return restResult{values, note(err, "what depends on it is not planned")}
+}
+
+// lacksNFT reports whether nf_tables is not loaded: to ask it would load it,
+// or be refused. Where the host's files do not tell, nothing can be loaded, and
+// the kernel is asked.
+func lacksNFT(root string) bool {
+	there, known := kmod.There(root, "nf_tables")
+	if known {
+		return !there
+	}
+	return root == "" && !nft.Answers()
 }
 
 // Host is who the host is.
@@ -107,6 +123,7 @@ func (r *Reader) Finish(files declared.Files, initScripts []string) (*Snapshot, 
 	if s.Modules, err = kmod.ReadModules(r.root); err != nil {
 		return nil, err
 	}
+	s.Loading = kmod.ReadLoading(r.root, modules.Used, !r.noNFT)
 	starts := boot.Read(r.root)
 	s.Boot = &starts
 	if err := r.readFiles(files, initScripts); err != nil {
@@ -124,7 +141,7 @@ func (r *Reader) Finish(files declared.Files, initScripts []string) (*Snapshot, 
 		s.Rules = append(s.Rules, newRules(raw))
 	}
 	if !r.noNFT {
-		s.readNFT()
+		r.nft(s)
 	}
 	others := <-r.other
 	s.Namespaces = others.list

@@ -17,7 +17,8 @@ type Snapshot struct {
 	FormatVersion int                    `json:"format_version"`
 	Host          host.Host              `json:"host"`
 	Conntrack     host.Conntrack         `json:"conntrack"`
-	Modules       []host.Module          `json:"modules"` // null: the kernel has no module support
+	Modules       []host.Module          `json:"modules"`           // null: the kernel has no module support
+	Loading       *host.Loading          `json:"loading,omitempty"` // absent: the kernel loads nothing, or it was not read
 	Sysctls       map[string]host.Sysctl `json:"sysctls"`
 	Rules         []Rules                `json:"rules"`
 	NFT           []host.NFTTable        `json:"nftables,omitempty"`        // what Rules do not hold
@@ -28,6 +29,8 @@ type Snapshot struct {
 	Boot          *host.Boot             `json:"boot,omitempty"`        // absent: not read
 	Connections   *host.Connections      `json:"connections,omitempty"` // absent: not read
 	Notes         []string               `json:"notes,omitempty"`       // what could not be read, and what follows from that
+
+	Archive *Archive `json:"-"` // what it was read from, where a script took it
 }
 
 // Rules is what one family's iptables-save printed.
@@ -76,6 +79,7 @@ func (s *Snapshot) Live() (host.Live, error) {
 		Host:      s.Host,
 		Conntrack: s.Conntrack,
 		Modules:   s.Modules,
+		Loading:   s.Loading,
 		Sysctls:   s.Sysctls,
 		Notes:     s.Notes,
 		NFT:       s.NFT,

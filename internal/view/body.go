@@ -35,7 +35,7 @@ const (
 type row struct {
 	mark mark
 	text string
-	note string // the place in the HCL that asked for it
+	note string // the place in the HCL that asked for it, or how a twin compares with its rule
 }
 
 // body returns the lines that show what a change does to its object; none
@@ -57,6 +57,7 @@ func body(c change.Change, full bool) []row {
 // rulesBody is a diff of a table as iptables-save prints it.
 func rulesBody(c *change.RulesChange) []row {
 	var rows []row
+	twins := twinNotes(c)
 	at := 0 // lines of Before that have been accounted for
 	for _, h := range textdiff.Lines(c.Before, c.After, context) {
 		start := h.OldStart
@@ -70,6 +71,9 @@ func rulesBody(c *change.RulesChange) []row {
 			if pos, ok := c.Origin[l.Text]; ok && l.Op == textdiff.Insert {
 				r.note = Clean(pos.String())
 			}
+			if note := twins[l.Text]; note != "" && l.Op == textdiff.Insert {
+				r.note = Clean(note)
+			}
 			rows = append(rows, r)
 		}
 	}
@@ -77,6 +81,24 @@ func rulesBody(c *change.RulesChange) []row {
 		rows = unchanged(rows, len(c.Before)-at)
 	}
 	return rows
+}
+
+// twinNotes say of the twins of rules on state how they compare with them: of the
+// first of each rule, why too.
+func twinNotes(c *change.RulesChange) map[string]string {
+	notes := map[string]string{}
+	for _, t := range c.Twins {
+		for i, line := range t.Twins {
+			if notes[line] != "" {
+				continue
+			}
+			notes[line] = t.Grade
+			if i == 0 && len(t.Why) > 0 {
+				notes[line] += ": " + strings.Join(t.Why, "; ")
+			}
+		}
+	}
+	return notes
 }
 
 func unchanged(rows []row, n int) []row {

@@ -11,12 +11,23 @@ import (
 // maxGroups is how many groups of connections are shown unless all are asked for.
 const maxGroups = 20
 
-// impactHead counts the connections; it is clean.
+// impactHead counts the connections, or says that nobody can; it is clean.
 func impactHead(im *impact.Impact) string {
 	all := im.Lost + im.Unknown + im.Gained + im.Kept
+	if len(im.NotKnown) > 0 {
+		unread := Clean("not known, since these could not be read: " + strings.Join(im.NotKnown, ", "))
+		if all == 0 {
+			return unread
+		}
+		return unread + "; of what was read: " + impactCounts(im)
+	}
 	if all == 0 {
 		return "no open connections are touched by the rules"
 	}
+	return "of " + count(int(all), "open connection") + ": " + impactCounts(im)
+}
+
+func impactCounts(im *impact.Impact) string {
 	var parts []string
 	for _, c := range []struct {
 		n    int64
@@ -26,7 +37,7 @@ func impactHead(im *impact.Impact) string {
 			parts = append(parts, fmt.Sprintf("%d %s", c.n, c.what))
 		}
 	}
-	return "of " + count(int(all), "open connection") + ": " + strings.Join(parts, ", ")
+	return strings.Join(parts, ", ")
 }
 
 // impactGroups are the groups to show, and how many are left out.

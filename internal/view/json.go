@@ -173,6 +173,8 @@ type rulesJSON struct {
 	Before  []string     `json:"before"`
 	After   []string     `json:"after"`
 	Origins []originJSON `json:"origins"` // in the order of After
+
+	Twins []change.Twins `json:"twins,omitempty"`
 }
 
 type originJSON struct {
@@ -253,7 +255,7 @@ func newChangeJSON(c change.Change, o Options) changeJSON {
 		j.Kind = "rules"
 		r := &rulesJSON{
 			Family: string(c.Family), Backend: string(c.Backend), Table: c.Table,
-			Before: list(c.Before), After: list(c.After), Origins: []originJSON{},
+			Before: list(c.Before), After: list(c.After), Origins: []originJSON{}, Twins: c.Twins,
 		}
 		seen := make(map[string]bool)
 		for _, rule := range c.After {

@@ -75,10 +75,10 @@ type foresight struct {
 	boot  host.Boot
 	out   Forecast
 	early bool // nf_conntrack is loaded before sysctls are set
-	// params are those that modules-load.d or /etc/modules loads nf_conntrack
+	// extra are the parameters that modules-load.d or /etc/modules loads nf_conntrack
 	// with, and where they stand.
-	params, paramsAt string
-	racing           bool // it is loaded by a service that starts at the same time
+	extra, extraAt string
+	racing         bool // it is loaded by a service that starts at the same time
 }
 
 // Foresee says what the host boots into, in the order of a boot: modules-load.d
@@ -131,7 +131,7 @@ func (f *foresight) loadEarly() {
 			return
 		}
 		if module == "nf_conntrack" {
-			f.params, f.paramsAt = params, at
+			f.extra, f.extraAt = params, at
 		}
 		state, why := f.loads(module)
 		switch {

@@ -1,6 +1,7 @@
 package boot
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 
@@ -16,8 +17,13 @@ func (f *foresight) loads(module string) (ModuleState, string) {
 	if f.l.Conntrack.Kind == host.ConntrackAbsent {
 		return ModuleUnloaded, "kernel " + f.l.Host.Kernel + " has no connection tracking"
 	}
-	if _, at, ok := f.hashsize(); at != "" && !ok {
-		return ModuleUnknown, at + " sets a hashsize with which the kernel may refuse to load it"
+	for _, p := range f.params() {
+		if p.why != "" {
+			return ModuleUnloaded, fmt.Sprintf("the kernel refuses to load nf_conntrack by %s: %s", p.at, p.why)
+		}
+	}
+	if n, at, ok := f.hashsize(); at != "" && !ok {
+		return ModuleUnknown, fmt.Sprintf("%s sets a hashsize of %d, for which there may be too little memory", at, n)
 	}
 	// The modules that nf_conntrack is loaded after count as itself.
 	for _, name := range []string{module, "nf_conntrack", "nf_defrag_ipv4", "nf_defrag_ipv6"} {

@@ -3,7 +3,6 @@ package boot
 import (
 	"fmt"
 	"maps"
-	"math"
 	"path"
 	"regexp"
 	"slices"
@@ -56,7 +55,7 @@ func (f *foresight) loadSizes() (max, hash Value) {
 	if n, at, ok := f.hashsize(); at != "" {
 		switch {
 		case !ok: // as a parameter of what is built in
-			v := Value{Source: at + " sets a hashsize which the kernel may refuse"}
+			v := Value{Source: fmt.Sprintf("%s sets a hashsize of %d, for which there may be too little memory", at, n)}
 			return v, v
 		case n > 0:
 			buckets, most := sizes.OptionSizes(n, f.l.Host.PageSize, f.l.Host.PointerSize)
@@ -88,46 +87,62 @@ func (f *foresight) proven() (buckets, max int64, ok bool) {
 	return c.Hashsize, c.Max, sizes.SomeDefault(c.Hashsize, c.Max, h.Memory, h.PageSize, h.PointerSize)
 }
 
-// hashsize is the option as a number; not ok is one that the kernel may
-// refuse, and the module with it.
+// hashsize is the option that the module is loaded with, and where it stands,
+// "" where there is none: the last one counts. Not ok is a table that may not
+// fit in memory.
 func (f *foresight) hashsize() (n int64, at string, ok bool) {
-	text, at := f.hashsizeOption()
-	n, err := strconv.ParseInt(text, 10, 64)
+	for _, p := range f.params() {
+		if p.Name == "hashsize" && p.why == "" {
+			size, _ := p.Uint()
+			n, at = int64(size), p.at
+		}
+	}
 	h := f.l.Host
-	return n, at, err == nil && text == strconv.FormatInt(n, 10) && n >= 0 && n <= math.MaxUint32 && (h.Memory == 0 || n*h.PointerSize <= h.Memory/2)
+	return n, at, h.Memory == 0 || n*h.PointerSize <= h.Memory/2
 }
 
-// hashsizeOption is the option that the module is loaded with, and where it
-// stands: the last one counts. modprobe adds the kernel's command line behind
-// the files, and what it is called with behind that. The place is "" where
-// there is none.
-func (f *foresight) hashsizeOption() (value, at string) {
+// param is a parameter that nf_conntrack is loaded with.
+type param struct {
+	etc.Param
+	at  string // the place that gives it
+	why string // the kernel refuses it; "" where it does not
+}
+
+// params are all of them, in the order in which the kernel reads them: modprobe
+// adds the kernel's command line behind the files, and what it is called with
+// behind that.
+func (f *foresight) params() []param {
+	var out []param
+	add := func(at string, words []host.ModprobeArg) {
+		for _, w := range words {
+			p := param{Param: etc.ParamOf(w.Text), at: at}
+			if r := etc.RefusedParams(f.l.Host.Kernel, []host.ModprobeArg{w}); len(r) > 0 {
+				p.why = r[0].Why
+			}
+			out = append(out, p)
+		}
+	}
 	if f.l.Conntrack.Kind == host.ConntrackModule {
 		for _, file := range f.l.ModprobeFiles {
 			if !f.reads(file.File, file.As, "modprobe.d") {
 				continue
 			}
 			for _, e := range file.Entries {
-				if e.Command != "options" || e.Module != "nf_conntrack" {
-					continue
-				}
-				for _, a := range e.Args {
-					if v, ok := etc.Option(a, "hashsize"); ok {
-						value, at = v, etc.Place(file.Path, e.Line)
-					}
+				if e.Command == "options" && e.Module == "nf_conntrack" {
+					add(etc.Place(file.Path, e.Line), e.Args)
 				}
 			}
 		}
 	}
-	for _, v := range f.cmdline("nf_conntrack.hashsize=") {
-		value, at = v, "the kernel's command line"
-	}
-	for _, w := range strings.Fields(f.params) {
-		if v, ok := etc.Option(host.ModprobeArg{Text: w}, "hashsize"); ok {
-			value, at = v, f.paramsAt
+	for _, w := range f.boot.Cmdline {
+		if name, ok := strings.CutPrefix(strings.ReplaceAll(w, "nf-conntrack.", "nf_conntrack."), "nf_conntrack."); ok {
+			add("the kernel's command line", []host.ModprobeArg{{Text: name}})
 		}
 	}
-	return value, at
+	for _, w := range strings.Fields(f.extra) {
+		add(f.extraAt, []host.ModprobeArg{{Text: w}})
+	}
+	return out
 }
 
 // assignment is one line that sets a key, or excludes it.

@@ -62,6 +62,17 @@ type RulesChange struct {
 	Open    []RuleOp // adds accepts and new NOTRACK rules
 	Close   []RuleOp // takes away what is no longer wanted
 	Origin  map[string]declared.Pos
+	Twins   []Twins // of the rules on state that it translates, in their order
+}
+
+// Twins are the stateless rules that stand for one on connection state. Rules are
+// lines as iptables-save prints them.
+type Twins struct {
+	Rule  string   `json:"rule"` // the one on state
+	Twins []string `json:"twins"`
+	Grade string   `json:"grade"` // exact, wider, narrower, wider and narrower; empty where the rule comes back
+	Why   []string `json:"why"`   // what makes them so, and what else changes: without a full stop
+	Stays bool     `json:"stays"` // whether the rule stays behind them, for what is tracked
 }
 
 // FileChange writes, creates (Before does not exist) or removes (After does

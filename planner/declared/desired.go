@@ -66,11 +66,16 @@ type Timeout struct {
 // and would stop matching.
 type StatefulPolicy string
 
-// The policies: refuse to plan (the default), or remove the rules.
+// The policies: refuse to plan (the default), remove the rules, or give them
+// stateless twins.
 const (
-	RefuseStateful StatefulPolicy = "refuse"
-	RemoveStateful StatefulPolicy = "remove"
+	RefuseStateful    StatefulPolicy = "refuse"
+	RemoveStateful    StatefulPolicy = "remove"
+	TranslateStateful StatefulPolicy = "translate"
 )
+
+// StatefulPolicies are all of them.
+var StatefulPolicies = []StatefulPolicy{RefuseStateful, RemoveStateful, TranslateStateful}
 
 // Direction is which way declared traffic flows, seen from the host.
 type Direction string
@@ -139,11 +144,16 @@ const (
 	RiskLostServices   Risk = "lost_services"    // a listening service could no longer be reached
 	RiskOneSided       Risk = "one_sided"        // connections of which one way is tracked and the other is not would break
 	RiskRelated        Risk = "related"          // what tracking lets in with other connections would be kept out
+	RiskWiderRules     Risk = "wider_rules"      // the stateless twin of a rule matches more than it did
+	RiskNarrowerRules  Risk = "narrower_rules"   // it matches less
 	RiskUnsavedRules   Risk = "unsaved_rules"    // rules that a restart of the service would lose, or bring in
+	RiskUnseen         Risk = "unseen"           // what is connected could not be read, so whom a plan cuts off is not known
+	RiskNoModule       Risk = "no_module"        // the running kernel cannot load a module that the plan needs
 )
 
 // Risks lists every risk that allow_risk accepts.
-var Risks = []Risk{RiskNAT, RiskStatefulRules, RiskReadOnlySysctl, RiskInitScript, RiskModuleHeld, RiskMemory, RiskSavedRules, RiskLostFlows, RiskLostServices, RiskOneSided, RiskRelated, RiskUnsavedRules}
+var Risks = []Risk{RiskNAT, RiskStatefulRules, RiskReadOnlySysctl, RiskInitScript, RiskModuleHeld, RiskMemory, RiskSavedRules, RiskLostFlows, RiskLostServices, RiskOneSided, RiskRelated, RiskWiderRules, RiskNarrowerRules, RiskUnsavedRules, RiskUnseen,
+	RiskSYNProxy, RiskConnectionLimits, RiskConnectionBytes, RiskConnectionMarks, RiskZones, RiskRuleTimeouts, RiskClusters, RiskIPVS, RiskFlowtables, RiskConntrackd}
 
 // Desired is what the HCL declares for one host.
 type Desired struct {

@@ -19,6 +19,9 @@ type Connections struct {
 
 	Bridged bool `json:"bridged"` // there is a bridge: packets may pass its ports
 
+	// Unread is what of these could not be read: what a plan does to it is not known.
+	Unread []Unread `json:"unread,omitempty"`
+
 	// Coming gives the tracked connections while they are being read, in place of
 	// Flows and Total: it waits until there are more than n, or all, and returns
 	// those that there are. The first are the same whenever it is asked. Nil: Flows
@@ -43,6 +46,12 @@ func (c *Connections) All() []Flow {
 		}
 		n = len(flows)
 	}
+}
+
+// Unread is something that could not be read.
+type Unread struct {
+	What string `json:"what"` // "the sockets"
+	Why  string `json:"why"`
 }
 
 // Flow is a tracked connection.

@@ -12,6 +12,7 @@ type Live struct {
 	Host      Host
 	Conntrack Conntrack
 	Modules   []Module          // loaded modules; nil on a kernel without module support
+	Loading   *Loading          // what the kernel can load; nil where it loads nothing, or it was not read
 	Sysctls   map[string]Sysctl // the conntrack keys that exist, by dotted name
 
 	Rulesets   []Ruleset         // in the kernel: what iptables-save prints, the backend ctplan writes through first
@@ -80,6 +81,29 @@ type Module struct {
 	Refs int64    `json:"refs"`
 	By   []string `json:"by,omitempty"` // modules that use it
 }
+
+// Loading is what of the modules that rules and sizes may need the running
+// kernel has, or can load.
+type Loading struct {
+	// Disabled is whether no module comes or goes until the next boot
+	// (kernel.modules_disabled).
+	Disabled bool `json:"disabled,omitempty"`
+	// Tree is whether /lib/modules has the modules of the running kernel: an
+	// upgrade may have taken them away.
+	Tree bool `json:"tree"`
+	// Usable are those that are loaded, built in, or can be loaded, sorted.
+	Usable []string `json:"usable"`
+}
+
+// Lacks reports whether a module is known to be out of reach.
+func (l *Loading) Lacks(module string) bool { return l != nil && !slices.Contains(l.Usable, module) }
+
+// Keys beside those of connection tracking that plans ask for.
+const (
+	SysctlIPVSConntrack = "net.ipv4.vs.conntrack"               // IPVS enters what it sends on into the table
+	SysctlBridged4      = "net.bridge.bridge-nf-call-iptables"  // frames between the ports of a bridge meet the rules of IPv4
+	SysctlBridged6      = "net.bridge.bridge-nf-call-ip6tables" // the same of IPv6
+)
 
 // Sysctl is a key under /proc/sys.
 type Sysctl struct {

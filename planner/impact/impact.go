@@ -39,6 +39,10 @@ type Impact struct {
 	Gained  int64 `json:"gained"`
 	Kept    int64 `json:"kept"`
 
+	// NotKnown is what could not be read and is in no other number, with the
+	// reason: "the sockets (…)".
+	NotKnown []string `json:"not_known,omitempty"`
+
 	Groups   []FlowGroup `json:"groups"`   // the operator's own session first, then the worst
 	Services []FlowGroup `json:"services"` // listening services that are lost
 	Exposed  []Exposure  `json:"exposed"`  // what newly gets in
@@ -89,6 +93,7 @@ func Of(d declared.Desired, l host.Live, judges judge.Judges) (*Impact, change.F
 			looseStates(j, total)
 		}
 	}
+	unseen(d, l.Connections, total, &report)
 	sortGroups(total.Groups)
 	sortGroups(total.Services)
 	blockImpact(d, l, total, &report)

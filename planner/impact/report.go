@@ -90,6 +90,19 @@ func blockImpact(d declared.Desired, l host.Live, im *Impact, p *change.Report) 
 	}
 }
 
+// unseen blocks what cannot be judged, because it could not be read.
+func unseen(d declared.Desired, c *host.Connections, total *Impact, report *change.Report) {
+	for _, u := range c.Unread {
+		total.NotKnown = append(total.NotKnown, fmt.Sprintf("%s (%s)", u.What, u.Why))
+		report.Block(change.Block{
+			Risk: declared.RiskUnseen, Address: "connections", Where: u.What,
+			Why:      fmt.Sprintf("this could not be read (%s), so whom the change of rules cuts off is not known", u.Why),
+			Remedy:   `see to what keeps it from being read, or allow_risk = ["unseen"] to change the rules without knowing`,
+			Override: true, Source: d.ModeSource,
+		})
+	}
+}
+
 // remedy says what would keep a service.
 func remedy(l *host.Live, g FlowGroup) owners.Advice {
 	if g.After == judge.TranslationEnds.String() {

@@ -15,6 +15,7 @@ import (
 	"github.com/ctplan/ctplan/planner/etc"
 	"github.com/ctplan/ctplan/planner/host"
 	"github.com/ctplan/ctplan/planner/sizes"
+	"github.com/ctplan/ctplan/planner/words"
 )
 
 // Imported is the declaration that describes a host as it is.
@@ -54,7 +55,7 @@ func weight(p planner.Plan) int { return 1000*len(p.Blocks) + len(p.Changes) }
 func guesses(l host.Live) []declared.Desired {
 	base := declared.Desired{Block: declared.Label(l.Host.Name, "host"), StatefulRules: declared.RefuseStateful, Families: slices.Clone(host.Families)}
 	accepts, notracks := ownTraffic(l)
-	foreign := foreignNotracks(l)
+	foreign, _ := foreignNotracks(l)
 
 	notrack, disabled := base, base
 	notrack.Mode, notrack.Accept, notrack.Notrack = declared.Notrack, accepts, notracks
@@ -128,10 +129,18 @@ func inOrder(risks []declared.Risk) []declared.Risk {
 
 // describe adds the comments.
 func describe(got Imported, l host.Live) Imported {
+	sayPlan(&got, l)
+	if _, left := foreignNotracks(l); len(left) > 0 {
+		got.Note(declared.NoteHead, "Not declared, and left alone, because no block says it: "+words.Examples(left)+".")
+	}
+	return got
+}
+
+func sayPlan(got *Imported, l host.Live) {
 	d := &got.Declaration
 	if got.Plan.Empty() {
 		d.Note(declared.NoteHead, fmt.Sprintf("Imported by ctplan from %s as it is: its plan is empty.", l.Host.Name))
-		return got
+		return
 	}
 	d.Note(declared.NoteHead, fmt.Sprintf("Imported by ctplan from %s, as near as mode %s comes to it: its plan is not empty.", l.Host.Name, d.Desired.Mode))
 	for _, b := range got.Plan.Blocks {
@@ -141,7 +150,6 @@ func describe(got Imported, l host.Live) Imported {
 		m := c.Meta()
 		d.Note(declared.NoteHead, fmt.Sprintf("Would %s %s: %s.", m.Action, m.Address, strings.Join(append(m.Reasons, changed(c)...), "; ")))
 	}
-	return got
 }
 
 // changed says in words what a change does, where its address does not.

@@ -80,9 +80,10 @@ func ownTraffic(l host.Live) (accepts, notracks []declared.Traffic) {
 	return read("filter"), read("raw")
 }
 
-// foreignNotracks reads NOTRACK rules that are not ctplan's.
-func foreignNotracks(l host.Live) []declared.Traffic {
-	var out []declared.Traffic
+// foreignNotracks reads NOTRACK rules that are not ctplan's. left are those that
+// no block says: who would declare more than they take, as whole connections for
+// the SYNs that are kept for SYNPROXY, would lose what stands behind them.
+func foreignNotracks(l host.Live) (out []declared.Traffic, left []string) {
 	for i := range l.Rulesets {
 		r := &l.Rulesets[i]
 		for _, t := range r.Sections("raw") {
@@ -90,6 +91,10 @@ func foreignNotracks(l host.Live) []declared.Traffic {
 				s := xtables.Parse(t.Rules[k].Words)
 				hook := t.Rules[k].Chain
 				if xtables.IsOwn(hook) || !s.Untracks() || hook != "PREROUTING" && hook != "OUTPUT" {
+					continue
+				}
+				if !xtables.PacketsOf(s).Plain() {
+					left = append(left, "-A "+t.Rules[k].Chain+" "+t.Rules[k].Text)
 					continue
 				}
 				one := named{name: "notrack", atoms: []atom{atomOf(s, r.Family, hook)}}
@@ -108,7 +113,7 @@ func foreignNotracks(l host.Live) []declared.Traffic {
 			}
 		}
 	}
-	return out
+	return out, left
 }
 
 // sameTraffic compares all but name, direction and families.

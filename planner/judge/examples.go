@@ -190,13 +190,9 @@ func (j *Judge) Remote(s xtables.PrefixSet, otherwise netip.Addr) (netip.Addr, b
 // Own is one of this host's addresses in the set, with its interface.
 func (j *Judge) Own(s xtables.PrefixSet, i xtables.InterfaceSet) (netip.Addr, string, bool) {
 	if j.Connections.Addresses == nil {
+		// Which of the world's are this host's is not known: none that is named.
 		a := placeholders[j.Family]
-		if s.Prefix.IsValid() && !s.Not && s.Prefix.Bits() > 0 {
-			if a = s.Prefix.Addr(); s.Prefix.Bits() < a.BitLen() {
-				a = a.Next()
-			}
-		}
-		return a, j.through(i, a), !a.IsMulticast()
+		return a, j.through(i, a), !s.Prefix.IsValid() || s.Prefix.Contains(a) != s.Not
 	}
 	for _, own := range j.Connections.Addresses {
 		a := own.Prefix.Addr()

@@ -29,8 +29,10 @@ type Judge struct {
 	File        *host.File // nil: the kernel's
 	mixed       bool       // rules of two backends
 	Connections *host.Connections
-	Stages      []stage           // the first is today, the last is the end
-	Admitting   stage             // today: is anybody let through?
+	tables      *tableStates      // as they stand at the end
+	backend     host.Backend      // that is written through
+	Stages      []Stage           // the first is today, the last is the end
+	Admitting   Stage             // today: is anybody let through?
 	Untracks    []verdict.RuleRef // what stands in raw tables at the end and keeps out of tracking, or sorts into zones
 	specs       map[verdict.RuleRef]xtables.Spec
 	Places      *placeMap
@@ -45,8 +47,8 @@ type Judge struct {
 	liberal     bool                   // tracking takes packets of TCP that are out of its window
 }
 
-// stage is the rules between two commits.
-type stage struct {
+// Stage is the rules between two commits.
+type Stage struct {
 	*verdict.Evaluator
 	Name string // address of the table that has just changed
 }
@@ -70,7 +72,7 @@ func (t *tableStates) stand(id verdict.TableID, sections []*host.Table) {
 }
 
 // change is the state after operations on a table.
-func (t *tableStates) change(id verdict.TableID, ops []change.RuleOp, split func(string) []string) stage {
+func (t *tableStates) change(id verdict.TableID, ops []change.RuleOp, split func(string) []string) Stage {
 	m := t.models[id]
 	if m == nil {
 		m = xtables.NewTable(id.Table, nil)
@@ -92,13 +94,13 @@ func (t *tableStates) change(id verdict.TableID, ops []change.RuleOp, split func
 	return t.stage("iptables." + string(t.family) + "." + id.Table)
 }
 
-func (t *tableStates) stage(name string) stage {
+func (t *tableStates) stage(name string) Stage {
 	tables := make([]*verdict.Table, len(t.order), len(t.order)+len(t.native))
 	for i, id := range t.order {
 		tables[i] = t.compiled[id]
 	}
 	tables = append(tables, t.native...)
-	return stage{t.compiler.Evaluator(tables), name}
+	return Stage{t.compiler.Evaluator(tables), name}
 }
 
 // Judges are those of the rules in the kernel, by family. Each is made when it
@@ -187,12 +189,12 @@ func New(d declared.Desired, l host.Live, f host.Family, sets []*host.Ruleset, w
 	}
 	j := &Judge{
 		Desired: d, Live: l, Family: f, mixed: len(sets) > 1, Connections: conns, Places: newPlaceMap(conns, f), operators: map[host.Session]bool{}, listens: map[protocol.Port]bool{}, named: map[bool][]netip.Prefix{},
-		Stages: []stage{state.stage("")}, specs: map[verdict.RuleRef]xtables.Spec{},
+		tables: state, Stages: []Stage{state.stage("")}, specs: map[verdict.RuleRef]xtables.Spec{},
 	}
 	if len(sets) > 0 {
-		j.File = sets[0].File
+		j.File, j.backend = sets[0].File, sets[0].Backend
 	}
-	j.Admitting = stage{Evaluator: j.Stages[0].Admitting()}
+	j.Admitting = Stage{Evaluator: j.Stages[0].Admitting()}
 	for _, step := range work {
 		for _, section := range step.Sections {
 			j.Stages = append(j.Stages, state.change(verdict.TableID{Backend: step.Backend, Table: section.Table}, section.Ops, split))
@@ -220,8 +222,11 @@ func New(d declared.Desired, l host.Live, f host.Family, sets []*host.Ruleset, w
 	return j
 }
 
+// Spec is what a rule of Untracks says.
+func (j *Judge) Spec(ref verdict.RuleRef) xtables.Spec { return j.specs[ref] }
+
 // End is the rules as they will stand.
-func (j *Judge) End() stage { return j.Stages[len(j.Stages)-1] }
+func (j *Judge) End() Stage { return j.Stages[len(j.Stages)-1] }
 
 // rawRules notes what the rules of a raw table do to tracking.
 func (j *Judge) rawRules(b host.Backend, m *xtables.TableModel, words map[string][]string) {
@@ -243,7 +248,7 @@ func (j *Judge) rawRules(b host.Backend, m *xtables.TableModel, words map[string
 
 // At is the verdict of one connection at one stage: that of the packet that
 // fares worst.
-func (j *Judge) At(s stage, c *Connection, last bool) verdict.Decision {
+func (j *Judge) At(s Stage, c *Connection, last bool) verdict.Decision {
 	worst := verdict.Decision{Verdict: verdict.Accepted}
 	untracked, tracked := 0, 0
 	for i := range c.Count {
@@ -281,7 +286,7 @@ func worse(first bool, worst, d verdict.Decision) verdict.Decision {
 // halfTracked is for an open connection of TCP of which one way is tracked and
 // the other is not: packets that acknowledge what tracking has not seen are
 // INVALID to it (tcp_in_window in net/netfilter/nf_conntrack_proto_tcp.c).
-func (j *Judge) halfTracked(s stage, c *Connection) verdict.Decision {
+func (j *Judge) halfTracked(s Stage, c *Connection) verdict.Decision {
 	worst := verdict.Decision{Verdict: verdict.Accepted}
 	for i := range c.Count {
 		p := c.Packets[i]
@@ -294,7 +299,7 @@ func (j *Judge) halfTracked(s stage, c *Connection) verdict.Decision {
 // Opens is the verdict of a connection that somebody opens, of its first
 // packet and the answer: what tracking makes of the answer depends on whether
 // it has seen the first, and what it makes of the next on both.
-func (j *Judge) Opens(s stage, c *Connection) verdict.Decision {
+func (j *Judge) Opens(s Stage, c *Connection) verdict.Decision {
 	first, back := c.Packets[0], c.Packets[1]
 	there, here := s.Verdict(&first), s.Verdict(&back)
 	worst := there

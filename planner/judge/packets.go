@@ -289,6 +289,9 @@ func (m *placeMap) Way(src, dst netip.Addr) Way {
 	return Forward
 }
 
+// Broadcast is whether the address means everybody on a link.
+func (m *placeMap) Broadcast(a netip.Addr) bool { return m.casts[a] || a == limitedBroadcast }
+
 // limitedBroadcast means everybody on the link (RFC 919, section 7).
 var limitedBroadcast = netip.AddrFrom4([4]byte{255, 255, 255, 255})
 

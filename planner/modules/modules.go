@@ -68,6 +68,15 @@ func BlockLoad(d declared.Desired, l host.Live) (change.Edits, change.Findings) 
 func Unload(d declared.Desired, l host.Live) ([]change.Change, change.Findings) {
 	p := newStage(d, l)
 	changes := p.unloadModules()
+	if len(changes) > 0 && l.Loading != nil && l.Loading.Disabled {
+		p.Block(change.Block{
+			Risk: declared.RiskModuleHeld, Address: "module.nf_conntrack", Where: disabledKey + " = 1",
+			Why:      "no module can be unloaded until the next boot, so connection tracking stays loaded",
+			Remedy:   `allow_risk = ["module_held"] to leave the modules as they are until the next boot, which loads none of them`,
+			Override: true, Source: d.ModeSource,
+		})
+		changes = nil
+	}
 	return changes, p.Findings
 }
 
@@ -91,6 +100,7 @@ func (p *stage) blockLoad() {
 func (p *stage) liftBlock() {
 	target := words.Or(p.d.Files.Modprobe, etc.DefaultModprobeFile)
 	for _, f := range p.l.ModprobeFiles {
+		p.mendOptions(f, target)
 		for _, e := range f.Entries {
 			if p.d.Mode == declared.Tuned && p.heedsBlacklist() && e.Command == "blacklist" && e.Module == "nf_conntrack" && etc.Editable(f.File, target) {
 				w := p.edit.File(f.File, "file.")
@@ -108,6 +118,38 @@ func (p *stage) liftBlock() {
 			w := p.edit.File(f.File, "file.")
 			w.Replace(e.Span, "")
 			w.Because(fmt.Sprintf("mode %q needs nf_conntrack, which this line keeps from loading", p.d.Mode), p.d.ModeSource)
+		}
+	}
+}
+
+// mendOptions mends what the kernel refuses to load nf_conntrack by: to what was
+// meant where that is clear, or is declared; else the word goes.
+func (p *stage) mendOptions(f host.ModprobeFile, target string) {
+	for _, e := range f.Entries {
+		if e.Command != "options" || e.Module != "nf_conntrack" {
+			continue
+		}
+		kept := e.Args
+		for _, r := range etc.RefusedParams(p.l.Host.Kernel, e.Args) {
+			kept = slices.DeleteFunc(slices.Clone(kept), func(a host.ModprobeArg) bool { return a.Span.Start >= r.Span.Start && a.Span.End <= r.Span.End })
+			at := etc.Place(f.Path, e.Line)
+			if !etc.Editable(f.File, target) {
+				p.Warn("file."+f.Path, fmt.Sprintf("the kernel refuses to load nf_conntrack by %s: %s; a file of the same name in /etc/modprobe.d masks it", at, r.Why), p.d.ModeSource)
+				continue
+			}
+			mended := ""
+			switch {
+			case r.Name == "hashsize" && p.d.Mode == declared.Tuned && p.d.Hashsize != nil:
+				mended = fmt.Sprintf("hashsize=%d", p.d.Hashsize.Value)
+			case r.Meant > 0:
+				mended = fmt.Sprintf("%s=%d", r.Name, r.Meant)
+			}
+			w, span := p.edit.File(f.File, "file."), r.Span
+			if mended == "" && len(kept) == 0 {
+				span = e.Span // nothing is left of the line
+			}
+			w.Replace(span, mended)
+			w.Because("the kernel refuses to load nf_conntrack by line "+fmt.Sprint(e.Line)+": "+r.Why, p.d.ModeSource)
 		}
 	}
 }

@@ -9,7 +9,7 @@ import (
 	"github.com/ctplan/ctplan/planner/change"
 	"github.com/ctplan/ctplan/planner/declared"
 	"github.com/ctplan/ctplan/planner/host"
-	"github.com/ctplan/ctplan/planner/words"
+	"github.com/ctplan/ctplan/planner/translate"
 	"github.com/ctplan/ctplan/planner/xtables"
 )
 
@@ -27,13 +27,15 @@ type stage struct {
 	d       declared.Desired
 	l       host.Live
 	untrack []untracked // what the declared rules take out of tracking
-	out     Work
+
+	translator *translate.Translator
+	out        Work
 }
 
 // Plan plans every live ruleset and every saved rules file: ctplan's chains
 // where they belong, and the rules of others that cannot stay.
 func Plan(d declared.Desired, l host.Live) (Work, change.Findings) {
-	p := &stage{Report: change.NewReport(d), d: d, l: l, out: Work{Saved: map[*host.Ruleset]*change.RulesStep{}}}
+	p := &stage{Report: change.NewReport(d), d: d, l: l, out: Work{Saved: map[*host.Ruleset]*change.RulesStep{}}, translator: translate.New()}
 	for _, c := range d.Chains {
 		if c.Table == "raw" {
 			for _, r := range c.Rules {
@@ -43,6 +45,7 @@ func Plan(d declared.Desired, l host.Live) (Work, change.Findings) {
 	}
 	p.kernelRules()
 	p.savedRules()
+	p.nativeWork()
 	return p.out, p.Findings
 }
 
@@ -155,6 +158,7 @@ func (p *stage) rulesetWork(r *host.Ruleset) []*tableWork {
 		}
 		sections := r.Sections(table)
 		w := planTable(table, sections, want, p.foreign(r, table, sections))
+		w.twins = p.twinsOf(r, table, sections)
 		w.gone = r.File != nil && p.d.Mode == declared.Disabled && table == "nat" && len(sections) > 0 && xtables.CountRules(sections) == w.removed
 		if !w.empty() {
 			works = append(works, w)
@@ -192,11 +196,7 @@ func (p *stage) foreign(r *host.Ruleset, table string, sections []*host.Table) [
 			}
 		}
 	}
-	for _, risk := range declared.Risks {
-		if n := named[risk]; n > change.MaxNamed {
-			p.blockRule(r, table, nil, risk, fmt.Sprintf("and %s like these", words.Plural(n-change.MaxNamed, "more rule", "more rules")), "", "", true)
-		}
-	}
+	p.unnamed(r, table, named)
 	return remove
 }
 
@@ -213,8 +213,12 @@ func (p *stage) disabledRule(r *host.Ruleset, table string, rule *host.Rule, n x
 				`use mode = "tuned" on this host, or allow_risk = ["nat"] to have its nat rules removed`, true)
 		}
 		return false
+	case !p.keepsWork(r, table, rule, named):
+		return false
 	case p.d.StatefulRules == declared.RemoveStateful:
 		return true
+	case p.d.StatefulRules == declared.TranslateStateful:
+		return n != xtables.NeedState || !hasTwins(rule)
 	}
 	named[declared.RiskStatefulRules]++
 	if named[declared.RiskStatefulRules] <= change.MaxNamed {
@@ -228,16 +232,19 @@ func (p *stage) disabledRule(r *host.Ruleset, table string, rule *host.Rule, n x
 // statefulRule: it stops matching for the packets that are no longer tracked.
 func (p *stage) statefulRule(r *host.Ruleset, table string, rule *host.Rule, named map[declared.Risk]int) bool {
 	s := xtables.Parse(rule.Words)
-	if s.MatchesUntracked() {
+	if s.MatchesUntracked() || p.d.StatefulRules == declared.TranslateStateful && hasTwins(rule) {
 		return false
 	}
 	touched, covered := p.untracks(r.Family, rule.Chain, xtables.PacketsOf(s))
+	goes := p.d.StatefulRules == declared.RemoveStateful || p.d.StatefulRules == declared.TranslateStateful
 	switch {
 	case !touched:
 		return false
-	case p.d.StatefulRules == declared.RemoveStateful && covered:
+	case !p.keepsWork(r, table, rule, named):
+		return false
+	case goes && covered:
 		return true
-	case p.d.StatefulRules == declared.RemoveStateful:
+	case goes:
 		p.Warn(xtables.Address(r, table), fmt.Sprintf("%s stays for what is still tracked, and no longer matches what is not: accept blocks must cover that", xtables.Where(r, rule)), p.d.Source)
 		return false
 	}

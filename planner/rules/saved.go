@@ -69,6 +69,7 @@ func (w *tableWork) splices(f *change.FileEdit) {
 			f.Insert(startOfRules(s, j.hook), line)
 		}
 	}
+	w.spliceTwins(f) // behind a jump at the same place
 	f.Insert(s.Commit.Start, rules.String())
 }
 

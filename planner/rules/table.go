@@ -22,6 +22,7 @@ type tableWork struct {
 	bars     []*host.Rule // foreign rules that go before anything closes: what they keep out may come in
 	remove   []*host.Rule // foreign rules that go last, and stray jumps to our chains
 	jumps    []jumpWork   // jumps that must be (re)placed, in order of the hooks
+	twins    []twinWork   // of foreign rules on state
 	removed  int          // how many foreign rules go
 	gone     bool         // the table itself goes from a saved file
 
@@ -45,7 +46,7 @@ type jumpWork struct {
 }
 
 func (w *tableWork) empty() bool {
-	return !w.gone && len(w.chains) == 0 && len(w.bars) == 0 && len(w.remove) == 0 && len(w.jumps) == 0
+	return !w.gone && len(w.chains) == 0 && len(w.bars) == 0 && len(w.remove) == 0 && len(w.jumps) == 0 && len(w.twins) == 0
 }
 
 // planTable compares a table with the chains wanted in it. remove are foreign
@@ -111,9 +112,12 @@ func survey(sections []*host.Table, want []declared.Chain) (own map[string][]*ho
 	return own, there, hooks, strays
 }
 
+// sameRules reports whether rules mean the same. A comment tells who asked for a
+// rule: one that is another's is a difference, and none is what a kernel without
+// xt_comment leaves.
 func sameRules(have []*host.Rule, want []declared.TargetRule) bool {
 	return slices.EqualFunc(have, want, func(h *host.Rule, w declared.TargetRule) bool {
-		return h.Text == w.Text || xtables.Key(h.Words) == xtables.Key(w.Words)
+		return h.Text == w.Text || xtables.Key(h.Words) == xtables.Key(w.Words) || !xtables.Commented(h.Words) && xtables.Key(h.Words) == xtables.Key(xtables.Uncommented(w.Words))
 	})
 }
 
@@ -251,12 +255,16 @@ func (w *tableWork) change(r *host.Ruleset) *change.RulesChange {
 		}
 		do(&c.Open, op)
 	}
+	entries := w.openTwins(func(op change.RuleOp) { do(&c.Open, op) })
 	for _, j := range w.jumps {
 		pos := 1
 		for _, r := range j.rules[:j.at] {
 			if !slices.Contains(j.old, r) {
 				pos++
 			}
+		}
+		if list, ok := entries[j.hook]; ok {
+			pos = jumpPos(list, func(id int) bool { return slices.Contains(j.old, j.rules[id]) }, j.at)
 		}
 		for _, old := range j.old {
 			do(&c.Open, m.Deletion(old))
@@ -269,6 +277,7 @@ func (w *tableWork) change(r *host.Ruleset) *change.RulesChange {
 	for _, old := range w.remove {
 		do(&c.Close, m.Deletion(old))
 	}
+	w.closeTwins(m, func(op change.RuleOp) { do(&c.Close, op) })
 	for i, cw := range w.chains {
 		switch {
 		case cw.want == nil:
@@ -293,6 +302,9 @@ func (w *tableWork) change(r *host.Ruleset) *change.RulesChange {
 		c.M.Action = change.Delete
 	}
 	c.M.Reasons = w.reasons()
+	for _, t := range w.twins {
+		c.Twins = append(c.Twins, t.told)
+	}
 	return c
 }
 
@@ -368,6 +380,7 @@ func (w *tableWork) reasons() []string {
 	if w.removed > 0 {
 		out = append(out, words.Plural(w.removed, "rule needs", "rules need")+" connection tracking and would stop working")
 	}
+	out = append(out, w.twinReasons()...)
 	if w.gone {
 		out = append(out, "the table "+w.table+" needs connection tracking even without a rule, and would keep the file from loading")
 	}

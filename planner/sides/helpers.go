@@ -11,6 +11,7 @@ import (
 	"github.com/ctplan/ctplan/planner/host"
 	"github.com/ctplan/ctplan/planner/impact"
 	"github.com/ctplan/ctplan/planner/judge"
+	"github.com/ctplan/ctplan/planner/nftables"
 	"github.com/ctplan/ctplan/planner/owners"
 	"github.com/ctplan/ctplan/planner/protocol"
 	"github.com/ctplan/ctplan/planner/verdict"
@@ -222,6 +223,14 @@ func assigns(j *judge.Judge, h Helper) (rule, chain string) {
 						return xtables.Where(r, &t.Rules[k]), t.Rules[k].Chain
 					}
 				}
+			}
+		}
+	}
+	for i := range j.Live.NFT {
+		t := &j.Live.NFT[i]
+		for k := range t.Items {
+			if t.Items[k].Kind == "ct helper" && h.is(t.Items[k].Text) {
+				return nftables.Describe(*t, t.Items[k]), ""
 			}
 		}
 	}

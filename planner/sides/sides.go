@@ -148,7 +148,8 @@ type oneSide struct {
 	proto   uint8
 	drop    *verdict.RuleRef // what drops the rest of a connection that is let through today
 	named   bool             // the impact says so already
-	also    []string         // the same rule elsewhere
+	cure    cure
+	also    []string // the same rule elsewhere
 }
 
 // oneSided tries each rule that takes packets out of tracking with a packet
@@ -172,6 +173,7 @@ func (p *stage) oneSided(judges []*judge.Judge) {
 					first.add(o)
 					continue
 				}
+				o.cure = cureFor(j, ref, c, zone)
 				at[key] = o
 				found = append(found, o)
 			}
@@ -205,6 +207,8 @@ func halves(j *judge.Judge, ref verdict.RuleRef, c *judge.Example) (zone, ok boo
 	end := j.End()
 	mine, other := end.Verdict(&c.Packets[c.Asked]), end.Verdict(&c.Packets[1-c.Asked])
 	switch {
+	case !hasAnswers(j, c) || mine.Proxied != nil || other.Proxied != nil:
+		return false, false
 	case mine.Untracked && mine.By != nil && *mine.By == ref:
 		return false, other.Tracked
 	case mine.Tracked && other.Tracked && mine.Zone.By != nil && *mine.Zone.By == ref:
@@ -317,24 +321,4 @@ func (p *stage) reportOneSide(o *oneSide) {
 		return
 	}
 	p.Block(change.Block{Risk: declared.RiskOneSided, Address: o.address, Where: where, Why: why, Remedy: remedy, Override: true, Source: o.source})
-}
-
-func (o *oneSide) remedy() string {
-	mirror := "raw OUTPUT"
-	if o.way != judge.In {
-		mirror = "raw PREROUTING"
-	}
-	switch {
-	case o.zone:
-		return "put both ways into the same zone: add the rule's mirror image to " + mirror
-	case !o.ours:
-		return "declare the traffic in a notrack block, which takes both ways, and take this rule away; or add its mirror image to " + mirror
-	case o.own != nil && (o.own.Direction == declared.In || o.own.Direction == declared.Out):
-		return fmt.Sprintf(`leave direction = %q out of the notrack block %q: without it the block takes both ways`, o.own.Direction, o.own.Name)
-	case o.way == judge.Forward:
-		return `name this host's addresses in the block's local, so that it leaves routed traffic alone, or declare that too, in a notrack block with direction = "forward"`
-	case o.own != nil && o.own.Direction == declared.Forward:
-		return `name the routed networks in the block's local and remote, or declare the host's own traffic too, in a notrack block without a direction`
-	}
-	return "declare both ways, or take away what keeps the other way tracked in " + mirror
 }

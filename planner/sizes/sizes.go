@@ -252,6 +252,11 @@ func (p *stage) persistHashsize() {
 			if e.Command != "options" || e.Module != "nf_conntrack" {
 				continue
 			}
+			refused := etc.RefusedParams(p.l.Host.Kernel, e.Args) // mended by modules.LiftBlock
+			if etc.Editable(f.File, target) && slices.ContainsFunc(refused, func(r etc.RefusedParam) bool { return r.Name == "hashsize" }) {
+				found = true
+				continue
+			}
 			for _, a := range e.Args {
 				value, ok := etc.Option(a, "hashsize")
 				if !ok || !etc.Editable(f.File, target) {

@@ -20,7 +20,8 @@ import (
 // quotas, time, unknown matches, it follows both ways; where they end
 // differently, the verdict is Unknown and names the rule.
 //
-// Routing and reverse path filters are outside of it.
+// Routing and reverse path filters are outside of it: it says with which mark a
+// packet comes there.
 type Evaluator struct {
 	host  *hostFacts
 	hooks [3][]baseChain
@@ -88,6 +89,9 @@ type Base struct {
 	Hook     NetHook
 	Priority int
 	NAT      bool // it translates, and sees the first packet of a connection alone
+	// Reroutes is whether what the host sends takes another way behind it where
+	// it has changed the mark (ipt_mangle_out; nft's chains of type route).
+	Reroutes bool
 }
 
 // place is where in the hook it stands: what translates is called by one
@@ -195,11 +199,12 @@ func (t *Table) note(r *Rule) {
 			t.template = true
 		case targetNotrack:
 			t.untracks = true
-		case targetMark, targetConnMark, targetUnknownMark, targetUnknownCMark:
+		case targetMark, targetConnMark, targetUnknownMark, targetUnknownCMark, targetSave, targetRestore:
 			t.sets = true
+			t.reads = t.reads || k == targetSave || k == targetRestore
 		case targetUnknown, targetQueue:
 			t.sets, t.refuses = true, true
-		case targetDrop:
+		case targetDrop, targetProxy:
 			t.refuses = true
 		}
 	}

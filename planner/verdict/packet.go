@@ -128,6 +128,11 @@ type Decision struct {
 	Tracked bool     // no rule may take it out
 	By      *RuleRef // what takes it out
 	Zone    Zone     // of tracking, where it is tracked
+	Proxied *RuleRef // what surely answers a SYN in the place of who it is sent to
+
+	Route, Leaves Mark   // the packet's mark where its way is chosen, and at the end
+	ConnMark      uint32 // of its connection, at the end
+	ConnMarkBits  uint32 // the bits of it that are known
 }
 
 // RuleRef names a rule, or a chain's policy, of a compiled ruleset.

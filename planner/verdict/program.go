@@ -572,17 +572,15 @@ func (s *walk) effect(m *machine, st *step, r *Rule) Truth {
 	switch st.kind {
 	case stepMark:
 		v, known := m.get32(st.src)
-		s.mark, s.markBits = s.replace(s.mark, s.markBits, v, known)
+		s.mark, s.markBits = s.assign(s.mark, s.markBits, v, known, ^uint32(0), s.sure)
+		s.kept, s.marks = 0, r.ref
 	case stepConnMark:
 		t := s.tracked(Yes, No)
 		if t == No {
 			break
 		}
-		sure := s.sure
-		s.sure = sure && t == Yes
 		v, known := m.get32(st.src)
-		s.cmark, s.cmarkBits = s.replace(s.cmark, s.cmarkBits, v, known)
-		s.sure = sure
+		s.cmark, s.cmarkBits = s.assign(s.cmark, s.cmarkBits, v, known, ^uint32(0), s.sure && t == Yes)
 	case stepUntrack:
 		s.notrack(r)
 	case stepTemplate:
@@ -594,15 +592,4 @@ func (s *walk) effect(m *machine, st *step, r *Rule) Truth {
 		s.attach(r, &target)
 	}
 	return Yes
-}
-
-// replace is a mark that becomes another, as far as that is sure.
-func (s *walk) replace(mark, bits, v, known uint32) (uint32, uint32) {
-	if s.shared {
-		known = 0 // what stands beside it may come first, or not
-	}
-	if !s.sure {
-		known &= bits &^ (mark ^ v)
-	}
-	return v, known
 }

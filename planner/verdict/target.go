@@ -19,13 +19,18 @@ const (
 	targetConnMark
 	targetUnknownMark
 	targetUnknownCMark
+	targetSave    // value: bits of the packet's mark that go to the connection's; mask: those of that which make room
+	targetRestore // the same the other way
+	targetProxy
 )
+
+// nftProxy is the value of a targetProxy that is nft's.
+const nftProxy = 1
 
 // Target is what a rule does with a packet that it matches. The zero Target
 // goes on to the next rule, and changes nothing that rules look at.
 type Target struct {
 	kind        targetKind
-	fromConn    bool // the mark comes from the connection
 	value, mask uint32
 	to          string // a chain by this name is called in its place
 }
@@ -40,9 +45,11 @@ var (
 	Untrack   = Target{kind: targetNotrack} // keeps the packet out of tracking
 	Translate = Target{kind: targetNAT}     // gives the packet another destination
 
-	SaveMark    = Target{kind: targetUnknownCMark, mask: ^uint32(0)}                // of the packet to its connection, or what cannot be told
-	RestoreMark = Target{kind: targetUnknownMark, mask: ^uint32(0), fromConn: true} // of the connection to the packet
-	SomeMark    = Target{kind: targetUnknownMark, mask: ^uint32(0)}                 // one that cannot be told
+	SomeMark     = Target{kind: targetUnknownMark, mask: ^uint32(0)}  // one that cannot be told
+	SomeConnMark = Target{kind: targetUnknownCMark, mask: ^uint32(0)} // the same of the connection
+
+	Proxy       = Target{kind: targetProxy}                  // answers SYNs in the place of a server, as iptables has it
+	NativeProxy = Target{kind: targetProxy, value: nftProxy} // as nft does
 )
 
 // Jump calls a chain, and Goto does without coming back. A chain that does not
@@ -83,4 +90,16 @@ func SetMark(value, mask uint32) Target { return Target{kind: targetMark, value:
 // SetConnMark does the same with the connection's.
 func SetConnMark(value, mask uint32) Target {
 	return Target{kind: targetConnMark, value: value, mask: mask}
+}
+
+// SaveMark gives the connection the bits of the packet's mark that are in
+// nfmask, in the place of those in ctmask.
+func SaveMark(nfmask, ctmask uint32) Target {
+	return Target{kind: targetSave, value: nfmask, mask: ctmask}
+}
+
+// RestoreMark gives the packet the bits of its connection's mark that are in
+// ctmask, in the place of those in nfmask.
+func RestoreMark(nfmask, ctmask uint32) Target {
+	return Target{kind: targetRestore, value: ctmask, mask: nfmask}
 }

@@ -31,6 +31,10 @@ type walk struct {
 	states           State
 	entered, group   State  // the states as the current base chain began, and the first of its priority
 	mark, markBits   uint32 // value, and which bits of it are known
+	kept             uint32 // bits of the mark that are what they were when it entered
+	route            Mark   // where the packet's way is chosen
+	marks            *RuleRef
+	proxied          *RuleRef // what answers in the place of who it is sent to
 	cmark, cmarkBits uint32
 	seen             bool  // by connection tracking
 	decided          bool  // the current base chain has decided on tracking
@@ -88,8 +92,9 @@ func (e *Evaluator) Verdict(p *Packet) Decision {
 		}
 		s.track(tracked)
 		s.template, s.decider, s.doubt = Yes, nil, nil
-		s.markBits = 0 // mangle OUTPUT came in between
+		s.markBits, s.kept = 0, 0 // mangle OUTPUT came in between
 	}
+	s.route = s.markNow()
 	for i := range e.hooks[p.Hook] {
 		h := &e.hooks[p.Hook][i]
 		if !h.untracked && !s.seen {
@@ -112,6 +117,9 @@ func (e *Evaluator) Verdict(p *Packet) Decision {
 		} else {
 			got = s.chain(h.chain)
 			s.leave(h)
+		}
+		if b := h.chain.base; b.Hook == Prerouting || b.Reroutes {
+			s.route = s.markNow()
 		}
 		switch {
 		case got == refuses:
@@ -156,6 +164,7 @@ func (s *walk) knownMarks() {
 	if s.p.Known&KnownMark != 0 {
 		s.mark, s.markBits = s.p.Mark, ^uint32(0)
 	}
+	s.kept = ^s.markBits
 	if s.p.Known&KnownConnMark != 0 {
 		s.cmark, s.cmarkBits = s.p.ConnMark, ^uint32(0)
 	}
@@ -188,6 +197,7 @@ func (s *walk) decision(v Verdict, r *RuleRef) Decision {
 	return Decision{
 		Verdict: v, Untracked: s.states == StateUntracked, Rule: r,
 		Tracked: s.seen && s.states&StateUntracked == 0, By: s.untracks, Zone: s.zone,
+		Proxied: s.proxied, Route: s.route, Leaves: s.markNow(), ConnMark: s.cmark, ConnMarkBits: s.cmarkBits,
 	}
 }
 
@@ -381,21 +391,12 @@ func (s *walk) act(r *Rule, t *Target, chain *compiledChain) (leaves outcomes, g
 		s.notrack(r)
 	case targetCT:
 		s.attach(r, t)
-	case targetMark:
-		s.mark, s.markBits = s.setMark(s.mark, s.markBits, t.value, t.mask)
-	case targetConnMark:
-		if s.tracked(Yes, No) != No {
-			s.cmark, s.cmarkBits = s.setMark(s.cmark, s.cmarkBits, t.value, t.mask)
-			if s.tracked(Yes, No) == Maybe {
-				s.cmarkBits &^= t.mask
-			}
-		}
-	case targetUnknownMark: // restored from the connection, or by a target that computes it
-		if s.tracked(Yes, No) != No || !t.fromConn {
-			s.markBits &^= t.mask
-		}
-	case targetUnknownCMark:
-		s.cmarkBits &^= t.mask
+	case targetProxy:
+		return s.proxy(r, t)
+	case targetMark, targetUnknownMark, targetRestore:
+		s.markPacket(r, t)
+	case targetConnMark, targetUnknownCMark, targetSave:
+		s.markConnection(t)
 	}
 	return 0, true
 }
@@ -476,19 +477,3 @@ func (s *walk) notrack(r *Rule) {
 		s.template = max(s.template, Maybe)
 	}
 }
-
-// setMark is (mark &^ mask) ^ value, and which bits of that are known.
-func (s *walk) setMark(mark, known, value, mask uint32) (uint32, uint32) {
-	after := mark&^mask ^ value
-	knownAfter := known | mask
-	if s.e.mixed || s.shared {
-		knownAfter = known &^ (mask | value) // the other backend's rules may come in between
-	}
-	if !s.sure {
-		knownAfter &= known &^ (mark ^ after)
-	}
-	return after, knownAfter
-}
-
-// forgetMarks is for what may have set any.
-func (s *walk) forgetMarks() { s.markBits, s.cmarkBits = 0, 0 }

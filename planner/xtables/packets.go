@@ -40,6 +40,12 @@ type PortSet struct {
 	Ranges []host.PortRange // nil: any
 }
 
+// Plain is whether the set is all that the rule's matches say, and says nothing
+// by leaving something out.
+func (p Packets) Plain() bool {
+	return len(p.rest) == 0 && !p.NotProto && !p.Src.Not && !p.Dst.Not && !p.In.Not && !p.Out.Not && !p.SrcPorts.Not && !p.DstPorts.Not
+}
+
 // PacketsOf reads the matches of a rule.
 func PacketsOf(s Spec) Packets {
 	var p Packets

@@ -67,12 +67,55 @@ var anyArg = words.Set(
 	"--led-trigger-id", "-m", "--match", "-j", "--jump", "-g", "--goto", "-i", "-o", "-p", "-s", "-d",
 )
 
+// Piece is a part of a rule's words that comes and goes as a whole: a module, an
+// option with what it takes, the target.
+type Piece struct {
+	Option          // of a module or a target: its name
+	From, To   int  // words[From:To], the "!" in front among them
+	OfTarget   bool // the target and its options
+	IsModule   bool
+	IsTarget   bool
+	IsGoto     bool
+	isCounters bool
+}
+
 // Parse reads a rule's words. It never fails: an option it does not know
 // takes the words up to the next option.
 func Parse(words []string) Spec {
 	var s Spec
-	opts := &s.Matches
-	not := false
+	eachPiece(words, &s.Modules, func(p Piece) {
+		switch {
+		case p.IsModule:
+			s.Modules = append(s.Modules, p.Name)
+		case p.IsTarget:
+			s.Target, s.IsGoto = p.Name, p.IsGoto
+		case p.isCounters:
+		case p.OfTarget:
+			s.TargetOptions = append(s.TargetOptions, p.Option)
+		default:
+			s.Matches = append(s.Matches, p.Option)
+		}
+	})
+	return s
+}
+
+// Pieces are the parts of a rule, in order.
+func Pieces(words []string) []Piece {
+	var out []Piece
+	var modules []string
+	eachPiece(words, &modules, func(p Piece) {
+		if p.IsModule {
+			modules = append(modules, p.Name)
+		}
+		out = append(out, p)
+	})
+	return out
+}
+
+// eachPiece calls take with the parts of a rule. modules are those that take
+// was called with.
+func eachPiece(words []string, modules *[]string, take func(Piece)) {
+	not, from, ofTarget := false, 0, false
 	for i := 0; i < len(words); {
 		w := words[i]
 		i++
@@ -83,7 +126,7 @@ func Parse(words []string) Spec {
 		if long, ok := longName[w]; ok {
 			w = long
 		}
-		n := arity(w, words[i:], s.Modules)
+		n := arity(w, words[i:], *modules)
 		args := words[i : i+n]
 		i += n
 		// Old rules files write the negation behind the option.
@@ -91,24 +134,27 @@ func Parse(words []string) Spec {
 			not, args = true, words[i:i+1]
 			i++
 		}
+		p := Piece{Option: Option{Not: not, Name: w, Args: args, Module: len(*modules)}, From: from, To: i, OfTarget: ofTarget}
 		switch w {
 		case "-m", "--match":
 			if n == 1 {
-				s.Modules = append(s.Modules, args[0])
+				p.IsModule, p.Name, p.Args = true, args[0], nil
+				take(p)
 			}
 		case "-j", "--jump", "-g", "--goto":
+			ofTarget = true
 			if n == 1 {
-				s.Target = args[0]
-				s.IsGoto = w == "-g" || w == "--goto"
+				p.IsTarget, p.IsGoto, p.OfTarget, p.Name, p.Args = true, w == "-g" || w == "--goto", true, args[0], nil
+				take(p)
 			}
-			opts = &s.TargetOptions
 		case "-c", "--set-counters":
+			p.isCounters = true
+			take(p)
 		default:
-			*opts = append(*opts, Option{Not: not, Name: w, Args: args, Module: len(s.Modules)})
+			take(p)
 		}
-		not = false
+		not, from = false, i
 	}
-	return s
 }
 
 // anyArgFree is whether "!" is a possible word of the option itself.

@@ -2,6 +2,7 @@ package xtables
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -49,6 +50,11 @@ func NewTable(name string, sections []*host.Table) *TableModel {
 
 // Model copies one table of a ruleset, as NewTable does.
 func Model(r host.Ruleset, table string) *TableModel { return NewTable(table, r.Sections(table)) }
+
+// Clone is a copy on which operations can be tried.
+func (m *TableModel) Clone() *TableModel {
+	return &TableModel{name: m.name, chains: m.chains, rules: maps.Clone(m.rules)}
+}
 
 // Apply runs operations in order. It mirrors what iptables-restore --noflush
 // does with the lines that are written for them.

@@ -18,6 +18,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/ctplan/ctplan/internal/hostfile"
 	"github.com/ctplan/ctplan/planner/etc"
 	"github.com/ctplan/ctplan/planner/host"
 )
@@ -81,8 +82,8 @@ func units(root string, into map[string]bool) {
 
 // masked reports whether systemctl mask has taken a service off.
 func masked(root, service string) bool {
-	target, err := os.Readlink(filepath.Join(root, "/etc/systemd/system", service+".service"))
-	return err == nil && target == "/dev/null"
+	real, err := hostfile.Real(root, "/etc/systemd/system/"+service+".service")
+	return err == nil && real == "/dev/null"
 }
 
 // runs reports whether a service runs: it has a control group of systemd's, or

@@ -3,10 +3,12 @@ package flows
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
 	"slices"
+	"strings"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -22,6 +24,9 @@ type Options struct {
 	Tracked       bool   // connection tracking is there: reading its table loads no module
 	Sets          bool   // rules match on ipsets: reading them loads no module
 	Limit         int    // the most tracked connections to keep; 0: all
+	// Recorded is what else was copied of another host, whose files Root has:
+	// nothing is asked of this one then.
+	Recorded *Recorded
 }
 
 // maxRoutes is how many routes are kept: past that, those that are connected
@@ -33,8 +38,8 @@ const maxRoutes = 4096
 func Read(o Options) (*host.Connections, []string) {
 	r := reading{c: &host.Connections{}}
 	if o.tracked() {
-		list, more, err := readTracked(o.room(), o.Limit)
-		r.failed("", err)
+		list, more, err := readTracked(o, o.room())
+		r.failed("the table of tracked connections", err)
 		r.c.Flows, r.c.Total = list, int64(len(list))
 		if more {
 			r.c.Total = max(o.Expect, r.c.Total)
@@ -79,18 +84,21 @@ type reading struct {
 }
 
 func (r *reading) failed(what string, err error) {
-	if err != nil {
-		if what != "" {
-			err = fmt.Errorf("reading %s: %w", what, err)
-		}
-		r.notes = append(r.notes, fmt.Sprintf("%v: what the plan does to connections is judged without", err))
+	if err == nil {
+		return
 	}
+	if inner := errors.Unwrap(err); inner != nil && strings.HasPrefix(err.Error(), "reading "+what+": ") {
+		err = inner
+	}
+	why := strings.ToValidUTF8(strings.ReplaceAll(err.Error(), "\n", "; "), "\uFFFD")
+	r.c.Unread = append(r.c.Unread, host.Unread{What: what, Why: why})
+	r.notes = append(r.notes, fmt.Sprintf("reading %s: %s: what the plan does to them is not known", what, why))
 }
 
 // rest reads all but what is tracked.
 func (r *reading) rest(o Options) {
 	c, failed := r.c, r.failed
-	sockets, err := readSockets()
+	sockets, err := readSockets(o.Root, o.Recorded != nil)
 	failed("the sockets", err)
 	for _, s := range sockets {
 		c.Sockets = append(c.Sockets, s.Socket)
@@ -98,10 +106,18 @@ func (r *reading) rest(o Options) {
 	slices.SortStableFunc(c.Sockets, func(a, b host.Socket) int {
 		return cmp.Or(cmp.Compare(a.Protocol, b.Protocol), a.Local.Compare(b.Local), a.Remote.Compare(b.Remote))
 	})
+	if o.Recorded != nil {
+		c.Operator = o.Recorded.operators()
+		failed("the interfaces", o.Recorded.places(o.Root, c))
+		c.Ephemeral = readEphemeral(o.Root)
+		return
+	}
 	c.Operator = operators(o.Root, o.SSHConnection, os.Getppid(), sockets)
 	if o.Sets {
 		c.Sets, err = readSets()
-		failed("the ipsets", err)
+		if err != nil { // rules that look into them match nobody knows what
+			r.notes = append(r.notes, fmt.Sprintf("reading the ipsets: %v: what rules with them do is not known", err))
+		}
 	}
 	failed("the interfaces", readPlaces(c))
 	c.Ephemeral = readEphemeral(o.Root)

@@ -2,6 +2,7 @@ package flows
 
 import (
 	"encoding/binary"
+	"errors"
 	"net/netip"
 
 	"golang.org/x/sys/unix"
@@ -36,26 +37,42 @@ type socket struct {
 }
 
 // readSockets reads the TCP sockets that are connected or listen, and the UDP
-// sockets that are bound.
-func readSockets() ([]socket, error) {
+// sockets that are bound: over netlink, or from /proc where the kernel has no
+// inet_diag and may load none. recorded is whether root is another host's.
+func readSockets(root string, recorded bool) ([]socket, error) {
 	var list []socket
 	for _, proto := range []uint8{unix.IPPROTO_TCP, unix.IPPROTO_UDP} {
 		for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
-			req := make([]byte, diagRequest)
-			req[0], req[1] = family, proto
-			binary.NativeEndian.PutUint32(req[4:], wantedStates)
-			err := netlink.Dump(unix.NETLINK_SOCK_DIAG, msgSockDiag, req, func(msg []byte) bool {
-				if s, ok := parseSocket(proto, msg); ok {
-					list = append(list, s)
-				}
-				return true
-			})
-			if err != nil {
-				return list, err
+			found, err := []socket(nil), errRecorded
+			if !recorded {
+				found, err = diagSockets(proto, family)
 			}
+			if err != nil {
+				diag := err
+				if found, err = procSockets(root, proto, family); err != nil {
+					return list, errors.Join(diag, err)
+				}
+			}
+			list = append(list, found...)
 		}
 	}
 	return list, nil
+}
+
+// errRecorded is why a host is not asked of which only files are here.
+var errRecorded = errors.New("only its files are here")
+
+func diagSockets(proto, family uint8) (list []socket, err error) {
+	req := make([]byte, diagRequest)
+	req[0], req[1] = family, proto
+	binary.NativeEndian.PutUint32(req[4:], wantedStates)
+	err = netlink.Dump(unix.NETLINK_SOCK_DIAG, msgSockDiag, req, func(msg []byte) bool {
+		if s, ok := parseSocket(proto, msg); ok {
+			list = append(list, s)
+		}
+		return true
+	})
+	return list, err
 }
 
 // parseSocket reads a struct inet_diag_msg (linux/inet_diag.h).
@@ -75,7 +92,18 @@ func parseSocket(proto uint8, b []byte) (s socket, ok bool) {
 	s.Remote = netip.AddrPortFrom(address(24), binary.BigEndian.Uint16(b[6:]))
 	s.UID = binary.NativeEndian.Uint32(b[64:])
 	s.inode = binary.NativeEndian.Uint32(b[68:])
-	switch proto {
+	ok = s.keep(state, b[0] == unix.AF_INET6)
+	netlink.Attributes(b[diagMessage:], func(typ uint16, v []byte) {
+		if typ == diagV6Only && len(v) == 1 && v[0] == 1 {
+			s.Dual = false
+		}
+	})
+	return s, ok
+}
+
+// keep tells what a socket is by its state, and reports whether it matters here.
+func (s *socket) keep(state uint8, v6 bool) (ok bool) {
+	switch s.Protocol {
 	case unix.IPPROTO_TCP:
 		s.Listening = state == tcpListen
 		switch state {
@@ -91,11 +119,6 @@ func parseSocket(proto uint8, b []byte) (s socket, ok bool) {
 	if s.Listening {
 		s.Remote = netip.AddrPort{}
 	}
-	s.Dual = b[0] == unix.AF_INET6 && s.Listening && s.Local.Addr() == netip.IPv6Unspecified()
-	netlink.Attributes(b[diagMessage:], func(typ uint16, v []byte) {
-		if typ == diagV6Only && len(v) == 1 && v[0] == 1 {
-			s.Dual = false
-		}
-	})
-	return s, ok && s.Local.Port() != 0
+	s.Dual = v6 && s.Listening && s.Local.Addr() == netip.IPv6Unspecified()
+	return ok && s.Local.Port() != 0
 }

@@ -28,7 +28,7 @@ type SSH struct {
 // SSH_CONNECTION, and the processes above still have it.
 func Reached(root string) []SSH {
 	return reached(root, os.Getpid(), func() []socket {
-		sockets, _ := readSockets()
+		sockets, _ := readSockets(root, false)
 		return sockets
 	})
 }

@@ -53,7 +53,8 @@ type Entry struct {
 const ctxEvery = 1024
 
 // Each hands every entry of this network namespace's table to fn while the
-// kernel lists them, over netlink: memory does not grow with the table, and
+// kernel lists them, over netlink, or from /proc/net/nf_conntrack on a kernel
+// without ctnetlink: memory does not grow with the table, and
 // nothing is allocated for an entry. The entry is the same one each time, with
 // other content: fn copies what it keeps. An entry that comes while the list is
 // read may or may not be in it.
@@ -109,7 +110,15 @@ func each(ctx context.Context, fn func(*Entry) error) error {
 	case stop != nil:
 		return stop
 	case errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EPROTONOSUPPORT):
-		err = errors.New("the kernel has no ctnetlink")
+		err = eachOfProc("", func(e *Entry) error {
+			if stop = ctx.Err(); stop == nil {
+				stop = fn(e)
+			}
+			return stop
+		})
+		if stop != nil {
+			return stop
+		}
 	}
 	if err != nil {
 		return fmt.Errorf("reading the table of tracked connections: %w", err)
@@ -122,9 +131,9 @@ var errEnough = errors.New("no more is wanted")
 
 // readTracked keeps at most limit entries; room is how many to expect. A limit
 // of 0 is none.
-func readTracked(room, limit int) (list []host.Flow, more bool, err error) {
+func readTracked(o Options, room int) (list []host.Flow, more bool, err error) {
 	for range resizedTries {
-		list, more, err = readOnce(room, limit)
+		list, more, err = readOnce(o, room)
 		if !errors.Is(err, errResized) {
 			break
 		}
@@ -135,10 +144,14 @@ func readTracked(room, limit int) (list []host.Flow, more bool, err error) {
 // resizedTries is how often the table is read where it is resized meanwhile.
 const resizedTries = 3
 
-func readOnce(room, limit int) (list []host.Flow, more bool, err error) {
+func readOnce(o Options, room int) (list []host.Flow, more bool, err error) {
 	list = make([]host.Flow, 0, room)
-	err = Each(context.Background(), func(e *Entry) error {
-		if limit > 0 && len(list) == limit {
+	each := func(fn func(*Entry) error) error { return Each(context.Background(), fn) }
+	if o.Recorded != nil {
+		each = func(fn func(*Entry) error) error { return eachOfProc(o.Root, fn) }
+	}
+	err = each(func(e *Entry) error {
+		if o.Limit > 0 && len(list) == o.Limit {
 			return errEnough
 		}
 		list = append(list, e.Flow)

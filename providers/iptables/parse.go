@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/ctplan/ctplan/planner/host"
+	"github.com/ctplan/ctplan/planner/xtables"
 )
 
 // maxLine is the longest line, with its newline, that iptables-restore reads
@@ -193,7 +194,7 @@ func (p *parser) rule(line string, span host.Span) string {
 	}
 	start := len(p.words)
 	var closed bool
-	p.words, p.buf, closed = splitWords(p.words, rest, p.buf)
+	p.words, p.buf, closed = xtables.SplitWords(p.words, rest, p.buf)
 	if !closed {
 		return "a quote is not closed on its line (a line break within a comment?): iptables-restore cannot read this rule; replace it"
 	}

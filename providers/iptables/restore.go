@@ -123,12 +123,7 @@ func (t Tools) askVersion(ctx context.Context, name string) (host.Backend, strin
 	if err != nil {
 		return host.Legacy, ""
 	}
-	_, v, _ := strings.Cut(strings.TrimSpace(string(out)), " v")
-	v, mode, _ := strings.Cut(v, " ")
-	if mode == "(nf_tables)" {
-		return host.NFT, v
-	}
-	return host.Legacy, v
+	return Version(string(out))
 }
 
 // Counters are what a rule has seen since it was loaded.

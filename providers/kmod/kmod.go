@@ -105,14 +105,18 @@ func readDrops(root string) (drops, early int64) {
 	return drops, early
 }
 
-// Unloaded reports whether a module is there to be loaded, and is not: to ask
-// the kernel for what it serves would load it. False where that is not known.
-func Unloaded(root, module string) bool {
-	if exists(root, "/sys/module/"+module) || !exists(root, procModules) {
-		return false
+// There reports whether a module is loaded or built in. Where it is not, to ask
+// the kernel for what it serves would load it, or be refused. It is not known
+// where nothing says what is built in; then nothing can be loaded either.
+func There(root, module string) (there, known bool) {
+	if exists(root, "/sys/module/"+module) {
+		return true, true
+	}
+	if !exists(root, procModules) || !hasTree(root) {
+		return false, false
 	}
 	kind, err := kindOf(root, module)
-	return err == nil && kind == host.ConntrackModule
+	return kind == host.ConntrackBuiltin, err == nil
 }
 
 // kindOf tells what a module is to this kernel, loaded or not.
@@ -123,11 +127,10 @@ func kindOf(root, module string) (host.ConntrackKind, error) {
 		}
 		return host.ConntrackBuiltin, nil
 	}
-	release, err := os.ReadFile(filepath.Join(root, "/proc/sys/kernel/osrelease"))
+	folder, err := tree(root)
 	if err != nil {
-		return host.ConntrackAbsent, fmt.Errorf("reading the kernel's release: %w", err)
+		return host.ConntrackAbsent, err
 	}
-	folder := filepath.Join(root, "/lib/modules", strings.TrimSpace(string(release)))
 	for _, list := range []struct {
 		file string
 		kind host.ConntrackKind
@@ -140,7 +143,25 @@ func kindOf(root, module string) (host.ConntrackKind, error) {
 			return list.kind, nil
 		}
 	}
+	if exists(root, procModules) && !hasTree(root) {
+		return host.ConntrackModule, nil // a kernel of modules, whose files are gone: not loaded, and the next boot may
+	}
 	return host.ConntrackAbsent, nil
+}
+
+// tree is the folder of the running kernel's modules, whether it is there or not.
+func tree(root string) (string, error) {
+	release, err := os.ReadFile(filepath.Join(root, "/proc/sys/kernel/osrelease"))
+	if err != nil {
+		return "", fmt.Errorf("reading the kernel's release: %w", err)
+	}
+	return filepath.Join(root, "/lib/modules", strings.TrimSpace(string(release))), nil
+}
+
+// hasTree reports whether the running kernel's modules are listed there.
+func hasTree(root string) bool {
+	folder, err := tree(root)
+	return err == nil && exists("", filepath.Join(folder, "modules.dep"))
 }
 
 // listed reports whether a line of modules.builtin or modules.dep is about

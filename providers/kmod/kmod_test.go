@@ -3,6 +3,7 @@ package kmod_test
 import (
 	"context"
 	"errors"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -225,33 +226,75 @@ func TestUnload(t *testing.T) {
 	}
 }
 
-// TestUnloaded: only what is there to be loaded, and is not, counts as such.
-func TestUnloaded(t *testing.T) {
-	const folder = "lib/modules/6.1.0-test/"
-	host := func(files map[string]string) string {
-		all := map[string]string{
-			"proc/sys/kernel/osrelease": "6.1.0-test\n", "proc/modules": "x_tables 1 0 - Live 0x0\n",
-			folder + "modules.dep": "kernel/net/netfilter/nf_tables.ko.xz: kernel/net/netfilter/nfnetlink.ko.xz\n", folder + "modules.builtin": "",
+// TestThere: what is loaded or built in is there; where nothing tells what is
+// built in, that is not known.
+func TestThere(t *testing.T) {
+	host := func(files map[string]string) string { return testhost.Tree(t, withModules(files)) }
+	for name, tt := range map[string]struct {
+		files        map[string]string
+		there, known bool
+	}{
+		"a module, not loaded": {nil, false, true},
+		"loaded":               {map[string]string{"sys/module/nf_tables/initstate": "live\n"}, true, true},
+		"built in":             {map[string]string{modulesFolder + "modules.builtin": "kernel/net/netfilter/nf_tables.ko\n"}, true, true},
+		"in no list":           {map[string]string{modulesFolder + "modules.dep": ""}, false, true},
+		"no modules":           {map[string]string{"proc/modules": "none"}, false, false},
+		"no tree":              {map[string]string{modulesFolder + "modules.dep": "none", modulesFolder + "modules.builtin": "none"}, false, false},
+	} {
+		if there, known := kmod.There(host(tt.files), "nf_tables"); there != tt.there || known != tt.known {
+			t.Errorf("%s: %v %v, want %v %v", name, there, known, tt.there, tt.known)
 		}
-		for name, content := range files {
-			if all[name] = content; content == "none" {
-				delete(all, name)
-			}
-		}
-		return testhost.Tree(t, all)
 	}
+}
+
+const modulesFolder = "lib/modules/6.1.0-test/"
+
+// withModules is a host of modules with changes: "none" takes a file away.
+func withModules(files map[string]string) map[string]string {
+	all := map[string]string{
+		"proc/sys/kernel/osrelease": "6.1.0-test\n", "proc/modules": "x_tables 1 0 - Live 0x0\n",
+		modulesFolder + "modules.dep":     "kernel/net/netfilter/nf_tables.ko.xz: kernel/net/netfilter/nfnetlink.ko.xz\nkernel/net/netfilter/xt_CT.ko:\n",
+		modulesFolder + "modules.builtin": "",
+	}
+	for name, content := range files {
+		if all[name] = content; content == "none" {
+			delete(all, name)
+		}
+	}
+	return all
+}
+
+func TestLoading(t *testing.T) {
+	names := []string{"xt_CT", "xt_comment", "nf_tables", "x_tables", "iptable_raw"}
+	noTree := map[string]string{modulesFolder + "modules.dep": "none", modulesFolder + "modules.builtin": "none"}
+	with := func(a, b map[string]string) map[string]string { out := maps.Clone(a); maps.Copy(out, b); return out }
 	for name, tt := range map[string]struct {
 		files map[string]string
-		want  bool
+		want  string
 	}{
-		"a module, not loaded": {nil, true},
-		"loaded":               {map[string]string{"sys/module/nf_tables/initstate": "live\n"}, false},
-		"built in":             {map[string]string{folder + "modules.builtin": "kernel/net/netfilter/nf_tables.ko\n"}, false},
-		"no modules":           {map[string]string{"proc/modules": "none"}, false},
-		"not known":            {map[string]string{folder + "modules.dep": "none", folder + "modules.builtin": "none"}, false},
+		"all in the tree":             {nil, "tree: nf_tables x_tables xt_CT"},
+		"disabled":                    {map[string]string{"proc/sys/kernel/modules_disabled": "1\n"}, "disabled tree: x_tables"},
+		"not disabled":                {map[string]string{"proc/sys/kernel/modules_disabled": "0\n"}, "tree: nf_tables x_tables xt_CT"},
+		"built in":                    {map[string]string{"proc/sys/kernel/modules_disabled": "1\n", modulesFolder + "modules.builtin": "kernel/net/netfilter/xt_CT.ko\n"}, "disabled tree: x_tables xt_CT"},
+		"registered":                  {map[string]string{"proc/sys/kernel/modules_disabled": "1\n", "proc/thread-self/net/ip_tables_targets": "NOTRACK\n", "proc/thread-self/net/ip_tables_names": "raw\n"}, "disabled tree: iptable_raw x_tables xt_CT"},
+		"tree gone":                   {noTree, ": x_tables"},
+		"tree gone, nothing loaded":   {with(noTree, map[string]string{"proc/modules": "virtio 1 0 - Live 0x0\n"}), ":"},
+		"tree gone, all of it inside": {with(noTree, map[string]string{"proc/modules": "virtio 1 0 - Live 0x0\n", "proc/thread-self/net/ip_tables_names": ""}), "nothing is known"},
+		"no modules at all":           {map[string]string{"proc/modules": "none"}, "nothing is known"},
 	} {
-		if got := kmod.Unloaded(host(tt.files), "nf_tables"); got != tt.want {
-			t.Errorf("%s: %v, want %v", name, got, tt.want)
+		got := "nothing is known"
+		if l := kmod.ReadLoading(testhost.Tree(t, withModules(tt.files)), names, false); l != nil {
+			got = ": " + strings.Join(l.Usable, " ")
+			if l.Tree {
+				got = "tree" + got
+			}
+			if l.Disabled {
+				got = "disabled " + got
+			}
+			got = strings.TrimSpace(got)
+		}
+		if got != tt.want {
+			t.Errorf("%s: %q, want %q", name, got, tt.want)
 		}
 	}
 }

@@ -26,6 +26,19 @@ func Read(shown func(family, table string) bool) ([]host.NFTTable, error) {
 // else: no rules without it, and no elements of sets.
 func ReadHolders() ([]host.NFTTable, error) { return read(reader{links: &linkNames{}}) }
 
+// Answers reports whether the kernel has nf_tables. It asks, which loads it
+// where it is a module that can be loaded.
+func Answers() bool {
+	s, err := netlink.Open(unix.NETLINK_NETFILTER)
+	if err != nil {
+		return false
+	}
+	defer s.Close()
+	head := []byte{unix.AF_UNSPEC, unix.NFNETLINK_V0, 0, 0}
+	err = s.Ask(unix.NFNL_SUBSYS_NFTABLES<<8|msgGetGen, 0, head, func([]byte) bool { return false })
+	return !unsupported(err)
+}
+
 func read(r reader) ([]host.NFTTable, error) {
 	s, err := netlink.Open(unix.NETLINK_NETFILTER)
 	if errors.Is(err, unix.EPROTONOSUPPORT) {

@@ -25,6 +25,23 @@ func ours(key string) bool {
 	return key == alias || ok && name != "" && strings.Trim(name, "abcdefghijklmnopqrstuvwxyz0123456789_") == ""
 }
 
+// beside are keys that say what else works with tracked connections, or with the
+// rules about them.
+var beside = []string{host.SysctlIPVSConntrack, host.SysctlBridged4, host.SysctlBridged6}
+
+// ReadBeside reads those of the keys that exist and are none of connection
+// tracking's, but bear on plans about it: nothing writes them.
+func ReadBeside(root string) map[string]host.Sysctl {
+	values := map[string]host.Sysctl{}
+	buf := make([]byte, 4096)
+	for _, key := range beside {
+		if v, _, err := readKey(file(root, key), buf); err == nil {
+			values[key] = host.Sysctl{Value: v}
+		}
+	}
+	return values
+}
+
 // whole holds for what can be a whole number to the kernel.
 func whole(value string) bool {
 	digits := strings.TrimPrefix(value, "-")

@@ -13,6 +13,7 @@ import (
 func (l *language) Read(r *verdict.Rule, _ verdict.TableID, source *verdict.RuleSource) {
 	b := builder{l: l, r: r}
 	for i := range source.Exprs {
+		b.last = i+1 == len(source.Exprs)
 		if b.expression(&source.Exprs[i]); b.done {
 			break
 		}
@@ -30,6 +31,7 @@ type builder struct {
 	programmed bool // the program has steps
 	changes    bool // it changes something: what comes now must come behind that
 	done       bool // a verdict is given, or the rule never matches
+	last       bool // the expression at hand is the rule's last
 	dead       bool // it never matches
 	anything   bool // it does what nobody can know
 
@@ -249,11 +251,13 @@ func (b *builder) statement(e *host.NFTExpr) {
 		}
 	case "masq":
 		b.do(verdict.Accept)
+	case "synproxy":
+		b.proxy()
 	case "redir":
 		b.do(verdict.Translate)
 	case "target":
 		b.target(e)
-	default: // tproxy, synproxy, fwd, and what is not known here
+	default: // tproxy, fwd, and what is not known here
 		b.vague()
 		b.anything = true
 		if at := register(e.Dst); at >= 0 {
@@ -271,6 +275,10 @@ const (
 // object is what a named object does with the packet.
 func (b *builder) object(e *host.NFTExpr) {
 	kind := e.Key
+	if e.Set == "" && kind == objectSynproxy {
+		b.proxy()
+		return
+	}
 	if e.Set != "" {
 		s, at := b.l.set(e.Set), register(e.Src)
 		if s == nil || at < 0 {
@@ -292,6 +300,17 @@ func (b *builder) object(e *host.NFTExpr) {
 		b.vague()
 		b.anything = true
 	}
+}
+
+// proxy is what synproxy does; what the rest of a rule does with what it leaves
+// alone is not followed.
+func (b *builder) proxy() {
+	if b.last {
+		b.do(verdict.NativeProxy)
+		return
+	}
+	b.vague()
+	b.anything = true
 }
 
 func (b *builder) immediate(e *host.NFTExpr) {

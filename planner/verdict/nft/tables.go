@@ -112,7 +112,7 @@ func (l *language) sources() []verdict.ChainSource {
 func source(c *host.NFTChain) verdict.ChainSource {
 	s := verdict.ChainSource{Name: c.Name, Policy: c.Policy, Drops: c.Policy == "drop", Rules: make([]verdict.RuleSource, len(c.Rules))}
 	if at, ok := hooks[c.Hook]; ok {
-		s.Base = &verdict.Base{Hook: at, Priority: c.Priority, NAT: c.Type == "nat"}
+		s.Base = &verdict.Base{Hook: at, Priority: c.Priority, NAT: c.Type == "nat", Reroutes: c.Type == "route"}
 	}
 	for i := range c.Rules {
 		r := &c.Rules[i]

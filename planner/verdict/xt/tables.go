@@ -2,8 +2,6 @@
 package xt
 
 import (
-	"strings"
-
 	"github.com/ctplan/ctplan/planner/host"
 	"github.com/ctplan/ctplan/planner/verdict"
 	"github.com/ctplan/ctplan/planner/xtables"
@@ -21,7 +19,7 @@ var bases = map[string]map[string]verdict.Base{
 		"PREROUTING":  {Hook: verdict.Prerouting, Priority: verdict.PriorityMangle},
 		"INPUT":       {Hook: verdict.LocalIn, Priority: verdict.PriorityMangle},
 		"FORWARD":     {Hook: verdict.Forwarding, Priority: verdict.PriorityMangle},
-		"OUTPUT":      {Hook: verdict.LocalOut, Priority: verdict.PriorityMangle},
+		"OUTPUT":      {Hook: verdict.LocalOut, Priority: verdict.PriorityMangle, Reroutes: true},
 		"POSTROUTING": {Hook: verdict.Postrouting, Priority: verdict.PriorityMangle},
 	},
 	"nat": {
@@ -84,7 +82,7 @@ func ModelSources(table string, m *xtables.TableModel, words map[string][]string
 		for k, text := range rules {
 			w, ok := words[text]
 			if !ok {
-				w = strings.Fields(text)
+				w = xtables.Words(text)
 			}
 			out[i].Rules[k] = verdict.RuleSource{Text: text, Words: w}
 		}

@@ -39,7 +39,7 @@ func target(s xtables.Spec) verdict.Target {
 	case s.Target == "MARK":
 		return markTarget(s, verdict.SetMark, verdict.SomeMark)
 	case s.Target == "CONNMARK":
-		return markTarget(s, verdict.SetConnMark, verdict.SaveMark)
+		return connMarkTarget(s)
 	case s.Target == "SET":
 		if slices.ContainsFunc(s.TargetOptions, func(o xtables.Option) bool { return o.Name == "--map-set" }) {
 			return verdict.SomeMark
@@ -47,7 +47,9 @@ func target(s xtables.Spec) verdict.Target {
 		return verdict.Target{}
 	case plainTargets[s.Target]:
 		return verdict.Target{}
-	case s.Target == "SYNPROXY", s.Target == "TPROXY", s.Target == "DNPT", s.Target == "SNPT", s.Target == "CLUSTERIP":
+	case s.Target == "SYNPROXY":
+		return verdict.Proxy
+	case s.Target == "TPROXY", s.Target == "DNPT", s.Target == "SNPT", s.Target == "CLUSTERIP":
 		return verdict.Anything
 	case s.Target == "HMARK":
 		return verdict.SomeMark
@@ -90,10 +92,6 @@ func markTarget(s xtables.Spec, set func(value, mask uint32) verdict.Target, unk
 			out = set(v, v)
 		case "--xor-mark":
 			out = set(v, 0)
-		case "--save-mark":
-			out, ok = verdict.SaveMark, true
-		case "--restore-mark":
-			out, ok = verdict.RestoreMark, true
 		default:
 			ok = true
 		}
@@ -102,4 +100,46 @@ func markTarget(s xtables.Spec, set func(value, mask uint32) verdict.Target, unk
 		}
 	}
 	return out
+}
+
+// connMarkTarget is what CONNMARK does: it sets the connection's mark, or copies
+// marks under masks.
+func connMarkTarget(s xtables.Spec) verdict.Target {
+	nfmask, ctmask := ^uint32(0), ^uint32(0)
+	var copies func(nfmask, ctmask uint32) verdict.Target
+	ok := true
+	for _, o := range s.TargetOptions {
+		switch o.Name {
+		case "--save-mark":
+			copies = verdict.SaveMark
+			continue
+		case "--restore-mark":
+			copies = verdict.RestoreMark
+			continue
+		}
+		v, _, number := uint32(0), uint32(0), false
+		if len(o.Args) == 1 {
+			v, _, number = maskedNumber(o.Args[0])
+		}
+		switch o.Name {
+		case "--nfmask":
+			nfmask = v
+		case "--ctmask":
+			ctmask = v
+		case "--mask":
+			nfmask, ctmask = v, v
+		default:
+			number = false // shifts
+		}
+		ok = ok && number
+	}
+	switch {
+	case copies == nil:
+		return markTarget(s, verdict.SetConnMark, verdict.SomeConnMark)
+	case !ok && slices.ContainsFunc(s.TargetOptions, func(o xtables.Option) bool { return o.Name == "--restore-mark" }):
+		return verdict.SomeMark
+	case !ok:
+		return verdict.SomeConnMark
+	}
+	return copies(nfmask, ctmask)
 }

@@ -1,0 +1,198 @@
+#!/bin/sh
+# What ctplan plans from, of a host on which ctplan is not installed:
+#
+#   ssh root@HOST sh -s < snapshot.sh > HOST.snapshot
+#   ctplan plan --snapshot HOST.snapshot
+#
+# It reads, and writes to its standard output alone: no file is made, no rule,
+# module or setting is changed. It decides nothing: what it prints are files and
+# the output of commands, byte by byte in hexadecimal digits, and ctplan reads
+# them as it reads a host. Arguments are further files to take. The output says
+# what the firewall lets in: keep it as you keep that.
+
+set -u
+LC_ALL=C
+PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin
+export LC_ALL PATH
+if [ "$(id -u)" != 0 ]; then
+	echo "snapshot.sh: this needs root, because iptables-save does" >&2
+	exit 1
+fi
+
+# Bytes as hexadecimal digits.
+if command -v od >/dev/null; then
+	hex() { od -An -v -tx1; }
+else
+	hex() { hexdump -v -e '16/1 "%02x " "\n"'; }
+fi
+
+# A part: its kind, its name and what else is known of it; then its bytes; a dot.
+# A name of other than plain characters is in digits too, after a colon.
+begin() {
+	kind=$1 name=$2
+	shift 2
+	case $name in
+	*[!a-zA-Z0-9/._-]*)
+		printf '# %s\n' "$(printf %s "$name" | tr -c '[:graph:] ' '?')"
+		name=:$(printf %s "$name" | hex | tr -d ' \n')
+		;;
+	esac
+	printf '%s %s %s\n' "$kind" "$name" "$*"
+}
+end() { echo .; }
+
+there() { begin name "$1"; end; } # that it exists, and no more
+plain() {                         # a file: mode and owner as ls has them, and the bytes
+	# shellcheck disable=SC2012 # only the words before the name are taken
+	ls -ldn "$1" | {
+		read -r mode _ uid gid _
+		begin file "$1" "$mode" "$uid" "$gid"
+	}
+	hex <"$1"
+	end
+}
+
+# What stands at a path: the links on the way, the one at its end, the file.
+take() {
+	for path do
+		up=$path
+		while up=${up%/*} && [ -n "$up" ]; do
+			[ ! -h "$up" ] || link "$up"
+		done
+		if [ -h "$path" ]; then
+			link "$path"
+			target=$(readlink -f "$path")
+			[ ! -f "$target" ] || content "$target"
+		elif [ -f "$path" ]; then
+			content "$path"
+		elif [ ! -e "$path" ]; then
+			begin absent "$path"
+			end
+		fi
+	done
+}
+link() {
+	begin link "$1"
+	readlink "$1" | hex
+	end
+}
+content() {
+	plain "$1"
+	if command -v getfattr >/dev/null; then
+		begin attributes "$1"
+		getfattr --absolute-names -d -m - -e hex "$1" 2>/dev/null | hex
+		end
+	fi
+}
+
+# Files of the kernel's.
+kernel() {
+	for path do
+		if [ -f "$path" ] && [ -r "$path" ]; then plain "$path"; elif [ -e "$path" ]; then there "$path"; fi
+	done
+}
+
+# What a command prints, and how it ended.
+run() {
+	begin run "$*"
+	{ { "$@" 2>/dev/null; echo "$?" >&3; } | hex; } 3>&1 | awk '/^[0-9]+$/ && length($0) < 4 { status = $0; next } { print } END { print "=", status }'
+	end
+}
+
+echo "ctplan snapshot by script, version 1"
+
+# Who the host is.
+kernel /proc/sys/kernel/hostname /proc/sys/kernel/osrelease /proc/sys/kernel/random/boot_id /proc/sys/kernel/modules_disabled \
+	/proc/meminfo /proc/cmdline /proc/1/comm /proc/mounts /sys/devices/system/cpu/online
+take /etc/machine-id
+run uname -m
+run sed -n '/^KernelPageSize/p' /proc/self/smaps
+
+# Connection tracking, its settings, modules.
+kernel /proc/modules /proc/net/stat/nf_conntrack /proc/sys/net/nf_conntrack_max /proc/sys/net/core/netdev_max_backlog \
+	/proc/sys/net/netfilter/nf_conntrack_* /proc/sys/net/ipv4/vs/conntrack /proc/sys/net/bridge/bridge-nf-call-ip*tables \
+	/sys/module/nf_conntrack /sys/module/nf_conntrack/initstate \
+	/sys/module/nf_conntrack/parameters/hashsize /sys/module/nf_tables /sys/module/nf_tables/initstate
+tree=/lib/modules/$(uname -r)
+for list in modules.dep modules.builtin; do
+	if [ -f "$tree/$list" ]; then
+		begin file "$tree/$list" -rw-r--r-- 0 0
+		grep -E '/(nf_|nft_|x_|xt_|ip_|ipt|ip6)[^/:]*\.ko' "$tree/$list" | hex
+		end
+	fi
+done
+
+# Files that boot reads.
+for lib in /etc /run /usr/local/lib /usr/lib /lib; do
+	take "$lib"/sysctl.d/*.conf "$lib"/modprobe.d/*.conf "$lib"/modprobe.d/*.alias "$lib"/modules-load.d/*.conf
+done
+take /etc/sysctl.conf /etc/modules /etc/initramfs-tools/modules /etc/rc.local /etc/rc.d/rc.local /etc/sysconfig/modules/*.modules \
+	/etc/init.d/iptables /etc/init.d/ip6tables /etc/rc.d/init.d/iptables /etc/rc.d/init.d/ip6tables \
+	/usr/libexec/iptables/iptables.init /usr/libexec/iptables/ip6tables.init \
+	/etc/sysconfig/iptables-config /etc/sysconfig/ip6tables-config \
+	/etc/sysconfig/iptables /etc/sysconfig/ip6tables /etc/iptables/rules.v4 /etc/iptables/rules.v6 \
+	/etc/nftables.conf /etc/sysconfig/nftables.conf /etc/nftables/* /etc/nftables.d/* "$@"
+
+# What starts at boot, and what runs: by names alone.
+for path in /run/systemd/system /etc/rc?.d /etc/rc.d/rc?.d /etc/rc?.d/S* /etc/rc.d/rc?.d/S* \
+	/sys/fs/cgroup/system.slice/*.service /sys/fs/cgroup/systemd/system.slice/*.service \
+	/etc/systemd/system/*.wants/* /etc/systemd/system/*.requires/* /run/systemd/system/*.wants/* /run/systemd/system/*.requires/* \
+	/usr/local/lib/systemd/system/*.wants/* /usr/lib/systemd/system/*.wants/* /lib/systemd/system/*.wants/*; do
+	if [ -e "$path" ] || [ -h "$path" ]; then there "$path"; fi
+done
+for path in /etc/systemd/system/*.service; do
+	[ ! -h "$path" ] || link "$path"
+done
+for path in /run/*.pid /run/*/*.pid; do
+	if [ -f "$path" ]; then
+		kernel "$path" "/proc/$(tr -cd 0-9 <"$path")/stat"
+	fi
+done
+
+# Rules. nf_tables is not asked where that would load it.
+nft=no
+if [ -d /sys/module/nf_tables ] || [ ! -e /proc/modules ]; then nft=yes; fi
+for tool in iptables ip6tables; do
+	kernel /proc/net/"${tool%tables}"_tables_names /proc/net/"${tool%tables}"_tables_matches /proc/net/"${tool%tables}"_tables_targets
+	for save in $tool-save $tool-legacy-save $tool-nft-save; do
+		if file=$(command -v "$save"); then
+			begin program "$save"
+			readlink -f "$file" | hex
+			end
+			case $nft$(readlink -f "$file") in no*nft*) ;; *) run "$save" ;; esac
+		fi
+	done
+	if command -v $tool >/dev/null; then run $tool --version; fi
+done
+if [ $nft = yes ] && command -v nft >/dev/null; then run nft list tables; fi
+for path in /proc/[0-9]*/ns/net; do readlink "$path"; done 2>/dev/null | sort -u | {
+	begin run namespaces
+	hex
+	end
+}
+
+# Who is connected, by which ways, and who reads this.
+kernel /proc/net/tcp /proc/net/tcp6 /proc/net/udp /proc/net/udp6 /proc/sys/net/ipv6 /proc/sys/net/ipv4/ip_local_port_range /sys/class/net/*/bridge
+if [ -r /proc/net/nf_conntrack ]; then
+	begin file /proc/net/nf_conntrack -r--r----- 0 0
+	head -n 10000 /proc/net/nf_conntrack | hex
+	end
+fi
+if command -v ip >/dev/null; then
+	run ip -o addr show
+	run ip -o -4 route show table main
+	run ip -o -6 route show table main
+	run ip -4 rule show
+	run ip -6 rule show
+fi
+begin run sessions
+{
+	printf '%s\n' "${SSH_CONNECTION-}"
+	pid=$$
+	while [ "${pid:-0}" -gt 1 ] && [ -r "/proc/$pid/environ" ]; do
+		tr '\0' '\n' <"/proc/$pid/environ" | sed -n 's/^SSH_CONNECTION=//p'
+		pid=$(sed -n 's/^PPid:[[:space:]]*//p' "/proc/$pid/status")
+	done
+} | hex
+end
+echo end
