@@ -108,7 +108,7 @@ func TestRemediesOfOwners(t *testing.T) {
 		"helper": {
 			config:  helped,
 			furnish: func(h *host) { loads(h, natives["states"]) },
-			where:   regexp.MustCompile(`^(connections that are open|a service that listens) on tcp/21 in$|^inet filter input handle \d+: .*|^policy drop of inet filter input`),
+			where:   regexp.MustCompile(`^(connections that are open|a service that listens) on tcp/21 in$|^ct helper inet filter ftp$|^inet filter input handle \d+: .*|^policy drop of inet filter input`),
 			mend:    runs,
 		},
 		"file": {
