@@ -29,12 +29,13 @@ type Judge struct {
 	File        *host.File // nil: the kernel's
 	mixed       bool       // rules of two backends
 	Connections *host.Connections
-	tables      *tableStates      // as they stand at the end
-	backend     host.Backend      // that is written through
-	Stages      []Stage           // the first is today, the last is the end
-	Admitting   Stage             // today: is anybody let through?
-	Untracks    []verdict.RuleRef // what stands in raw tables at the end and keeps out of tracking, or sorts into zones
-	specs       map[verdict.RuleRef]xtables.Spec
+	tables      *tableStates                        // as they stand at the end
+	backend     host.Backend                        // that is written through
+	Stages      []Stage                             // the first is today, the last is the end
+	Admitting   Stage                               // today: is anybody let through?
+	Untracks    []verdict.RuleRef                   // what keeps out of tracking at the end, or sorts into zones: rules of raw tables, and of nftables' own
+	specs       map[verdict.RuleRef]xtables.Spec    // of those of iptables among them
+	matched     map[verdict.RuleRef]xtables.Packets // by each of Untracks
 	Places      *placeMap
 	entrances   []host.Address          // see doors
 	nobody      []netip.Addr            // see stranger
@@ -189,7 +190,7 @@ func New(d declared.Desired, l host.Live, f host.Family, sets []*host.Ruleset, w
 	}
 	j := &Judge{
 		Desired: d, Live: l, Family: f, mixed: len(sets) > 1, Connections: conns, Places: newPlaceMap(conns, f), operators: map[host.Session]bool{}, listens: map[protocol.Port]bool{}, named: map[bool][]netip.Prefix{},
-		tables: state, Stages: []Stage{state.stage("")}, specs: map[verdict.RuleRef]xtables.Spec{},
+		tables: state, Stages: []Stage{state.stage("")}, specs: map[verdict.RuleRef]xtables.Spec{}, matched: map[verdict.RuleRef]xtables.Packets{},
 	}
 	if len(sets) > 0 {
 		j.File, j.backend = sets[0].File, sets[0].Backend
@@ -203,6 +204,10 @@ func New(d declared.Desired, l host.Live, f host.Family, sets []*host.Ruleset, w
 	j.classes, _ = c.PortClass()
 	for _, r := range sets {
 		j.rawRules(r.Backend, state.models[verdict.TableID{Backend: r.Backend, Table: "raw"}], words)
+	}
+	for _, r := range nft.Rules(l.NFT, f, nft.DecidesTracking) {
+		j.Untracks = append(j.Untracks, r.Ref)
+		j.matched[r.Ref] = r.Packets
 	}
 	for _, s := range conns.Sockets {
 		if s.Listening {
@@ -222,7 +227,7 @@ func New(d declared.Desired, l host.Live, f host.Family, sets []*host.Ruleset, w
 	return j
 }
 
-// Spec is what a rule of Untracks says.
+// Spec is what a rule of Untracks says that is one of iptables.
 func (j *Judge) Spec(ref verdict.RuleRef) xtables.Spec { return j.specs[ref] }
 
 // End is the rules as they will stand.
@@ -237,9 +242,9 @@ func (j *Judge) rawRules(b host.Backend, m *xtables.TableModel, words map[string
 		for _, r := range c.Rules {
 			if s := xtables.Parse(r.Words); s.Target == "CT" || s.Untracks() {
 				ref := verdict.RuleRef{Family: j.Family, Backend: b, Table: "raw", Chain: c.Name, Text: r.Text}
-				if _, ok := j.specs[ref]; !ok {
+				if _, ok := j.matched[ref]; !ok {
 					j.Untracks = append(j.Untracks, ref)
-					j.specs[ref] = s
+					j.specs[ref], j.matched[ref] = s, xtables.PacketsOf(s)
 				}
 			}
 		}
