@@ -14,6 +14,7 @@ import (
 	"github.com/ctplan/ctplan/planner/declared"
 	"github.com/ctplan/ctplan/planner/host"
 	"github.com/ctplan/ctplan/planner/protocol"
+	"github.com/ctplan/ctplan/planner/routing"
 	"github.com/ctplan/ctplan/planner/verdict"
 	"github.com/ctplan/ctplan/planner/verdict/nft"
 	"github.com/ctplan/ctplan/planner/verdict/xt"
@@ -44,8 +45,9 @@ type Judge struct {
 	listens     map[protocol.Port]bool // ports that some socket listens on
 	seen        *Seen                  // see Seen
 	classes     *[1 << 16]uint16       // of ports; nil where rules tell all apart
-	tcpLoose    verdict.State          // of a packet of a connection that tracking does not know
-	liberal     bool                   // tracking takes packets of TCP that are out of its window
+	ways        ways
+	tcpLoose    verdict.State // of a packet of a connection that tracking does not know
+	liberal     bool          // tracking takes packets of TCP that are out of its window
 }
 
 // Stage is the rules between two commits.
@@ -192,6 +194,11 @@ func New(d declared.Desired, l host.Live, f host.Family, sets []*host.Ruleset, w
 		Desired: d, Live: l, Family: f, mixed: len(sets) > 1, Connections: conns, Places: newPlaceMap(conns, f), operators: map[host.Session]bool{}, listens: map[protocol.Port]bool{}, named: map[bool][]netip.Prefix{},
 		tables: state, Stages: []Stage{state.stage("")}, specs: map[verdict.RuleRef]xtables.Spec{}, matched: map[verdict.RuleRef]xtables.Packets{},
 	}
+	j.ways.marks = routing.New(conns.Routing, f)
+	if conns.Routing == nil && !conns.PolicyRouting {
+		j.ways.marks = routing.New(&host.Routing{}, f)
+	}
+	j.ways.none = !j.ways.marks.Matters()
 	if len(sets) > 0 {
 		j.File, j.backend = sets[0].File, sets[0].Backend
 	}
@@ -256,8 +263,12 @@ func (j *Judge) rawRules(b host.Backend, m *xtables.TableModel, words map[string
 func (j *Judge) At(s Stage, c *Connection, last bool) verdict.Decision {
 	worst := verdict.Decision{Verdict: verdict.Accepted}
 	untracked, tracked := 0, 0
+	changes := j.changes(s)
 	for i := range c.Count {
 		d := s.Verdict(&c.Packets[i])
+		if changes {
+			d = j.rerouted(j.Stages[0].Verdict(&c.Packets[i]), d, &c.Packets[i])
+		}
 		switch {
 		case d.Untracked:
 			untracked++
@@ -277,6 +288,11 @@ func (j *Judge) At(s Stage, c *Connection, last bool) verdict.Decision {
 		return worse(false, worst, j.halfTracked(s, c))
 	}
 	return worst
+}
+
+// changes is whether packets may take other ways at a stage than today.
+func (j *Judge) changes(s Stage) bool {
+	return !j.ways.none && s.Evaluator != j.Stages[0].Evaluator && s.Evaluator != j.Admitting.Evaluator
 }
 
 // worse is what is left to say of a connection of whose packets one more is
@@ -305,9 +321,26 @@ func (j *Judge) halfTracked(s Stage, c *Connection) verdict.Decision {
 // packet and the answer: what tracking makes of the answer depends on whether
 // it has seen the first, and what it makes of the next on both.
 func (j *Judge) Opens(s Stage, c *Connection) verdict.Decision {
+	there, here, worst := j.opens(s, c)
+	if j.changes(s) {
+		first, back := c.Packets[0], c.Packets[1]
+		today, answer, _ := j.opens(j.Stages[0], c)
+		worst = worse(false, worst, j.rerouted(today, there, &first))
+		worst = worse(false, worst, j.rerouted(answer, here, &back))
+	}
+	return worst
+}
+
+// opens decides the first packet of a connection, the answer, and what is the
+// worst of both and of what may come next.
+func (j *Judge) opens(s Stage, c *Connection) (there, here, worst verdict.Decision) {
 	first, back := c.Packets[0], c.Packets[1]
-	there, here := s.Verdict(&first), s.Verdict(&back)
-	worst := there
+	there = s.Verdict(&first)
+	if there.Tracked && there.ConnMarkBits == ^uint32(0) {
+		back.ConnMark, back.Known = there.ConnMark, back.Known|verdict.KnownConnMark
+	}
+	here = s.Verdict(&back)
+	worst = there
 	next := first
 	switch {
 	case there.Untracked && here.Tracked:
@@ -319,7 +352,7 @@ func (j *Judge) Opens(s Stage, c *Connection) verdict.Decision {
 		}
 		worst = worse(false, worst, s.Verdict(&next))
 	}
-	return worse(false, worst, here)
+	return there, here, worse(false, worst, here)
 }
 
 // StateAlone is the state of an answer to what tracking has not seen: TCP and

@@ -19,10 +19,11 @@ type Kin struct {
 }
 
 // KinOf is that of a connection. ok is false for one that has to be judged by
-// itself: it is translated, may be the operator's, or rules tell all ports apart.
+// itself: it is translated, may be the operator's, rules tell all ports apart, or
+// its way goes by marks, of which routing may ask more.
 func (j *Judge) KinOf(f *host.Flow) (k Kin, ok bool) {
 	turned := host.Tuple{Src: f.Orig.Dst, Dst: f.Orig.Src, SrcPort: f.Orig.DstPort, DstPort: f.Orig.SrcPort}
-	if j.classes == nil || f.Reply != turned || !protocol.CarriesPorts(f.Protocol) || f.Protocol == protocol.TCP && len(j.operators) > 0 {
+	if j.classes == nil || !j.ways.none || f.Reply != turned || !protocol.CarriesPorts(f.Protocol) || f.Protocol == protocol.TCP && len(j.operators) > 0 {
 		return k, false
 	}
 	return Kin{

@@ -57,7 +57,11 @@ func (p *stage) kernelRules() {
 	for i := range p.l.Rulesets {
 		r := &p.l.Rulesets[i]
 		p.incompatible(r)
-		for _, w := range p.rulesetWork(r) {
+		works := p.rulesetWork(r)
+		if len(works) > 0 {
+			p.unserved(r)
+		}
+		for _, w := range works {
 			p.out.Kernel = append(p.out.Kernel, p.rulesChange(w, r))
 		}
 	}
@@ -65,6 +69,17 @@ func (p *stage) kernelRules() {
 		if len(p.d.ChainsOf(f)) > 0 && !slices.ContainsFunc(p.l.Rulesets, func(r host.Ruleset) bool { return r.Family == f && r.Primary }) {
 			p.Warn("iptables."+string(f), fmt.Sprintf("%s is not filtered on this host (no %s): the rules declared for it are left out", f, xtables.ToolName(f, "", true)), p.d.Source)
 		}
+	}
+}
+
+// unserved refuses to write rules through a release of iptables that is not up to it.
+func (p *stage) unserved(r *host.Ruleset) {
+	if why, remedy := xtables.Unserved(r.Backend, r.Version); why != "" {
+		address := "iptables." + string(r.Family)
+		if !r.Primary {
+			address += "." + string(r.Backend)
+		}
+		p.Block(change.Block{Risk: declared.RiskOldIptables, Address: address, Where: fmt.Sprintf("%s %s", xtables.ToolName(r.Family, r.Backend, r.Primary), r.Version), Why: why, Remedy: remedy, Source: p.d.Source})
 	}
 }
 
