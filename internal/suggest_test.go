@@ -14,6 +14,7 @@ import (
 
 	"github.com/ctplan/ctplan/internal/snapshot"
 	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/change"
 	"github.com/ctplan/ctplan/planner/declared"
 	"github.com/ctplan/ctplan/planner/host"
 	"github.com/ctplan/ctplan/planner/suggest"
@@ -233,6 +234,36 @@ func TestSuggest(t *testing.T) {
 	t.Logf("%d of 300 hosts would have lost %d connections", lost, flows)
 	if lost < 100 {
 		t.Errorf("only %d hosts had anything to lose", lost)
+	}
+}
+
+// TestSuggestKeepsWork: what only tracking can do is not thrown away by what is
+// suggested, and the plan for that is not blocked.
+func TestSuggestKeepsWork(t *testing.T) {
+	for i, rule := range []string{
+		"-A INPUT -p tcp -m tcp --dport 80 -m conntrack --ctstate INVALID,UNTRACKED -j SYNPROXY --sack-perm --mss 1460",
+		"-A INPUT -p tcp -m tcp --dport 80 -m connlimit --connlimit-above 20 --connlimit-mask 32 --connlimit-saddr -j REJECT --reject-with icmp-port-unreachable",
+		"-A FORWARD -m connbytes --connbytes 1000000 --connbytes-mode bytes --connbytes-dir both -j DROP",
+		"-A OUTPUT -m connmark --mark 0x2 -j ACCEPT",
+		"-A INPUT -p udp -j CONNMARK --set-xmark 0x1/0xffffffff",
+	} {
+		for seed := range uint64(12) {
+			s := randomHost(rand.New(rand.NewPCG(seed, uint64(i))))
+			s.Rules[0].Text = strings.Replace(s.Rules[0].Text, "COMMIT", rule+"\nCOMMIT", 1)
+			got := checkSuggestion(t, s, declared.Unmanaged)
+			live, err := s.Live()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got.Blocked {
+				t.Errorf("seed %d, %s: %q", seed, rule, got.Remains)
+			}
+			for _, c := range planner.Diff(got.Desired, live).Changes {
+				if c, ok := c.(*change.RulesChange); ok && strings.Contains(strings.Join(c.Before, "\n"), rule) && !strings.Contains(strings.Join(c.After, "\n"), rule) {
+					t.Errorf("seed %d: what is suggested, mode %s, takes away %s", seed, got.Desired.Mode, rule)
+				}
+			}
+		}
 	}
 }
 

@@ -41,7 +41,7 @@ func Read(o Options) (*host.Connections, []string) {
 		list, more, err := readTracked(o, o.room())
 		r.failed("the table of tracked connections", err)
 		r.c.Flows, r.c.Total = list, int64(len(list))
-		if more {
+		if more || o.Recorded != nil && len(list) >= RecordedEntries {
 			r.c.Total = max(o.Expect, r.c.Total)
 		}
 	}
