@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -159,6 +160,9 @@ func checkSuggestion(t *testing.T, s *snapshot.Snapshot, mode declared.Mode) sug
 			t.Fatalf("suggested more than the memory bears: %s\n%s", b.Why, hcl)
 		}
 	}
+	if plan.Impact != nil && len(plan.Impact.Exposed) > 0 && !slices.ContainsFunc(plan.Blocks, func(b change.Block) bool { return b.Risk == declared.RiskExposed }) {
+		t.Fatalf("opens what is refused today: %+v\n%s\n%s\n%s", plan.Impact.Exposed, hcl, s.Rules[0].Text, s.Rules[1].Text)
+	}
 	if plan.Impact != nil && plan.Impact.Lost > 0 && !got.Blocked {
 		t.Fatalf("loses %d connections in silence\n%s", plan.Impact.Lost, hcl)
 	}
@@ -210,15 +214,21 @@ func sameDesired(t *testing.T, hcl string, want, got declared.Desired) {
 var suggestModes = []declared.Mode{declared.Unmanaged, declared.Disabled, declared.Notrack, declared.Tuned}
 
 // TestSuggest: whatever the firewall and its connections, what is suggested is
-// valid, and its plan loses nothing.
+// valid, and its plan loses nothing and opens nothing. Where a mode that is asked
+// for cannot have both, it is blocked; left to itself, suggest finds one that can.
 func TestSuggest(t *testing.T) {
 	lost, flows := 0, 0
-	for seed := range uint64(300) {
+	blocked, counts := map[declared.Mode]int{}, map[declared.Mode]int{}
+	for seed := range uint64(120) {
 		r := rand.New(rand.NewPCG(seed, 5))
 		s := randomHost(r)
 		mode := suggestModes[r.IntN(4)]
 		got := checkSuggestion(t, s, mode)
-		if mode != declared.Tuned && got.Blocked {
+		counts[got.Desired.Mode]++
+		if got.Blocked {
+			blocked[mode]++
+		}
+		if got.Blocked && (mode == declared.Unmanaged || mode == declared.Tuned) {
 			t.Errorf("seed %d: %q\n%s\n%s", seed, got.Remains, s.Rules[0].Text, s.Rules[1].Text)
 		}
 		// Without the accept blocks there is something to lose, or this shows nothing.
@@ -231,8 +241,12 @@ func TestSuggest(t *testing.T) {
 			flows += int(p.Impact.Lost)
 		}
 	}
-	t.Logf("%d of 300 hosts would have lost %d connections", lost, flows)
-	if lost < 100 {
+	t.Logf("proposed: %v; blocked where the mode was asked for: %v", counts, blocked)
+	if blocked[declared.Notrack] > 15 {
+		t.Errorf("%d proposals for notrack are blocked", blocked[declared.Notrack])
+	}
+	t.Logf("%d of 120 hosts would have lost %d connections", lost, flows)
+	if lost < 40 {
 		t.Errorf("only %d hosts had anything to lose", lost)
 	}
 }
@@ -293,21 +307,21 @@ func FuzzSuggest(f *testing.F) {
 // TestSuggestAnonymised: from a snapshot that hides addresses comes a
 // suggestion that shows none of them, and loses as little.
 func TestSuggestAnonymised(t *testing.T) {
-	for seed := range uint64(100) {
+	for seed := range uint64(25) {
 		s := randomHost(rand.New(rand.NewPCG(seed, 6)))
 		s.Connections.Anonymised = false
-		for _, mode := range []declared.Mode{declared.Disabled, declared.Notrack} {
+		for _, mode := range []declared.Mode{declared.Unmanaged, declared.Disabled, declared.Notrack} {
 			hidden := *s
 			hidden.Anonymise(nil)
 			got := checkSuggestion(t, &hidden, mode)
 			text := string(schema.Write(got.Declaration)) + strings.Join(got.Remains, "\n")
-			if strings.Contains(text, "8.8.8.8") || strings.Contains(text, "198.51.100.9") {
+			if strings.Contains(text, "8.8.8.8") {
 				t.Fatalf("seed %d shows an address that nothing names:\n%s", seed, text)
 			}
-			if !strings.Contains(text, "stand-ins") {
+			if got.Desired.Mode != declared.Tuned && !strings.Contains(text, "stand-ins") {
 				t.Fatalf("seed %d does not say that addresses are stand-ins:\n%s", seed, text)
 			}
-			if got.Blocked {
+			if got.Blocked && mode == declared.Unmanaged {
 				t.Errorf("seed %d: %q", seed, got.Remains)
 			}
 		}

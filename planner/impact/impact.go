@@ -65,6 +65,9 @@ type FlowGroup struct {
 	Stage    string      `json:"stage,omitempty"`  // where it is not the end: the table whose change cuts it off meanwhile
 	Examples []string    `json:"examples"`         // at most maxExamples, "10.0.0.5:5412 -> 10.0.0.1:22"
 
+	// Fragments is whether it is about datagrams that come in parts alone.
+	Fragments bool `json:"fragments,omitempty"`
+
 	rule *verdict.RuleRef // After
 	cuts []owners.Cut     // what of it rules of nftables drop, by the first that is lost
 }
@@ -119,6 +122,7 @@ type Fate struct {
 	before, after *verdict.RuleRef
 	stage         int
 	leaves        bool // tracking, while its entry there stays
+	fragments     bool // of parts of datagrams alone
 }
 
 // Decide judges one connection. ok is false for one that is cut off already.
@@ -163,8 +167,39 @@ func Decide(j *judge.Judge, c *judge.Connection) (f Fate, ok bool) {
 		f.Result = FlowUnknown
 		return f, true
 	}
+	if f.inParts(j, c) {
+		return f, true
+	}
 	f.before, f.after = nil, nil // what is kept needs no rule to explain it
 	return f, true
+}
+
+// inParts judges the datagrams of a connection that come in parts, where those
+// that come whole are kept. It reports false where they are kept too.
+func (f *Fate) inParts(j *judge.Judge, c *judge.Connection) bool {
+	if !j.ComesApart(c) {
+		return false
+	}
+	today := j.Parts(j.Stages[0], c)
+	if today.Verdict == verdict.Dropped {
+		return false
+	}
+	for i := len(j.Stages) - 1; i > 0; i-- {
+		d := j.Parts(j.Stages[i], c)
+		same := d.Verdict == today.Verdict && sameRule(d.Rule, today.Rule)
+		if d.Verdict == verdict.Accepted || same {
+			continue
+		}
+		f.Result, f.after, f.fragments = FlowUnknown, d.Rule, true
+		if f.stage = i; i == len(j.Stages)-1 {
+			f.stage = 0
+		}
+		if d.Verdict == verdict.Dropped {
+			f.Result, f.before = FlowLost, today.Rule
+			return true
+		}
+	}
+	return f.fragments
 }
 
 func sameRule(a, b *verdict.RuleRef) bool {
@@ -306,7 +341,7 @@ func collect(j *judge.Judge, parts []tally, total *Impact) {
 			known[key] = i
 			examples = append(examples, nil)
 			total.Groups = append(total.Groups, FlowGroup{
-				Result: key.result, Operator: key.operator, Service: key.service, Family: j.Family, Before: key.before, After: key.after, Stage: key.stage, rule: f.after,
+				Result: key.result, Operator: key.operator, Fragments: key.fragments, Service: key.service, Family: j.Family, Before: key.before, After: key.after, Stage: key.stage, rule: f.after,
 			})
 			if f.Result == FlowLost {
 				j.Nth(&c, g.first[0])
@@ -346,7 +381,7 @@ func describe(j *judge.Judge, groups []FlowGroup, examples [][]int) {
 
 // groupOf is the group that a fate belongs to, and the rules that decide it.
 func groupOf(j *judge.Judge, f *Fate) (key groupKey, at *verdict.Evaluator) {
-	key = groupKey{result: f.Result, operator: f.operator, service: judge.ServiceName(f.proto, f.port, f.way)}
+	key = groupKey{result: f.Result, operator: f.operator, fragments: f.fragments, service: judge.ServiceName(f.proto, f.port, f.way)}
 	if f.before != nil {
 		key.before = j.Name(f.before)
 	}
@@ -364,6 +399,6 @@ func groupOf(j *judge.Judge, f *Fate) (key groupKey, at *verdict.Evaluator) {
 // groupKey is a FlowGroup as a map's key.
 type groupKey struct {
 	result                        FlowResult
-	operator                      bool
+	operator, fragments           bool
 	service, before, after, stage string
 }

@@ -88,7 +88,7 @@ func TestOutlineOfCorpus(t *testing.T) {
 		}
 		places := map[string]host.NFTFileChain{}
 		chains, _ := outline(string(ruleset))
-	for _, c := range chains {
+		for _, c := range chains {
 			places[c.Family+" "+c.Table+" "+c.Name] = c
 		}
 		for _, table := range tables {
