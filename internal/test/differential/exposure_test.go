@@ -463,7 +463,7 @@ func TestExposedAgainstKernel(t *testing.T) {
 				}
 				all := append(knocks, exact...)
 				sent += len(all)
-				l.arrive(all, func(k *knock, seen bool) { k.before = seen }, func(k *knock) bool { return !k.before && len(all) < 0 })
+				l.arrive(all, func(k *knock, seen bool) { k.before = seen }, func(*knock) bool { return false })
 				l.apply(f, plan)
 				l.arrive(all, func(k *knock, seen bool) { k.after = seen }, func(k *knock) bool { return !k.after && slices.Contains(exact, k) })
 				fail := func(what string, k *knock) {
