@@ -152,7 +152,7 @@ func TestSuggestedMode(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		return suggest.Suggest(live, suggest.Options{Mode: mode, Render: iptables.Render})
+		return suggest.Suggest(live, suggest.Options{Mode: mode, Render: iptables.Render, Stateful: declared.RemoveStateful})
 	}
 	if got, err := propose(connected(t, plain), ""); err != nil || got.Desired.Mode != declared.Disabled {
 		t.Errorf("nothing speaks against disabled: %q, %v", got.Desired.Mode, err)

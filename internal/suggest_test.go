@@ -140,7 +140,7 @@ func checkSuggestion(t *testing.T, s *snapshot.Snapshot, mode declared.Mode) sug
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := suggest.Suggest(live, suggest.Options{Mode: mode, Render: iptables.Render})
+	got, err := suggest.Suggest(live, suggest.Options{Mode: mode, Render: iptables.Render, Stateful: declared.RemoveStateful})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -161,7 +161,7 @@ func checkSuggestion(t *testing.T, s *snapshot.Snapshot, mode declared.Mode) sug
 	if plan.Impact != nil && plan.Impact.Lost > 0 && !got.Blocked {
 		t.Fatalf("loses %d connections in silence\n%s", plan.Impact.Lost, hcl)
 	}
-	if again, err := suggest.Suggest(live, suggest.Options{Mode: mode, Render: iptables.Render}); err != nil || !reflect.DeepEqual(again, got) {
+	if again, err := suggest.Suggest(live, suggest.Options{Mode: mode, Render: iptables.Render, Stateful: declared.RemoveStateful}); err != nil || !reflect.DeepEqual(again, got) {
 		t.Fatalf("not the same twice: %v\n%s", err, cmp.Diff(string(schema.Write(got.Declaration)), string(schema.Write(again.Declaration))))
 	}
 	return got

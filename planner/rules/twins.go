@@ -29,11 +29,17 @@ type stateUnit struct {
 type twinWork struct {
 	rules  []*host.Rule
 	at     int
-	insert []host.Rule  // before rules[at]
+	insert []placed
 	drop   []*host.Rule // at the same time
 	late   []host.Rule  // at the end, before the first of close
 	close  []*host.Rule // goes at the end
 	told   change.Twins
+}
+
+// placed is a new rule before what stands at an index of its chain.
+type placed struct {
+	at   int
+	rule host.Rule
 }
 
 // twinsOf plans the twins of a table's rules on state.
@@ -147,7 +153,7 @@ func (p *stage) unit(r *host.Ruleset, table string, a *answerers, all []stateUni
 	case touched:
 		p.gradeRule(r, table, u.rule, &t, named)
 	}
-	missing, surplus := differ(t.Twins, u.twins)
+	missing, surplus := u.differ(t.Twins)
 	if touched {
 		w.insert, w.drop = missing, surplus
 	} else {
@@ -157,7 +163,7 @@ func (p *stage) unit(r *host.Ruleset, table string, a *answerers, all []stateUni
 	lets := letsThrough(u.rule)
 	switch {
 	case stays && len(u.originals) == 0 && lets:
-		w.insert = append(w.insert, *u.rule)
+		w.insert = append(w.insert, placed{u.at, *u.rule})
 	case stays && len(u.originals) == 0:
 		w.late = append(w.late, *u.rule)
 		w.close, w.drop = slices.Concat(w.drop, w.close), nil
@@ -190,19 +196,28 @@ func letsThrough(r *host.Rule) bool {
 }
 
 // differ compares the twins that are wanted with those that stand; their order
-// means nothing, nor does a second of the same.
-func differ(want []host.Rule, have []*host.Rule) (missing []host.Rule, surplus []*host.Rule) {
-	stands, wanted := map[string]bool{}, map[string]bool{}
-	for _, r := range have {
-		stands[xtables.Key(r.Words)] = true
-	}
-	for _, r := range want {
+// means nothing, nor does a second of the same. What is missing comes where it
+// would have stood.
+func (u *stateUnit) differ(want []host.Rule) (missing []placed, surplus []*host.Rule) {
+	stands, wanted := map[string]int{}, map[string]bool{}
+	for i, r := range u.twins {
 		key := xtables.Key(r.Words)
-		if wanted[key] = true; !stands[key] {
-			missing = append(missing, r)
+		if _, ok := stands[key]; !ok {
+			stands[key] = u.at + i
 		}
 	}
-	for _, r := range have {
+	next := u.at + len(u.twins)
+	for _, r := range slices.Backward(want) {
+		key := xtables.Key(r.Words)
+		wanted[key] = true
+		if at, ok := stands[key]; ok {
+			next = at
+		} else {
+			missing = append(missing, placed{next, r})
+		}
+	}
+	slices.Reverse(missing)
+	for _, r := range u.twins {
 		if !wanted[xtables.Key(r.Words)] {
 			surplus = append(surplus, r)
 		}
@@ -360,13 +375,13 @@ func (p *stage) answers(f host.Family, chain string) (out []string) {
 		var through bool
 		switch chain {
 		case "INPUT":
-			through = (t.Direction == declared.Both || t.Direction == declared.In) && len(t.LocalPorts) == 0
+			through = (t.Direction == declared.Both || t.Direction == declared.In) && (len(t.LocalPorts) == 0 || len(t.RemotePorts) > 0)
 		case "OUTPUT":
-			through = (t.Direction == declared.Both || t.Direction == declared.Out) && len(t.RemotePorts) == 0
+			through = (t.Direction == declared.Both || t.Direction == declared.Out) && (len(t.RemotePorts) == 0 || len(t.LocalPorts) > 0)
 		case "FORWARD":
 			through = t.Direction == declared.Forward
 		default:
-			through = len(t.LocalPorts) == 0 || len(t.RemotePorts) == 0
+			through = true
 		}
 		if through {
 			out = append(out, fmt.Sprintf("%q", t.Name))
@@ -424,21 +439,18 @@ func (w *tableWork) openTwins(do func(change.RuleOp)) (at map[string][]entry) {
 			}
 		}
 		// What goes is taken away first: the new twins may read as it does.
-		before := slices.IndexFunc(list, func(e entry) bool { return e.id >= t.at })
 		for _, r := range t.drop {
 			i := slices.IndexFunc(list, func(e entry) bool { return e.text == r.Text })
 			do(change.RuleOp{Kind: change.DeleteRule, Chain: chain, Pos: i + 1, Rule: r.Text})
 			list = slices.Delete(list, i, i+1)
-			if i < before {
-				before--
+		}
+		for _, p := range t.insert {
+			i := slices.IndexFunc(list, func(e entry) bool { return e.id >= p.at })
+			if i < 0 {
+				i = len(list)
 			}
-		}
-		if before < 0 {
-			before = len(list)
-		}
-		for k, r := range t.insert {
-			do(change.RuleOp{Kind: change.InsertRule, Chain: chain, Pos: before + k + 1, Rule: r.Text})
-			list = slices.Insert(list, before+k, entry{-1, r.Text})
+			do(change.RuleOp{Kind: change.InsertRule, Chain: chain, Pos: i + 1, Rule: p.rule.Text})
+			list = slices.Insert(list, i, entry{-1, p.rule.Text})
 		}
 		at[chain] = list
 	}
@@ -484,11 +496,20 @@ func jumpPos(list []entry, old func(id int) bool, at int) int {
 func (w *tableWork) spliceTwins(f *change.FileEdit) {
 	for i := range w.twins {
 		t := &w.twins[i]
-		var b strings.Builder
-		for _, r := range slices.Concat(t.insert, t.late) {
-			b.WriteString("-A " + r.Chain + " " + r.Text + "\n")
+		add := func(at int, r host.Rule) {
+			line := "-A " + r.Chain + " " + r.Text + "\n"
+			if at == len(t.rules) {
+				f.Insert(t.rules[at-1].Span.End, line)
+			} else {
+				f.Insert(t.rules[at].Span.Start, line)
+			}
 		}
-		f.Insert(t.rules[t.at].Span.Start, b.String())
+		for _, p := range t.insert {
+			add(p.at, p.rule)
+		}
+		for _, r := range t.late {
+			add(t.at, r)
+		}
 		for _, r := range slices.Concat(t.drop, t.close) {
 			f.Replace(r.Span, "")
 		}

@@ -22,6 +22,9 @@ import (
 type Options struct {
 	Mode   declared.Mode     // Unmanaged: whichever fits the host
 	Render declared.Renderer // never nil
+	// Stateful is what becomes of rules on connection state; empty: whichever of
+	// removing and translating them takes fewer blocks.
+	Stateful declared.StatefulPolicy
 	// Readings are numbers of tracked connections that were read one after
 	// another, for the growth of the table; empty where it was read once.
 	Readings []Reading
@@ -136,10 +139,41 @@ func natRules(l host.Live) []string {
 	return out
 }
 
-// suggestAccepts covers what the plan without accept blocks would lose.
+// suggestAccepts covers what the plan without accept blocks would lose. Where
+// translating the rules on state takes fewer blocks than removing them, which
+// also loses what they keep out, it is that.
 func suggestAccepts(l host.Live, o Options, mode declared.Mode, why string) Suggestion {
+	if o.Stateful != "" {
+		return suggestWith(l, o, mode, why, o.Stateful)
+	}
+	removed := suggestWith(l, o, mode, why, declared.RemoveStateful)
+	if !asksState(l) {
+		return removed
+	}
+	translated := suggestWith(l, o, mode, why, declared.TranslateStateful)
+	if !translated.Blocked && (removed.Blocked || len(translated.Desired.Accept) < len(removed.Desired.Accept)) {
+		return translated
+	}
+	return removed
+}
+
+// asksState is whether a rule of iptables matches on connection state.
+func asksState(l host.Live) bool {
+	for i := range l.Rulesets {
+		for k := range l.Rulesets[i].Tables {
+			t := &l.Rulesets[i].Tables[k]
+			if slices.ContainsFunc(t.Rules, func(r host.Rule) bool { return xtables.Needs(t.Name, r.Words) == xtables.NeedState }) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// suggestWith does it with one policy for rules on state.
+func suggestWith(l host.Live, o Options, mode declared.Mode, why string, policy declared.StatefulPolicy) Suggestion {
 	s := Suggestion{Declaration: declared.Declaration{Host: l.Host.Name, Desired: declared.Desired{
-		Block: declared.Label(l.Host.Name, "host"), Mode: mode, StatefulRules: declared.RemoveStateful, Families: slices.Clone(host.Families),
+		Block: declared.Label(l.Host.Name, "host"), Mode: mode, StatefulRules: policy, Families: slices.Clone(host.Families),
 	}}}
 	d := &s.Desired
 	if mode == declared.Notrack {
@@ -158,6 +192,14 @@ func suggestAccepts(l host.Live, o Options, mode declared.Mode, why string) Sugg
 		}
 	}
 	plan = planner.Diff(*d, l)
+	if d.AllowRisk = gradeRisks(plan); len(d.AllowRisk) > 0 {
+		for _, b := range plan.Blocks {
+			if slices.Contains(d.AllowRisk, b.Risk) && !strings.HasPrefix(b.Address, "file.") {
+				s.Remains = append(s.Remains, fmt.Sprintf("%s: %s", b.Where, b.Why))
+			}
+		}
+		plan = planner.Diff(*d, l)
+	}
 	s.Blocked = plan.Blocked()
 	head := []string{fmt.Sprintf("Suggested by ctplan for %s, mode %s: %s.", l.Host.Name, mode, strings.TrimSuffix(why, "."))}
 	head = append(head, c.seen(plan))
@@ -184,7 +226,7 @@ func suggestAccepts(l host.Live, o Options, mode declared.Mode, why string) Sugg
 			s.Remains = append(s.Remains, "without state nobody can tell an answer from a question: "+strings.Join(opens, "; "))
 		}
 	}
-	if goes := lostProtection(l); len(goes) > 0 {
+	if goes := lostProtection(l); len(goes) > 0 && policy == declared.RemoveStateful {
 		more := ""
 		if len(goes) > change.MaxNamed {
 			more = fmt.Sprintf("; and %d more", len(goes)-change.MaxNamed)
@@ -204,6 +246,16 @@ func suggestAccepts(l host.Live, o Options, mode declared.Mode, why string) Sugg
 	}
 	s.Notes[declared.NoteHead] = head
 	return s
+}
+
+// gradeRisks are those of stateless twins that are not exact.
+func gradeRisks(p planner.Plan) (risks []declared.Risk) {
+	for _, risk := range []declared.Risk{declared.RiskWiderRules, declared.RiskNarrowerRules} {
+		if slices.ContainsFunc(p.Blocks, func(b change.Block) bool { return b.Risk == risk }) {
+			risks = append(risks, risk)
+		}
+	}
+	return risks
 }
 
 // lostProtection are the rules on connection state that do more than let
