@@ -429,6 +429,7 @@ type entry struct {
 // replace at once, chain by chain. at tells where rules stand then.
 func (w *tableWork) openTwins(do func(change.RuleOp)) (at map[string][]entry) {
 	at = map[string][]entry{}
+	next := map[string]int{}
 	for i := range w.twins {
 		t := &w.twins[i]
 		chain := t.rules[0].Chain
@@ -443,12 +444,14 @@ func (w *tableWork) openTwins(do func(change.RuleOp)) (at map[string][]entry) {
 			i := slices.IndexFunc(list, func(e entry) bool { return e.text == r.Text })
 			do(change.RuleOp{Kind: change.DeleteRule, Chain: chain, Pos: i + 1, Rule: r.Text})
 			list = slices.Delete(list, i, i+1)
+			next[chain] = min(next[chain], i)
 		}
 		for _, p := range t.insert {
-			i := slices.IndexFunc(list, func(e entry) bool { return e.id >= p.at })
-			if i < 0 {
-				i = len(list)
+			i := min(next[chain], len(list)) // units come in order
+			for i < len(list) && list[i].id < p.at {
+				i++
 			}
+			next[chain] = i + 1
 			do(change.RuleOp{Kind: change.InsertRule, Chain: chain, Pos: i + 1, Rule: p.rule.Text})
 			list = slices.Insert(list, i, entry{-1, p.rule.Text})
 		}
