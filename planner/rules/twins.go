@@ -238,20 +238,24 @@ func told(rule *host.Rule, t *translate.Translation, touched bool) change.Twins 
 
 // scope is what is known of the traffic that a rule sees.
 func (p *stage) scope(r *host.Ruleset, a *answerers, u *stateUnit) translate.Scope {
-	bare := xtables.PacketsOf(xtables.Parse(withoutState(u.rule.Words)))
+	icmp := protocol.Canonical(map[host.Family]string{host.IPv4: "icmp", host.IPv6: "ipv6-icmp"}[r.Family])
 	in := translate.Scope{Family: r.Family, Answers: p.answers(r.Family, u.rule.Chain)}
-	in.Answered = a.taken(u.rule.Chain, u.at, "ESTABLISHED", bare, maxCallDepth)
-	errors := bare
-	if errors.Proto == "" || errors.NotProto {
-		errors.Proto, errors.NotProto = protocol.Canonical(map[host.Family]string{host.IPv4: "icmp", host.IPv6: "ipv6-icmp"}[r.Family]), false
+	taken := func(state string, q xtables.Packets) bool { return a.taken(u.rule.Chain, u.at, state, q, maxCallDepth) }
+	bare := func() xtables.Packets { return xtables.PacketsOf(xtables.Parse(withoutState(u.rule.Words))) }
+	in.Answered = func() bool { return taken("ESTABLISHED", bare()) }
+	in.Related = func() bool {
+		q := bare()
+		if q.Proto == "" || q.NotProto {
+			q.Proto, q.NotProto = icmp, false
+		}
+		return taken("RELATED", q)
 	}
-	in.Related = a.taken(u.rule.Chain, u.at, "RELATED", errors, maxCallDepth)
 	if p.d.Mode == declared.Disabled {
 		return in
 	}
 	q := xtables.PacketsOf(xtables.Parse(u.rule.Words))
 	in.Errors = slices.ContainsFunc(p.untrack, func(o untracked) bool {
-		return o.family == r.Family && slices.Contains(hooksBefore(u.rule.Chain), o.hook) && o.Proto != errors.Proto
+		return o.family == r.Family && slices.Contains(hooksBefore(u.rule.Chain), o.hook) && o.Proto != icmp
 	})
 	in.Untracks = func(proto string) (touched, covered bool) {
 		q := q

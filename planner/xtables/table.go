@@ -54,7 +54,10 @@ func Model(r host.Ruleset, table string) *TableModel { return NewTable(table, r.
 
 // Clone is a copy on which operations can be tried.
 func (m *TableModel) Clone() *TableModel {
-	return &TableModel{name: m.name, chains: m.chains, rules: maps.Clone(m.rules)}
+	if len(m.mine) > 0 {
+		clear(m.mine)
+	}
+	return &TableModel{name: m.name, chains: m.chains, rules: maps.Clone(m.rules), mine: map[string]bool{}}
 }
 
 // Apply runs operations in order. It mirrors what iptables-restore --noflush
@@ -72,7 +75,8 @@ func (m *TableModel) apply(op change.RuleOp) {
 		if !m.Has(op.Chain) {
 			m.chains = append(slices.Clip(m.chains), host.ChainDecl{Name: op.Chain, Policy: "-"})
 		}
-		m.rules[op.Chain], m.mine[op.Chain] = op.Rules, false
+		m.rules[op.Chain] = op.Rules
+		delete(m.mine, op.Chain)
 	case change.DropChain:
 		m.chains = slices.DeleteFunc(slices.Clone(m.chains), func(c host.ChainDecl) bool { return c.Name == op.Chain })
 		delete(m.rules, op.Chain)
@@ -115,7 +119,9 @@ func (m *TableModel) Chains() []host.ChainDecl { return m.chains }
 // Rules are the rules of a chain, in order, as iptables-save prints them
 // behind "-A CHAIN ". The list is not the caller's to change.
 func (m *TableModel) Rules(chain string) []string {
-	m.mine[chain] = false
+	if m.mine[chain] {
+		delete(m.mine, chain)
+	}
 	return m.rules[chain]
 }
 
