@@ -19,7 +19,7 @@ const module = "github.com/ctplan/ctplan/"
 var ranks = [][]string{
 	{"host", "protocol"},
 	{"declared", "nets", "words"},
-	{"change", "etc", "verdict"},
+	{"change", "etc", "routing", "verdict"},
 	{"xtables"},
 	{"nftables", "verdict/nft", "verdict/xt"},
 	{"translate"},

@@ -275,3 +275,24 @@ func TestNoSavedFile(t *testing.T) {
 		t.Errorf("got %+v", p.Warnings)
 	}
 }
+
+// TestNoSavedFileNative is of hosts whose rules a service of nftables keeps: what
+// saves the rules of iptables is none of theirs.
+func TestNoSavedFileNative(t *testing.T) {
+	for _, tt := range []struct {
+		services []string
+		want     string
+	}{
+		{[]string{"nftables"}, "nor a restart or reload of nftables,"},
+		{[]string{"firewalld"}, "nor a restart or reload of firewalld,"},
+		{[]string{"netfilter-persistent", "nftables"}, "there is no saved rules file. Install"},
+		{nil, "there is no saved rules file. Install"},
+	} {
+		l := testHost(host.Ruleset{Family: host.IPv4, Backend: host.NFT, Primary: true})
+		l.Boot = &host.Boot{Init: host.InitSystemd, Services: tt.services}
+		p := Diff(notrackTCP(declared.RefuseStateful), l)
+		if !slices.ContainsFunc(p.Warnings, func(w change.Warning) bool { return strings.Contains(w.Text, tt.want) }) {
+			t.Errorf("%v: got %+v", tt.services, p.Warnings)
+		}
+	}
+}

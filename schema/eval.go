@@ -56,11 +56,11 @@ type scope struct {
 	declared map[string][]string // the names under "var", "local", "host" and "host.conntrack"; none under a root that is not known
 }
 
-func newScope(facts *Facts) *scope {
+func newScope(facts *Facts, dir *folder) *scope {
 	return &scope{
 		ctx: &hcl.EvalContext{
 			Variables: map[string]cty.Value{"host": hostValue(facts), "var": cty.DynamicVal, "local": cty.DynamicVal},
-			Functions: functions(),
+			Functions: dir.functions(),
 		},
 		declared: map[string][]string{
 			"host":           {"conntrack", "cpus", "kernel", "machine_id", "memory", "name"},

@@ -13,8 +13,8 @@ import (
 	"github.com/zclconf/go-cty/cty/function/stdlib"
 )
 
-// functions are what expressions can call: pure ones only, under the names
-// that users of Terraform know.
+// functions are the pure ones that expressions can call, under the names that
+// users of Terraform know. Those that read files are a folder's.
 var functions = sync.OnceValue(func() map[string]function.Function {
 	return map[string]function.Function{
 		"abs":             stdlib.AbsoluteFunc,
@@ -31,6 +31,7 @@ var functions = sync.OnceValue(func() map[string]function.Function {
 		"compact":         stdlib.CompactFunc,
 		"concat":          stdlib.ConcatFunc,
 		"contains":        stdlib.ContainsFunc,
+		"csvdecode":       stdlib.CSVDecodeFunc,
 		"distinct":        stdlib.DistinctFunc,
 		"element":         stdlib.ElementFunc,
 		"endswith":        stringTest("str", "suffix", strings.HasSuffix),
@@ -84,6 +85,7 @@ var functions = sync.OnceValue(func() map[string]function.Function {
 		"try":             tryfunc.TryFunc,
 		"upper":           stdlib.UpperFunc,
 		"values":          stdlib.ValuesFunc,
+		"yamldecode":      yamlFunc,
 		"zipmap":          stdlib.ZipmapFunc,
 	}
 })
@@ -93,7 +95,12 @@ func guard(f function.Function, check func(args []cty.Value) error) function.Fun
 	return function.New(&function.Spec{
 		Params:   f.Params(),
 		VarParam: f.VarParam(),
-		Type:     f.ReturnTypeForValues,
+		Type: func(args []cty.Value) (cty.Type, error) {
+			if err := check(args); err != nil {
+				return cty.DynamicPseudoType, err
+			}
+			return f.ReturnTypeForValues(args)
+		},
 		Impl: func(args []cty.Value, _ cty.Type) (cty.Value, error) {
 			if err := check(args); err != nil {
 				return cty.NilVal, err

@@ -20,14 +20,14 @@ func TestFunctionsPage(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, list, _ := strings.Cut(string(page), "Functions, all pure")
+	_, list, _ := strings.Cut(string(page), "Functions, with the names")
 	list, _, _ = strings.Cut(list, "\n\n")
 	var named []string
 	for _, m := range regexp.MustCompile("`([a-z]+)`").FindAllStringSubmatch(list, -1) {
 		named = append(named, m[1])
 	}
 	slices.Sort(named)
-	if there := slices.Sorted(maps.Keys(functions())); !slices.Equal(named, there) {
+	if there := slices.Sorted(maps.Keys(folderOf(nil).functions())); !slices.Equal(named, there) {
 		t.Errorf("the page names\n%v\nthere are\n%v", named, there)
 	}
 }
@@ -58,7 +58,7 @@ func TestNetworkFunctions(t *testing.T) {
 		if diags.HasErrors() {
 			t.Fatal(diags)
 		}
-		v, diags := newScope(nil).eval(expr)
+		v, diags := newScope(nil, folderOf(nil)).eval(expr)
 		got := "error"
 		if !diags.HasErrors() && v.Type() == cty.String {
 			got = v.AsString()

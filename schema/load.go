@@ -26,6 +26,7 @@ type Config struct {
 	files   map[string]*hcl.File
 	order   []string
 	values  map[string]cty.Value // of the variables
+	read    map[string]string    // what functions asked the folder, and what they got
 	blocks  []*block
 }
 
@@ -66,7 +67,10 @@ func Load(sources []Source, vars Vars, facts *Facts) (*Config, Diagnostics) {
 		diags = append(diags, root.add(file.Body)...)
 	}
 
-	s := newScope(facts)
+	dir := folderOf(sources)
+	defer dir.close()
+	c.read = dir.seen
+	s := newScope(facts, dir)
 	if !broken {
 		// What a broken file declares is not known, so that references to it
 		// must not be reported.
@@ -198,13 +202,17 @@ func (b *block) matches(host string) bool {
 	})
 }
 
-// Digest identifies the sources and the values of their variables: "sha256:"
+// Digest identifies the sources, the files that their functions read, and the values of their variables: "sha256:"
 // and 64 hexadecimal digits. It does not depend on the folder or on the host.
 func (c *Config) Digest() string {
 	h := sha256.New()
 	for _, src := range c.sources {
 		hashPart(h, []byte(filepath.Base(src.Name)))
 		hashPart(h, src.Content)
+	}
+	for _, asked := range slices.Sorted(maps.Keys(c.read)) {
+		hashPart(h, []byte(asked))
+		hashPart(h, []byte(c.read[asked]))
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.values)) {
 		hashPart(h, []byte(name))

@@ -231,6 +231,10 @@ func comment(b *hclwrite.Body, paragraphs []string) {
 		tokens = append(tokens, &hclwrite.Token{Type: hclsyntax.TokenComment, Bytes: []byte(text)})
 	}
 	for i, p := range paragraphs {
+		if text, ok := strings.CutPrefix(p, "  "); ok { // to copy, whole
+			line("  " + commentText(text))
+			continue
+		}
 		if i > 0 && (len(p) > commentWidth || len(paragraphs[i-1]) > commentWidth) {
 			line("")
 		}

@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/ctplan/ctplan/internal/planfile"
+	"github.com/ctplan/ctplan/internal/shell"
 	"github.com/ctplan/ctplan/internal/view"
 	"github.com/ctplan/ctplan/providers/iptables"
 )
@@ -17,7 +18,11 @@ func newShow(e *env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "show PLANFILE",
 		Short: "Render a saved plan",
-		Long:  `Renders a plan that plan --out saved, on any host. It does not look whether the host still is what the plan was made from; apply does.`,
+		Long: `Renders a plan that plan --out saved, on any host. It does not look whether the host still is what the plan was made from; apply does.
+
+With --format sh it is one shell script that makes the change on a host without
+ctplan: sh FILE check, apply, confirm and undo. What a script cannot do as
+safely is refused.`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) != 1 {
 				return hint(errors.New("show takes one saved plan"), "usage: %s", cmd.UseLine())
@@ -32,10 +37,13 @@ func newShow(e *env) *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if format.format == "sh" {
+				return shell.Write(e.stdout, p.plan, p.live, readBuild().String(), view.Summary(p.plan, view.Plan))
+			}
 			return e.showPlans([]*planned{p}, view.Plan, format)
 		},
 	}
-	format.register(cmd.Flags())
+	format.register(cmd.Flags(), "sh")
 	return cmd
 }
 

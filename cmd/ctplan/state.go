@@ -21,5 +21,6 @@ func (e *env) transaction(host host.Host, lockTimeout time.Duration) apply.Env {
 		Command:     "ctplan apply",
 		Version:     readBuild().String(),
 		Identity:    host,
+		Announce:    apply.Announce,
 	}
 }

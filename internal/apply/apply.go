@@ -49,6 +49,10 @@ type Env struct {
 	// SSH are the connections that this process was reached over: flows.Reached.
 	SSH []flows.SSH
 
+	// Announce tells everybody on the host that a transaction could not be
+	// taken back whole; Announce on a real host. nil: nobody is told.
+	Announce func(*IncompleteError)
+
 	// Watch starts the process that takes the transaction back when nobody
 	// confirms; StartWatchdog on a real host. Only ConfirmWithin needs it.
 	Watch func(ctx context.Context, id int) error
@@ -157,7 +161,12 @@ func Run(ctx context.Context, env Env, steps []change.Step, opts Options) (Resul
 	if err := env.fault("test", 0); err != nil {
 		return Result{}, err
 	}
-	if err := env.Host.test(ctx, steps); err != nil {
+	conntrack, err := env.Host.observeModule() // before a test loads it
+	if err != nil {
+		return Result{}, err
+	}
+	if err := env.Host.test(ctx, steps); err != nil && !(opts.Back && wholeMayDo(err)) {
+		env.Host.unloadTested(ctx, conntrack)
 		return Result{}, fmt.Errorf("testing the rules: %w; nothing was changed", err)
 	}
 	if err := ctx.Err(); err != nil {
@@ -166,7 +175,7 @@ func Run(ctx context.Context, env Env, steps []change.Step, opts Options) (Resul
 	if err := env.fault("create", 0); err != nil {
 		return Result{}, err
 	}
-	h, err := header(env, len(steps), opts)
+	h, err := header(env, len(steps), opts, conntrack)
 	if err != nil {
 		return Result{}, err
 	}
@@ -279,7 +288,11 @@ func (tx *transaction) do(ctx context.Context, i, n int, s change.Step) (err err
 	if err := tx.env.fault("step", i); err != nil {
 		return err
 	}
-	if err := tx.env.Host.do(ctx, s); err != nil {
+	err = tx.env.Host.do(ctx, s)
+	if tx.opts.Back && s.Rules != nil {
+		err = tx.env.Host.insist(ctx, s.Rules, before, err)
+	}
+	if err != nil {
 		return err
 	}
 	if err := tx.env.fault("stepped", i); err != nil {
@@ -324,7 +337,11 @@ func (tx *transaction) back(ctx context.Context, cause error) (Result, error) {
 	result := Result{ID: tx.j.ID, Outcome: journal.WasUndone, Steps: tx.reports}
 	if len(left) > 0 {
 		result.Outcome = journal.Undoing
-		return result, &IncompleteError{ID: tx.j.ID, Cause: cause, Left: left}
+		err := &IncompleteError{ID: tx.j.ID, Cause: cause, Left: left}
+		if tx.env.Announce != nil {
+			tx.env.Announce(err)
+		}
+		return result, err
 	}
 	_ = os.RemoveAll(tx.aside()) // of an earlier try
 	err := tx.env.fault("end", 0)

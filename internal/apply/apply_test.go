@@ -389,8 +389,9 @@ func TestCrashInRecovery(t *testing.T) {
 					var err error
 					crashed := survive(func() { _, err = Recover(t.Context(), env, nil) })
 					done = x.n <= second // the fault came too late to matter
-					// A service that fails to start is no matter where all is as it was.
-					mended := strings.HasPrefix(name, "restart") && f.String() == before
+					// A service that fails to start, or a table that had to be loaded
+					// whole, is no matter where all is as it was.
+					mended := f.String() == before
 					if !done && !crashed && err == nil && !mended {
 						t.Fatalf("%s: no error", what)
 					}

@@ -26,6 +26,10 @@ type Host struct {
 	// that was killed is still at work.
 	Hold func(f *os.File)
 
+	// Apart, when set, calls fn where rules can be loaded without anybody
+	// noticing: the way back is rehearsed there.
+	Apart func(fn func() error) error
+
 	// seen are rulesets that were read under the lock and not changed since.
 	seen map[rulesKey]host.Ruleset
 }
@@ -92,24 +96,6 @@ type undo struct {
 
 // errNoStep says that a step holds nothing to do.
 var errNoStep = errors.New("a step without anything to do")
-
-// test asks the kernel whether it would take the rules of the steps, as far as
-// it can know: rules that come after a module is loaded may need that module,
-// and loading may still be blocked. Those are tested by their commit alone.
-func (h *Host) test(ctx context.Context, steps []change.Step) error {
-	for _, s := range steps {
-		if s.Module != nil && s.Module.Load {
-			return nil
-		}
-		if s.Rules == nil {
-			continue
-		}
-		if err := h.Rules.Test(ctx, s.Rules.Family, s.Rules.Backend, s.Rules.Sections); err != nil {
-			return fmt.Errorf("%s: %w", describe(s), err)
-		}
-	}
-	return nil
-}
 
 // observe returns what undoing the step will need to know beside the step.
 func (h *Host) observe(ctx context.Context, s change.Step) (journal.Before, error) {

@@ -191,6 +191,11 @@ func secondFamilyFails(t *testing.T, ns *nstest.NS) {
 	h.Files = systemFiles{root}
 	e := Env{Host: h, Dir: filepath.Join(root, "state"), LockPath: filepath.Join(root, "lock")}
 	steps := kernelSteps(host.NFT)
+	var refused *RehearsalError
+	if _, err := Run(t.Context(), e, steps, Options{}); !errors.As(err, &refused) || refused.Back || !strings.Contains(err.Error(), "nothing was changed") {
+		t.Errorf("got %v, want a *RehearsalError", err)
+	}
+	h.Apart = nil // where there is no rehearsal, the commit finds it
 	_, err := Run(t.Context(), e, steps, Options{})
 	var back *RolledBackError
 	if !errors.As(err, &back) {

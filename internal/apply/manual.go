@@ -33,7 +33,7 @@ func (h *Host) manual(ctx context.Context, u undo, dir string, index int) []stri
 				back = mend(live, back)
 			}
 		}
-		script, err := iptables.Script(back)
+		script, flags, err := h.byHand(ctx, s.Rules, back)
 		if err != nil || script == "" {
 			return nil
 		}
@@ -41,7 +41,7 @@ func (h *Host) manual(ctx context.Context, u undo, dir string, index int) []stri
 		if err != nil {
 			return []string{"# " + err.Error()}
 		}
-		return []string{fmt.Sprintf("%s --noflush -w < %s", restoreCommand(s.Rules), quote(path))}
+		return []string{strings.Join(slices.Concat([]string{restoreCommand(s.Rules)}, flags, []string{"<", quote(path)}), " ")}
 	case s.File != nil && !s.File.Before.Exists:
 		return []string{"rm -f -- " + quote(s.File.Before.Path)}
 	case s.File != nil:
@@ -74,6 +74,17 @@ func (h *Host) manual(ctx context.Context, u undo, dir string, index int) []stri
 		return append(commands, values(u.Before.Module)...)
 	}
 	return nil
+}
+
+// byHand is what loads sections, and with which flags of this host's restore.
+func (h *Host) byHand(ctx context.Context, s *change.RulesStep, back []change.Section) (script string, flags []string, err error) {
+	if r, ok := h.Rules.(systemRules); ok {
+		if script, flags, err = r.ByHand(ctx, s.Family, s.Backend, back); err == nil {
+			return script, flags, nil
+		}
+	}
+	script, err = iptables.Script(back)
+	return script, []string{"--noflush"}, err
 }
 
 // values are the commands that set what a module had.

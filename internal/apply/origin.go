@@ -34,12 +34,8 @@ func bootID() string {
 }
 
 // header says who begins the transaction.
-func header(env Env, steps int, opts Options) (journal.Header, error) {
+func header(env Env, steps int, opts Options, conntrack *journal.ModuleBefore) (journal.Header, error) {
 	self, err := process(os.Getpid())
-	if err != nil {
-		return journal.Header{}, err
-	}
-	conntrack, err := env.Host.observeModule()
 	if err != nil {
 		return journal.Header{}, err
 	}

@@ -5,12 +5,14 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"slices"
 
 	"github.com/ctplan/ctplan/internal/journal"
 	"github.com/ctplan/ctplan/planner/change"
 	"github.com/ctplan/ctplan/planner/host"
 	"github.com/ctplan/ctplan/planner/xtables"
+	"github.com/ctplan/ctplan/providers/iptables"
 )
 
 // rulesKey names what one iptables-save prints.
@@ -33,12 +35,9 @@ func (h *Host) Seen(rulesets []host.Ruleset) {
 // observeRules remembers how every table of the step will look after each of
 // its sections, so that recovery can tell how far the step came.
 func (h *Host) observeRules(ctx context.Context, s *change.RulesStep) (journal.Before, error) {
-	live, ok := h.seen[rulesKey{s.Family, s.Backend}]
-	if !ok {
-		var err error
-		if live, err = h.Rules.Save(ctx, s.Family, s.Backend); err != nil {
-			return journal.Before{}, err
-		}
+	live, err := h.rulesNow(ctx, rulesKey{s.Family, s.Backend})
+	if err != nil {
+		return journal.Before{}, err
 	}
 	exist, err := h.Rules.Tables(s.Family, s.Backend)
 	if err != nil {
@@ -67,7 +66,25 @@ func (h *Host) observeRules(ctx context.Context, s *change.RulesStep) (journal.B
 // the journal holds; sections come off from there in reverse. Where somebody
 // else changed a table meanwhile, no state fits: then every operation is taken
 // back where its result still stands, and what others did stays.
+//
+// Where that does not come to what it should, for whatever reason, the tables
+// are loaded whole.
 func (h *Host) undoRules(ctx context.Context, u undo) error {
+	err := h.takeBack(ctx, u, h.Rules.Commit)
+	if err == nil {
+		return nil
+	}
+	if again := h.takeBack(ctx, u, h.replace); again != nil {
+		return fmt.Errorf("%w; with the tables as a whole: %w", err, again)
+	}
+	return nil
+}
+
+// commit is how sections get into the kernel.
+type commit func(context.Context, host.Family, host.Backend, []change.Section) error
+
+// takeBack takes a rules step back by one way to commit, and reads it back.
+func (h *Host) takeBack(ctx context.Context, u undo, commit commit) error {
 	s := u.Step.Rules
 	live, err := h.Rules.Save(ctx, s.Family, s.Backend)
 	if err != nil {
@@ -84,7 +101,7 @@ func (h *Host) undoRules(ctx context.Context, u undo) error {
 		back = mend(live, inverse(s, len(s.Sections)))
 	}
 	if len(back) > 0 {
-		if err := h.Rules.Commit(ctx, s.Family, s.Backend, back); err != nil {
+		if err := commit(ctx, s.Family, s.Backend, back); err != nil {
 			return err
 		}
 	}
@@ -103,6 +120,50 @@ func (h *Host) undoRules(ctx context.Context, u undo) error {
 		return nil
 	}
 	return errors.New("read back after the rollback, the rules are not what they were")
+}
+
+// replace is a commit that loads each table whole, as it will stand. What
+// somebody else does to the tables in that instant is lost.
+func (h *Host) replace(ctx context.Context, f host.Family, b host.Backend, sections []change.Section) error {
+	live, err := h.Rules.Save(ctx, f, b)
+	if err != nil {
+		return err
+	}
+	names := tableNames(sections)
+	models := modelsOf(live, names)
+	models.apply(sections)
+	var tables []xtables.TableLines
+	for _, name := range names {
+		tables = append(tables, xtables.TableLines{Name: name, Lines: models[name].Lines()})
+	}
+	return h.Rules.Replace(ctx, f, b, tables)
+}
+
+// insist sees to it that a step of the way back has happened, which came to err:
+// where the rules are not what they should be, whole tables are loaded.
+func (h *Host) insist(ctx context.Context, s *change.RulesStep, before journal.Before, err error) error {
+	u := undo{Step: change.Step{Rules: s}, Before: before}
+	live, again := h.Rules.Save(ctx, s.Family, s.Backend)
+	if again != nil {
+		return errors.Join(err, again)
+	}
+	came := progressOf(live, u)
+	if came == len(s.Sections) || came < 0 {
+		return err // done, or others are at it too: reading back decides
+	}
+	again = h.replace(ctx, s.Family, s.Backend, s.Sections[came:])
+	if again != nil && err != nil {
+		return fmt.Errorf("%w; with the tables as a whole: %w", err, again)
+	}
+	return again
+}
+
+// wholeMayDo reports whether rules that failed a test may still be loaded as
+// whole tables.
+func wholeMayDo(err error) bool {
+	var refused *iptables.RestoreError
+	var rehearsal *RehearsalError
+	return errors.As(err, &refused) || errors.As(err, &rehearsal)
 }
 
 // progressOf returns after how many of the step's sections the rules stand as

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 
+	"github.com/ctplan/ctplan/internal/journal"
 	"github.com/ctplan/ctplan/planner/change"
 )
 
@@ -58,4 +59,14 @@ func (tx *transaction) settle(ctx context.Context) []LeftStep {
 		check(change.Step{Addresses: []string{"sysctl." + key}, Sysctl: &change.SysctlStep{Key: key, Before: was.Sysctls[key], After: now}}, err)
 	}
 	return left
+}
+
+// unloadTested unloads the module that a test alone has loaded.
+func (h *Host) unloadTested(ctx context.Context, was *journal.ModuleBefore) {
+	if was == nil || was.Loaded {
+		return
+	}
+	if loaded, err := h.Kernel.Loaded(nfConntrack); err == nil && loaded {
+		_ = h.Kernel.UnloadUnused(context.WithoutCancel(ctx)) // it is harmless, and the next transaction finds it
+	}
 }

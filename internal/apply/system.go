@@ -37,7 +37,8 @@ func NewHost(root string) *Host {
 			_, err := r.Run(ctx, run.Cmd{Path: words[0], Args: words[1:]})
 			return err
 		},
-		Hold: r.hold,
+		Hold:  r.hold,
+		Apart: apart,
 	}
 }
 

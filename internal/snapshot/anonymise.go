@@ -41,6 +41,7 @@ func (s *Snapshot) Anonymise(keep []netip.Prefix) {
 	for _, r := range c.Routes {
 		a.name(r.Prefix)
 	}
+	c.Routing = a.nameRouting(c.Routing)
 	for _, set := range c.Sets {
 		for _, e := range set.Prefixes {
 			a.name(e.Prefix)
@@ -70,6 +71,23 @@ func (s *Snapshot) Anonymise(keep []netip.Prefix) {
 	}
 	c.Anonymised = true
 	s.Connections = &c
+}
+
+// nameRouting names what rules and routes name; a gateway stays, as those of the main table's networks do.
+func (a *anonymiser) nameRouting(r *host.Routing) *host.Routing {
+	if r == nil {
+		return nil
+	}
+	out := *r
+	for _, x := range r.Rules {
+		a.name(x.From)
+		a.name(x.To)
+	}
+	for _, x := range r.Routes {
+		a.name(x.Prefix)
+		a.name(netip.PrefixFrom(x.Gateway, x.Gateway.BitLen()))
+	}
+	return &out
 }
 
 type anonymiser struct {

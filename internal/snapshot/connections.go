@@ -10,6 +10,7 @@ import (
 	"github.com/ctplan/ctplan/planner/host"
 	"github.com/ctplan/ctplan/providers/flows"
 	"github.com/ctplan/ctplan/providers/kmod"
+	"github.com/ctplan/ctplan/providers/routes"
 )
 
 // DefaultConnections is how many tracked connections a snapshot file keeps
@@ -26,6 +27,7 @@ func (s *Snapshot) ReadConnections(root, sshConnection string, limit int) {
 		Root: root, SSHConnection: sshConnection, Limit: limit,
 		Sets: slices.ContainsFunc(s.Rules, func(r Rules) bool { return strings.Contains(r.Text, "--match-set ") }),
 	})
+	s.Connections.Routing = routes.Read(root)
 }
 
 func (s *Snapshot) readConnections(o flows.Options) {
@@ -129,6 +131,9 @@ func checkConnections(c *host.Connections) error {
 			return errors.New("connections: a route is not valid")
 		}
 	}
+	if err := checkRouting(c.Routing); err != nil {
+		return err
+	}
 	if c.Ephemeral.To < c.Ephemeral.From {
 		return errors.New("connections: the range of ephemeral ports is upside down")
 	}
@@ -144,6 +149,23 @@ func checkConnections(c *host.Connections) error {
 	}
 	if int64(len(c.Flows)) > c.Total {
 		return errors.New("connections: more flows than there are in total")
+	}
+	return nil
+}
+
+func checkRouting(r *host.Routing) error {
+	if r == nil {
+		return nil
+	}
+	for _, x := range r.Rules {
+		if x.Family != host.IPv4 && x.Family != host.IPv6 || x.From.IsValid() && x.From.Addr().Is4() != (x.Family == host.IPv4) || x.To.IsValid() && x.To.Addr().Is4() != (x.Family == host.IPv4) {
+			return fmt.Errorf("connections: the routing rule %d is of no family, or of two", x.Priority)
+		}
+	}
+	for _, x := range r.Routes {
+		if !x.Prefix.IsValid() {
+			return errors.New("connections: a route of a table is not valid")
+		}
 	}
 	return nil
 }

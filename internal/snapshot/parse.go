@@ -16,7 +16,7 @@ func parseRules(r Rules) (host.Ruleset, error) {
 	raw := r.read
 	raw.Family, raw.Backend, raw.Primary, raw.Text = r.Family, r.Backend, r.Primary, r.Text
 	set, err := raw.Ruleset()
-	set.Incompatible = r.Incompatible
+	set.Incompatible, set.Version = r.Incompatible, r.Version
 	return set, err
 }
 

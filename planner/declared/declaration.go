@@ -7,7 +7,8 @@ type Declaration struct {
 	Host    string // the name of the only host that it is for; "" for any
 	Desired Desired
 	// Notes are comments, a paragraph each, by what they stand above: NoteHead,
-	// an attribute ("max"), or a block ("accept web", "notrack all").
+	// an attribute ("max"), or a block ("accept web", "notrack all"). One that begins
+	// with two spaces is a line to copy, and stays one.
 	Notes map[string][]string
 }
 

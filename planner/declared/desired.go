@@ -144,6 +144,7 @@ const (
 	RiskLostServices   Risk = "lost_services"    // a listening service could no longer be reached
 	RiskOneSided       Risk = "one_sided"        // connections of which one way is tracked and the other is not would break
 	RiskRelated        Risk = "related"          // what tracking lets in with other connections would be kept out
+	RiskOldIptables    Risk = "old_iptables"     // a release of iptables through which rules cannot safely be written
 	RiskWiderRules     Risk = "wider_rules"      // the stateless twin of a rule matches more than it did
 	RiskNarrowerRules  Risk = "narrower_rules"   // it matches less
 	RiskUnsavedRules   Risk = "unsaved_rules"    // rules that a restart of the service would lose, or bring in

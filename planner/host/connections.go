@@ -11,8 +11,9 @@ type Connections struct {
 
 	Addresses     []Address         `json:"addresses"`
 	Routes        []Route           `json:"routes"`
-	PolicyRouting bool              `json:"policy_routing"` // there are rules beside the main table: a route does not tell the interface
-	Sets          map[string]*IPSet `json:"sets,omitempty"` // the ipsets that can be searched
+	PolicyRouting bool              `json:"policy_routing"`    // there are rules beside the main table: a route does not tell the interface
+	Routing       *Routing          `json:"routing,omitempty"` // how ways are chosen by more than destinations; nil where it was not read
+	Sets          map[string]*IPSet `json:"sets,omitempty"`    // the ipsets that can be searched
 
 	Ephemeral  PortRange `json:"ephemeral,omitzero"`   // from which the host's own connections take their ports; zero: not known
 	Anonymised bool      `json:"anonymised,omitempty"` // addresses that nothing names are stand-ins

@@ -131,7 +131,8 @@ type Span struct{ Start, End int }
 type Ruleset struct {
 	Family  Family
 	Backend Backend
-	Primary bool // written through: what plain iptables speaks to
+	Primary bool   // written through: what plain iptables speaks to
+	Version string // of iptables, "1.8.9"; "" where it is not known
 	Tables  []Table
 	File    *File // nil for rules in the kernel
 

@@ -82,7 +82,11 @@ func blockImpact(d declared.Desired, l host.Live, im *Impact, p *change.Report) 
 			continue
 		}
 		if n++; n <= change.MaxNamed {
-			p.Warn(string(g.Family)+"."+strings.ReplaceAll(g.Service, " ", "."), fmt.Sprintf("whether %s survive cannot be told, because of this rule: %s (%s)", words.Plural(int(g.Count), "connection", "connections"), owners.Where(&l, g.rule, g.After), words.Examples(g.Examples)), d.Source)
+			because := "because of this rule"
+			if g.rule != nil && g.rule.Routes {
+				because = "because of its mark"
+			}
+			p.Warn(string(g.Family)+"."+strings.ReplaceAll(g.Service, " ", "."), fmt.Sprintf("whether %s survive cannot be told, %s: %s (%s)", words.Plural(int(g.Count), "connection", "connections"), because, owners.Where(&l, g.rule, g.After), words.Examples(g.Examples)), d.Source)
 		}
 	}
 	for _, e := range im.Exposed {
@@ -107,6 +111,9 @@ func unseen(d declared.Desired, c *host.Connections, total *Impact, report *chan
 func remedy(l *host.Live, g FlowGroup) owners.Advice {
 	if g.After == judge.TranslationEnds.String() {
 		return owners.Advice{Text: `leave this traffic tracked: narrow the notrack blocks, or use mode = "tuned"`}
+	}
+	if g.rule != nil && g.rule.Routes {
+		return owners.Advice{Text: judge.KeepsMarks}
 	}
 	accept := ""
 	if g.rule.NativeChain() == "" {

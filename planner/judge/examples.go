@@ -21,11 +21,11 @@ type Example struct {
 	Asked int // which of the two packets is the one that was asked for
 }
 
-// Examples are connections of which one packet is one that the rule of a raw
-// table matches, as far as its matches tell: to this host or from it, and
+// Examples are connections of which one packet is one that a rule of Untracks
+// matches, as far as its matches tell: to this host or from it, and
 // routed where this host routes.
 func (j *Judge) Examples(ref verdict.RuleRef) []*Example {
-	q := xtables.PacketsOf(j.specs[ref])
+	q := j.matched[ref]
 	var out []*Example
 	add := func(x *Example) {
 		if x != nil {

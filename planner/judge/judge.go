@@ -14,6 +14,7 @@ import (
 	"github.com/ctplan/ctplan/planner/declared"
 	"github.com/ctplan/ctplan/planner/host"
 	"github.com/ctplan/ctplan/planner/protocol"
+	"github.com/ctplan/ctplan/planner/routing"
 	"github.com/ctplan/ctplan/planner/verdict"
 	"github.com/ctplan/ctplan/planner/verdict/nft"
 	"github.com/ctplan/ctplan/planner/verdict/xt"
@@ -29,17 +30,19 @@ type Judge struct {
 	File        *host.File // nil: the kernel's
 	mixed       bool       // rules of two backends
 	Connections *host.Connections
-	tables      *tableStates      // as they stand at the end
-	backend     host.Backend      // that is written through
-	Stages      []Stage           // the first is today, the last is the end
-	Admitting   Stage             // today: is anybody let through?
-	Untracks    []verdict.RuleRef // what stands in raw tables at the end and keeps out of tracking, or sorts into zones
-	specs       map[verdict.RuleRef]xtables.Spec
+	tables      *tableStates                        // as they stand at the end
+	backend     host.Backend                        // that is written through
+	Stages      []Stage                             // the first is today, the last is the end
+	Admitting   Stage                               // today: is anybody let through?
+	Untracks    []verdict.RuleRef                   // what keeps out of tracking at the end, or sorts into zones: rules of raw tables, and of nftables' own
+	specs       map[verdict.RuleRef]xtables.Spec    // of those of iptables among them
+	matched     map[verdict.RuleRef]xtables.Packets // by each of Untracks
 	Places      *placeMap
 	entrances   []host.Address          // see doors
 	nobody      []netip.Addr            // see stranger
 	named       map[bool][]netip.Prefix // see namedNetworks
 	operators   map[host.Session]bool
+	ways        ways
 	tcpLoose    verdict.State // of a packet of a connection that tracking does not know
 	liberal     bool          // tracking takes packets of TCP that are out of its window
 }
@@ -186,8 +189,13 @@ func New(d declared.Desired, l host.Live, f host.Family, sets []*host.Ruleset, w
 	}
 	j := &Judge{
 		Desired: d, Live: l, Family: f, mixed: len(sets) > 1, Connections: conns, Places: newPlaceMap(conns, f), operators: map[host.Session]bool{}, named: map[bool][]netip.Prefix{},
-		tables: state, Stages: []Stage{state.stage("")}, specs: map[verdict.RuleRef]xtables.Spec{},
+		tables: state, Stages: []Stage{state.stage("")}, specs: map[verdict.RuleRef]xtables.Spec{}, matched: map[verdict.RuleRef]xtables.Packets{},
 	}
+	j.ways.marks = routing.New(conns.Routing, f)
+	if conns.Routing == nil && !conns.PolicyRouting {
+		j.ways.marks = routing.New(&host.Routing{}, f)
+	}
+	j.ways.none = !j.ways.marks.Matters()
 	if len(sets) > 0 {
 		j.File, j.backend = sets[0].File, sets[0].Backend
 	}
@@ -199,6 +207,10 @@ func New(d declared.Desired, l host.Live, f host.Family, sets []*host.Ruleset, w
 	}
 	for _, r := range sets {
 		j.rawRules(r.Backend, state.models[verdict.TableID{Backend: r.Backend, Table: "raw"}], words)
+	}
+	for _, r := range nft.Rules(l.NFT, f, nft.DecidesTracking) {
+		j.Untracks = append(j.Untracks, r.Ref)
+		j.matched[r.Ref] = r.Packets
 	}
 	for _, s := range conns.Operator {
 		j.operators[s] = true
@@ -213,7 +225,7 @@ func New(d declared.Desired, l host.Live, f host.Family, sets []*host.Ruleset, w
 	return j
 }
 
-// Spec is what a rule of Untracks says.
+// Spec is what a rule of Untracks says that is one of iptables.
 func (j *Judge) Spec(ref verdict.RuleRef) xtables.Spec { return j.specs[ref] }
 
 // End is the rules as they will stand.
@@ -228,9 +240,9 @@ func (j *Judge) rawRules(b host.Backend, m *xtables.TableModel, words map[string
 		for _, r := range c.Rules {
 			if s := xtables.Parse(r.Words); s.Target == "CT" || s.Untracks() {
 				ref := verdict.RuleRef{Family: j.Family, Backend: b, Table: "raw", Chain: c.Name, Text: r.Text}
-				if _, ok := j.specs[ref]; !ok {
+				if _, ok := j.matched[ref]; !ok {
 					j.Untracks = append(j.Untracks, ref)
-					j.specs[ref] = s
+					j.specs[ref], j.matched[ref] = s, xtables.PacketsOf(s)
 				}
 			}
 		}
@@ -242,8 +254,12 @@ func (j *Judge) rawRules(b host.Backend, m *xtables.TableModel, words map[string
 func (j *Judge) At(s Stage, c *Connection, last bool) verdict.Decision {
 	worst := verdict.Decision{Verdict: verdict.Accepted}
 	untracked, tracked := 0, 0
+	changes := j.changes(s)
 	for i := range c.Count {
 		d := s.Verdict(&c.Packets[i])
+		if changes {
+			d = j.rerouted(j.Stages[0].Verdict(&c.Packets[i]), d, &c.Packets[i])
+		}
 		switch {
 		case d.Untracked:
 			untracked++
@@ -263,6 +279,11 @@ func (j *Judge) At(s Stage, c *Connection, last bool) verdict.Decision {
 		return worse(false, worst, j.halfTracked(s, c))
 	}
 	return worst
+}
+
+// changes is whether packets may take other ways at a stage than today.
+func (j *Judge) changes(s Stage) bool {
+	return !j.ways.none && s.Evaluator != j.Stages[0].Evaluator && s.Evaluator != j.Admitting.Evaluator
 }
 
 // worse is what is left to say of a connection of whose packets one more is
@@ -291,9 +312,26 @@ func (j *Judge) halfTracked(s Stage, c *Connection) verdict.Decision {
 // packet and the answer: what tracking makes of the answer depends on whether
 // it has seen the first, and what it makes of the next on both.
 func (j *Judge) Opens(s Stage, c *Connection) verdict.Decision {
+	there, here, worst := j.opens(s, c)
+	if j.changes(s) {
+		first, back := c.Packets[0], c.Packets[1]
+		today, answer, _ := j.opens(j.Stages[0], c)
+		worst = worse(false, worst, j.rerouted(today, there, &first))
+		worst = worse(false, worst, j.rerouted(answer, here, &back))
+	}
+	return worst
+}
+
+// opens decides the first packet of a connection, the answer, and what is the
+// worst of both and of what may come next.
+func (j *Judge) opens(s Stage, c *Connection) (there, here, worst verdict.Decision) {
 	first, back := c.Packets[0], c.Packets[1]
-	there, here := s.Verdict(&first), s.Verdict(&back)
-	worst := there
+	there = s.Verdict(&first)
+	if there.Tracked && there.ConnMarkBits == ^uint32(0) {
+		back.ConnMark, back.Known = there.ConnMark, back.Known|verdict.KnownConnMark
+	}
+	here = s.Verdict(&back)
+	worst = there
 	next := first
 	switch {
 	case there.Untracked && here.Tracked:
@@ -305,7 +343,7 @@ func (j *Judge) Opens(s Stage, c *Connection) verdict.Decision {
 		}
 		worst = worse(false, worst, s.Verdict(&next))
 	}
-	return worse(false, worst, here)
+	return there, here, worse(false, worst, here)
 }
 
 // StateAlone is the state of an answer to what tracking has not seen: TCP and

@@ -190,22 +190,19 @@ func (j *Judge) route(c *Connection, first, back verdict.Packet, replied bool) {
 			add(back, verdict.HookInput, "lo", "")
 		}
 	case In:
-		peer := j.Places.Toward(first.Src)
-		add(first, verdict.HookInput, peer, "")
+		add(first, verdict.HookInput, j.Places.from(first.Src), "")
 		if replied {
-			add(back, verdict.HookOutput, "", peer)
+			add(back, verdict.HookOutput, "", j.Places.Toward(first.Src))
 		}
 	case Out:
-		peer := j.Places.Toward(first.Dst)
-		add(first, verdict.HookOutput, "", peer)
+		add(first, verdict.HookOutput, "", j.Places.Toward(first.Dst))
 		if replied {
-			add(back, verdict.HookInput, peer, "")
+			add(back, verdict.HookInput, j.Places.from(first.Dst), "")
 		}
 	default:
-		a, b := j.Places.Toward(first.Src), j.Places.Toward(first.Dst)
-		add(first, verdict.HookForward, a, b)
+		add(first, verdict.HookForward, j.Places.from(first.Src), j.Places.Toward(first.Dst))
 		if replied {
-			add(back, verdict.HookForward, b, a)
+			add(back, verdict.HookForward, j.Places.from(first.Dst), j.Places.Toward(first.Src))
 		}
 	}
 }
@@ -215,6 +212,7 @@ func (j *Judge) route(c *Connection, first, back verdict.Packet, replied bool) {
 type placeMap struct {
 	own    map[netip.Addr]bool
 	casts  map[netip.Addr]bool // broadcast addresses of its networks
+	links  []host.Address      // the networks that its interfaces are in
 	only   string              // the one interface beside lo
 	masks  []nets.Bits
 	routes []map[nets.Bits]string
@@ -222,7 +220,7 @@ type placeMap struct {
 }
 
 func newPlaceMap(c *host.Connections, f host.Family) *placeMap {
-	m := &placeMap{own: map[netip.Addr]bool{}, casts: map[netip.Addr]bool{}, policy: c.PolicyRouting}
+	m := &placeMap{links: c.Addresses, own: map[netip.Addr]bool{}, casts: map[netip.Addr]bool{}, policy: c.PolicyRouting}
 	var names []string
 	for _, a := range c.Addresses {
 		m.own[a.Prefix.Addr()] = true
@@ -277,6 +275,32 @@ func (m *placeMap) Way(src, dst netip.Addr) Way {
 		return In
 	}
 	return Forward
+}
+
+// onLink is the one interface in whose own network an address lies; "" for none,
+// or several.
+func (m *placeMap) onLink(a netip.Addr) (name string) {
+	for _, l := range m.links {
+		if l.Prefix.Contains(a) && l.Prefix.Bits() < a.BitLen() {
+			if name != "" && name != l.Interface {
+				return ""
+			}
+			name = l.Interface
+		}
+	}
+	return name
+}
+
+// from is the interface through which packets from an address come. Where rules
+// of routing choose the way back, those of a neighbour come by its own link all
+// the same.
+func (m *placeMap) from(a netip.Addr) string {
+	if m.policy {
+		if name := m.onLink(a); name != "" {
+			return name
+		}
+	}
+	return m.Toward(a)
 }
 
 // Broadcast is whether the address means everybody on a link.

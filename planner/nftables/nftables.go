@@ -32,6 +32,16 @@ var moduleOf = map[string]string{
 // loaded, and connection tracking with it; "" when it needs none.
 func Module(use string) string { return moduleOf[use] }
 
+// Translates is whether a part of a rule translates addresses.
+func Translates(use string) bool {
+	switch use {
+	case "nat", "masq", "redir":
+		return true
+	}
+	target, ok := strings.CutPrefix(use, "target ")
+	return ok && xtables.IsNATTarget(target)
+}
+
 // Modules are those that the thing keeps loaded, and connection tracking with
 // them.
 func Modules(i host.NFTItem) []string {

@@ -78,6 +78,13 @@ func Where(l *host.Live, ref *verdict.RuleRef, printed string) string {
 	return printed
 }
 
+// TakesLines is whether a rule is where lines of nft can be put, by whoever keeps the
+// file that loads it: no program makes the table again.
+func TakesLines(l *host.Live, ref *verdict.RuleRef) bool {
+	p, ok := find(l, ref)
+	return ok && p.owner == "" && p.chain != nil && p.seesState()
+}
+
 // ToLetThrough is how to let through what the cuts drop; accept, where iptables
 // drops some of it or all, is what does there. Cuts of one rule come together.
 func ToLetThrough(l *host.Live, cuts []Cut, accept string) Advice {

@@ -2,6 +2,7 @@ package owners
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/ctplan/ctplan/planner/host"
@@ -11,8 +12,8 @@ import (
 
 // Packets are some of one family and protocol.
 type Packets struct {
-	Family  host.Family
-	Forward bool // they are routed
+	Family  host.Family // empty: both, in a table of both
+	Forward bool        // they are routed
 	Proto   uint8
 	Ports   host.PortRange // of the service; zero where the protocol has none
 	ToPort  bool           // they go to that port; else they come from it
@@ -24,10 +25,15 @@ type Packets struct {
 	Untracked bool
 }
 
+// Equal is whether they are the same packets.
+func (q *Packets) Equal(p *Packets) bool {
+	return q.Family == p.Family && q.Forward == p.Forward && q.Proto == p.Proto && q.Ports == p.Ports && q.ToPort == p.ToPort && q.Answers == p.Answers && q.Untracked == p.Untracked && slices.Equal(q.Types, p.Types)
+}
+
 // nft is the rule that accepts them, in a table of the family.
 func (q *Packets) nft(family string) string {
 	var out []string
-	if family == "inet" && len(q.Types) == 0 {
+	if family == "inet" && q.Family != "" && len(q.Types) == 0 {
 		out = append(out, "meta nfproto "+string(q.Family))
 	}
 	if q.Untracked {

@@ -9,6 +9,7 @@ import (
 	"github.com/ctplan/ctplan/planner/declared"
 	"github.com/ctplan/ctplan/planner/host"
 	"github.com/ctplan/ctplan/planner/nftables"
+	"github.com/ctplan/ctplan/planner/verdict/nft"
 	"github.com/ctplan/ctplan/planner/words"
 	"github.com/ctplan/ctplan/planner/xtables"
 )
@@ -63,6 +64,40 @@ func NativeChains(l host.Live) change.Findings {
 	p.Warn("", "native nftables can drop packets too, and the rules of these chains were not read whole, so what becomes of connections there is not known: "+strings.Join(named, ", "), declared.Pos{})
 	return p.Findings
 }
+
+// nativeNAT blocks what rules of nftables' own translate, and would no longer:
+// packets that are not tracked are not translated.
+func (p *stage) nativeNAT() {
+	if p.d.Mode != declared.Notrack {
+		return // disabled holds them for what keeps the modules loaded
+	}
+	type place struct {
+		table, chain string
+		handle       uint64
+	}
+	named := map[place]bool{}
+	for _, f := range host.Families {
+		for _, r := range nft.Rules(p.l.NFT, f, nft.Translates) {
+			at := place{r.Ref.Native + " " + r.Ref.Table, r.Ref.Chain, r.Ref.Handle}
+			if touched, _ := p.untracks(f, builtIn[r.Chain.Hook], r.Packets); !touched || named[at] {
+				continue
+			}
+			if named[at] = true; len(named) <= change.MaxNamed {
+				p.Block(change.Block{
+					Risk: declared.RiskNAT, Address: "nftables." + r.Ref.Native + "." + r.Ref.Table, Where: r.Ref.String(),
+					Why:    "packets that are not tracked are not translated: this rule would no longer apply to them",
+					Remedy: `narrow the notrack blocks until they leave its traffic alone, or use mode = "tuned"`, Override: true, Source: p.d.Source,
+				})
+			}
+		}
+	}
+	if n := len(named) - change.MaxNamed; n > 0 {
+		p.Block(change.Block{Risk: declared.RiskNAT, Address: "nftables", Where: fmt.Sprintf("and %s like these", words.Plural(n, "more rule", "more rules")), Override: true, Source: p.d.Source})
+	}
+}
+
+// builtIn are the chains of iptables that stand at nft's hooks.
+var builtIn = map[string]string{"prerouting": "PREROUTING", "input": "INPUT", "forward": "FORWARD", "output": "OUTPUT"}
 
 // incompatible sees to the tables that iptables cannot show. Rules cannot be
 // put into one whose other rules are not known.

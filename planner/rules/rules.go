@@ -8,6 +8,7 @@ import (
 
 	"github.com/ctplan/ctplan/planner/change"
 	"github.com/ctplan/ctplan/planner/declared"
+	"github.com/ctplan/ctplan/planner/etc"
 	"github.com/ctplan/ctplan/planner/host"
 	"github.com/ctplan/ctplan/planner/translate"
 	"github.com/ctplan/ctplan/planner/xtables"
@@ -44,6 +45,7 @@ func Plan(d declared.Desired, l host.Live) (Work, change.Findings) {
 		}
 	}
 	p.kernelRules()
+	p.nativeNAT()
 	p.savedRules()
 	p.nativeWork()
 	return p.out, p.Findings
@@ -55,7 +57,11 @@ func (p *stage) kernelRules() {
 	for i := range p.l.Rulesets {
 		r := &p.l.Rulesets[i]
 		p.incompatible(r)
-		for _, w := range p.rulesetWork(r) {
+		works := p.rulesetWork(r)
+		if len(works) > 0 {
+			p.unserved(r)
+		}
+		for _, w := range works {
 			p.out.Kernel = append(p.out.Kernel, p.rulesChange(w, r))
 		}
 	}
@@ -63,6 +69,17 @@ func (p *stage) kernelRules() {
 		if len(p.d.ChainsOf(f)) > 0 && !slices.ContainsFunc(p.l.Rulesets, func(r host.Ruleset) bool { return r.Family == f && r.Primary }) {
 			p.Warn("iptables."+string(f), fmt.Sprintf("%s is not filtered on this host (no %s): the rules declared for it are left out", f, xtables.ToolName(f, "", true)), p.d.Source)
 		}
+	}
+}
+
+// unserved refuses to write rules through a release of iptables that is not up to it.
+func (p *stage) unserved(r *host.Ruleset) {
+	if why, remedy := xtables.Unserved(r.Backend, r.Version); why != "" {
+		address := "iptables." + string(r.Family)
+		if !r.Primary {
+			address += "." + string(r.Backend)
+		}
+		p.Block(change.Block{Risk: declared.RiskOldIptables, Address: address, Where: fmt.Sprintf("%s %s", xtables.ToolName(r.Family, r.Backend, r.Primary), r.Version), Why: why, Remedy: remedy, Source: p.d.Source})
 	}
 }
 
@@ -119,6 +136,10 @@ func (p *stage) savedRules() {
 	for _, f := range p.d.Families {
 		if !saved[f] && len(p.d.ChainsOf(f)) > 0 {
 			text, save := unsaved(f)
+			if service := nativeService(p.l); service != "" {
+				p.Warn("iptables."+string(f), fmt.Sprintf("the %s rules will not survive a reboot, nor a restart or reload of %s, which keeps this host's rules, and none of iptables: run ctplan apply again after either", f, service), p.d.Source)
+				continue
+			}
 			p.Warn("iptables."+string(f), text, p.d.Source, save)
 		}
 	}
@@ -131,6 +152,24 @@ func stepOf(works []*tableWork, r *host.Ruleset) *change.RulesStep {
 		changes = append(changes, w.change(r))
 	}
 	return change.RulesStepOf(changes)
+}
+
+// nativeService is a service that makes nftables' rules at boot, where none
+// restores those of iptables; empty: there is none, or it is not known.
+func nativeService(l host.Live) string {
+	if l.Boot == nil {
+		return ""
+	}
+	native := ""
+	for _, s := range l.Boot.Services {
+		switch s {
+		case "netfilter-persistent", "iptables-persistent", "iptables", "ip6tables":
+			return ""
+		case etc.NFTablesService, "firewalld":
+			native = s
+		}
+	}
+	return native
 }
 
 // unsaved says how to make rules survive a reboot where nothing saves them.

@@ -12,6 +12,7 @@ import (
 	"github.com/ctplan/ctplan/planner/judge"
 	"github.com/ctplan/ctplan/planner/protocol"
 	"github.com/ctplan/ctplan/planner/verdict"
+	"github.com/ctplan/ctplan/planner/verdict/nft"
 	"github.com/ctplan/ctplan/planner/xtables"
 )
 
@@ -174,6 +175,9 @@ func (p *stage) asksForTracking(f host.Family) *verdict.RuleRef {
 				}
 			}
 		}
+	}
+	if rules := nft.Rules(p.in.Live.NFT, f, nft.AsksForTracking); len(rules) > 0 {
+		return &rules[0].Ref
 	}
 	return nil
 }

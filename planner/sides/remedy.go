@@ -30,6 +30,9 @@ func cureFor(j *judge.Judge, ref verdict.RuleRef, c *judge.Example, zone bool) c
 	if zone {
 		return cureMirror // to be put into the same zone changes no verdict but that
 	}
+	if ref.Native != "" {
+		return cureNone // another's to change
+	}
 	without := j.Tried(nil, &ref)
 	passes := j.Opens(without, &c.Connection).Verdict == verdict.Accepted
 	mends := func(s judge.Stage) bool {
@@ -119,6 +122,9 @@ func (o *oneSide) remedy() string {
 	mirror := "raw OUTPUT"
 	if o.way != judge.In {
 		mirror = "raw PREROUTING"
+	}
+	if o.native != "" {
+		mirror = "a chain of " + hooksOf.Replace(mirror) + " with priority raw"
 	}
 	const accept = ", with an accept block for it, because what lets it through today asks for its state"
 	also := ""

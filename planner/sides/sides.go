@@ -16,6 +16,7 @@ import (
 	"github.com/ctplan/ctplan/planner/owners"
 	"github.com/ctplan/ctplan/planner/protocol"
 	"github.com/ctplan/ctplan/planner/verdict"
+	"github.com/ctplan/ctplan/planner/verdict/nft"
 	"github.com/ctplan/ctplan/planner/words"
 	"github.com/ctplan/ctplan/planner/xtables"
 )
@@ -85,7 +86,7 @@ func (p *stage) once(key ...string) bool {
 // was said when they were planned.
 func (p *stage) worthJudging(f host.Family) *judge.Judge {
 	changes := slices.ContainsFunc(p.in.Rules, func(c change.Change) bool { return c.(*change.RulesChange).Family == f })
-	if !changes && !slices.ContainsFunc(p.in.Live.Rulesets, func(r host.Ruleset) bool { return r.Family == f && tracksByRaw(&r) }) {
+	if !changes && !slices.ContainsFunc(p.in.Live.Rulesets, func(r host.Ruleset) bool { return r.Family == f && tracksByRaw(&r) }) && len(nft.Rules(p.in.Live.NFT, f, nft.DecidesTracking)) == 0 {
 		return nil
 	}
 	return p.in.Judges.Of(f)
@@ -93,7 +94,8 @@ func (p *stage) worthJudging(f host.Family) *judge.Judge {
 
 func (p *stage) anyRawRules() bool {
 	raw := func(r host.Ruleset) bool { return tracksByRaw(&r) }
-	return slices.ContainsFunc(p.in.Live.Rulesets, raw) || slices.ContainsFunc(p.in.Live.SavedRules, raw)
+	native := func(f host.Family) bool { return len(nft.Rules(p.in.Live.NFT, f, nft.DecidesTracking)) > 0 }
+	return slices.ContainsFunc(p.in.Live.Rulesets, raw) || slices.ContainsFunc(p.in.Live.SavedRules, raw) || slices.ContainsFunc(host.Families, native)
 }
 
 // tracksByRaw is whether rules of others in the raw table change what is
@@ -143,6 +145,7 @@ type oneSide struct {
 	address string
 	own     *declared.Traffic // the block that it comes from, where it is one of ours
 	ours    bool
+	native  string // the chain of nftables' own that it stands in; empty: it is one of iptables
 	way     judge.Way
 	zone    bool
 	proto   uint8
@@ -219,7 +222,10 @@ func halves(j *judge.Judge, ref verdict.RuleRef, c *judge.Example) (zone, ok boo
 
 func (p *stage) describe(j *judge.Judge, ref verdict.RuleRef, c *judge.Example, zone bool) *oneSide {
 	o := &oneSide{where: ref.String(), address: "iptables." + string(j.Family) + ".raw", way: c.Way, zone: zone, proto: c.Proto}
-	if xtables.IsOwn(ref.Chain) {
+	if o.native = ref.NativeChain(); o.native != "" {
+		o.address = "nftables." + ref.Native + "." + ref.Table
+		o.where = owners.Where(&p.in.Live, &ref, o.where)
+	} else if xtables.IsOwn(ref.Chain) {
 		o.ours = true
 		o.source, o.own = p.origin(ref)
 	} else if j.File != nil {
@@ -312,6 +318,9 @@ func (p *stage) reportOneSide(o *oneSide) {
 		why += ": tracking sees half of each connection, which still fills the table"
 	}
 	remedy := o.remedy()
+	if o.native != "" {
+		why = hooksOf.Replace(why)
+	}
 	where := o.where
 	if len(o.also) > 0 {
 		where += " (also " + words.Examples(o.also) + ")"
@@ -322,3 +331,6 @@ func (p *stage) reportOneSide(o *oneSide) {
 	}
 	p.Block(change.Block{Risk: declared.RiskOneSided, Address: o.address, Where: where, Why: why, Remedy: remedy, Override: true, Source: o.source})
 }
+
+// hooksOf are the words of nft for the chains of raw.
+var hooksOf = strings.NewReplacer("raw OUTPUT", "hook output", "raw PREROUTING", "hook prerouting")

@@ -14,6 +14,7 @@ import (
 	"github.com/ctplan/ctplan/planner/declared"
 	"github.com/ctplan/ctplan/planner/host"
 	"github.com/ctplan/ctplan/planner/impact"
+	"github.com/ctplan/ctplan/planner/nftables"
 	"github.com/ctplan/ctplan/planner/words"
 	"github.com/ctplan/ctplan/planner/xtables"
 )
@@ -39,7 +40,15 @@ type Suggestion struct {
 	Remains []string
 	// Blocked is whether a safety check would hold the plan back.
 	Blocked bool
+	// Unsure is whether the plan, blocked or not, cuts something off that works
+	// today, or may: nobody can tell what becomes of it.
+	Unsure bool
+
+	obstacles []*obstacle
 }
+
+// fits is whether it can be taken as it stands.
+func (s *Suggestion) fits() bool { return !s.Blocked && !s.Unsure }
 
 // ErrNoConnections says that Live.Connections is nil.
 var ErrNoConnections = errors.New("what is connected now was not read")
@@ -88,14 +97,19 @@ func Suggest(l host.Live, o Options) (Suggestion, error) {
 		why = "this kernel has no connection tracking"
 	}
 	disabled := suggestAccepts(l, o, declared.Disabled, why)
-	if !disabled.Blocked || l.Conntrack.Kind == host.ConntrackAbsent {
+	if disabled.fits() || l.Conntrack.Kind == host.ConntrackAbsent {
 		return disabled, nil
 	}
 	because := strings.TrimSuffix(first(disabled.Remains), ".")
-	if s := suggestAccepts(l, o, declared.Notrack, "disabled would not do ("+because+"); with notrack nothing enters the table, so that it cannot fill"); !s.Blocked {
-		return s, nil
+	notrack := suggestAccepts(l, o, declared.Notrack, "disabled would not do ("+because+"); with notrack nothing enters the table, so that it cannot fill")
+	if notrack.fits() {
+		return notrack, nil
 	}
-	return suggestSizes(l, o, "neither disabled nor notrack would do ("+because+"), so the table is given the size that it needs"), nil
+	s := suggestSizes(l, o, "neither disabled nor notrack would do ("+because+"), so the table is given the size that it needs")
+	for _, text := range inTheWay(l, &notrack) {
+		s.Note(declared.NoteHead, text)
+	}
+	return s, nil
 }
 
 func first(list []string) string {
@@ -126,10 +140,17 @@ func natRules(l host.Live) []string {
 			}
 		}
 	}
+	for _, t := range l.NFT {
+		for _, i := range t.Items {
+			if !t.Dormant && i.Kind == "rule" && slices.ContainsFunc(i.Uses, nftables.Translates) {
+				out = append(out, nftables.Describe(t, i))
+			}
+		}
+	}
 	// Those that translate say more than jumps to them.
 	slices.SortStableFunc(out, func(a, b string) int {
 		translates := func(s string) int {
-			if slices.ContainsFunc(strings.Fields(s), xtables.IsNATTarget) {
+			if !strings.HasPrefix(s, "-A ") || slices.ContainsFunc(strings.Fields(s), xtables.IsNATTarget) {
 				return 0
 			}
 			return 1
@@ -208,6 +229,13 @@ func suggestWith(l host.Live, o Options, mode declared.Mode, why string, policy 
 	}
 	for _, b := range plan.Blocks {
 		s.Remains = append(s.Remains, fmt.Sprintf("blocked by %s: %s (%s); %s", b.Risk, b.Why, b.Where, b.Remedy))
+	}
+	s.obstacles = obstacles(*d, l, plan)
+	s.Unsure = len(s.obstacles) > 0 || plan.Impact != nil && plan.Impact.Unknown > 0
+	for _, o := range s.obstacles {
+		if !o.open { // else a block says so
+			s.Remains = append(s.Remains, o.String()+"; "+o.way(&l).Text)
+		}
 	}
 	s.Remains = append(s.Remains, c.admitted(*d, l, plan)...)
 	if plan.Impact != nil {

@@ -23,8 +23,8 @@ type ByteSet struct {
 	spans   []byteSpan       // in their order
 	overlap bool             // some lie over others: they are looked through
 	mixed   []mixedSpans
-	rest    int32 // of what is nowhere else; -1: none
-	onlyLo  bool  // its one member is the index of lo
+	rest    int32  // of what is nowhere else; -1: none
+	only    string // its one member; empty: it has more, or ranges
 
 	data   [][]byte
 	target []int32
@@ -131,8 +131,11 @@ func (s *ByteSet) Seal() {
 	for i := 1; i < len(s.spans); i++ {
 		s.overlap = s.overlap || s.spans[i].first <= s.spans[i-1].last
 	}
-	_, lo := s.exact["\x01\x00\x00\x00"]
-	s.onlyLo = lo && len(s.target) == 1
+	if len(s.target) == 1 && !s.Open {
+		for key := range s.exact {
+			s.only = key
+		}
+	}
 }
 
 // find says whether a value is in the set, and where what it leads to is: -1

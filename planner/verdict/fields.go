@@ -350,13 +350,13 @@ func (s *walk) loadInterface(m *machine, f *Field, to uint8) {
 	case ok:
 		m.put32(to, index, ^uint32(0))
 	default:
-		m.notLo, m.loAt = true, to
+		m.not, m.notAt = loopbackIndexBytes, to
 	}
 }
 
 // loadLinkType knows lo, and by what a packet came that has a source of Ethernet.
 func (s *walk) loadLinkType(m *machine, f *Field, to uint8) {
-	const ethernet, loopback = 1, 772
+	const ethernet = 1
 	name := s.in
 	if f.Kind == FieldOutType {
 		name = s.out
@@ -365,9 +365,11 @@ func (s *walk) loadLinkType(m *machine, f *Field, to uint8) {
 	case name == "":
 		m.put(to, []byte{0, 0})
 	case name == "lo":
-		m.put(to, []byte{loopback & 0xff, loopback >> 8})
+		m.put(to, []byte{loopbackType & 0xff, loopbackType >> 8})
 	case f.Kind == FieldInType && s.p.Known&KnownMAC != 0:
 		m.put(to, []byte{ethernet, 0})
+	default:
+		m.not, m.notAt = loopbackTypeBytes, to
 	}
 }
 

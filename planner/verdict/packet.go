@@ -142,7 +142,8 @@ type RuleRef struct {
 	Table   string
 	Chain   string
 	Text    string // behind "-A CHAIN ", or as nft prints it; empty for the policy
-	Policy  string // of the chain, where it decided
+	Policy  string // of the chain, where it decided; without a chain, what decides in words
+	Routes  bool   // it is no rule of a packet filter: the mark is lost by which the way is chosen
 
 	// Native is the family of a table of nftables' own: ip, ip6 or inet. Handle is
 	// then that of the rule.

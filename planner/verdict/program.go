@@ -211,10 +211,10 @@ type machine struct {
 	few        [maxFew]uint32
 	fewN       uint8
 	fewAt      uint8
-	// notLo is whether the register at loAt holds the index of an interface
-	// that is some, but not lo.
-	notLo bool
-	loAt  uint8
+	// not is what the register at notAt does not hold, whatever it holds: what lo
+	// has, of another interface. Empty: nothing is known of that kind.
+	not   string
+	notAt uint8
 }
 
 // maxFew is how many values a register may be known to have one of.
@@ -225,8 +225,8 @@ func (m *machine) touch(at, n uint8) {
 	if m.fewN > 0 && at < m.fewAt+4 && m.fewAt < at+n {
 		m.fewN = 0
 	}
-	if m.notLo && at < m.loAt+4 && m.loAt < at+n {
-		m.notLo = false
+	if m.not != "" && at < m.notAt+4 && m.notAt < at+n {
+		m.not = ""
 	}
 }
 
@@ -337,7 +337,7 @@ func (m *machine) compare(st *step) Truth {
 		return both(!no, yes)
 	}
 	t := st.compare(m.val[st.src:st.src+st.n], m.known[st.src:st.src+st.n])
-	if t == Maybe && st.op == Equal && m.notLo && st.src == m.loAt && st.n == 4 && binary.LittleEndian.Uint32(st.a) == loopbackIndex {
+	if t == Maybe && st.op == Equal && m.not != "" && st.src == m.notAt && string(st.a) == m.not {
 		return No
 	}
 	return t
@@ -362,8 +362,12 @@ func (st *step) compare(reg, known []byte) Truth {
 	return bounds(reg, known, st.a, st.op)
 }
 
-// loopbackIndex is the index of lo, in every network namespace.
-const loopbackIndex = 1
+// What lo has in every network namespace, and no other interface: its index, and
+// the type of its link (ARPHRD_LOOPBACK).
+const (
+	loopbackIndex, loopbackType           = 1, 772
+	loopbackIndexBytes, loopbackTypeBytes = "\x01\x00\x00\x00", "\x04\x03"
+)
 
 // bounds compares the least and the greatest that a register may be.
 func bounds[V []byte | string](reg, known []byte, with V, op Comparison) Truth {
@@ -488,7 +492,7 @@ func (m *machine) find(st *step) (t Truth, at int) {
 	key, known := m.val[st.src:st.src+st.n], m.known[st.src:st.src+st.n]
 	list := m.oneOf(st.src, st.n)
 	if list == nil {
-		if t, at = st.set.find(key, known); t == Maybe && m.notLo && st.src == m.loAt && st.n == 4 && st.set.onlyLo {
+		if t, at = st.set.find(key, known); t == Maybe && m.not != "" && st.src == m.notAt && st.set.only == m.not {
 			return No, -1
 		}
 		return t, at
@@ -512,8 +516,6 @@ func (m *machine) find(st *step) (t Truth, at int) {
 }
 
 var allKnown = [registerBytes]byte(bytes.Repeat([]byte{0xff}, registerBytes))
-
-func init() {}
 
 // choose looks a target up.
 func (s *walk) choose(m *machine, st *step) Truth {

@@ -3,6 +3,7 @@ package verdict
 import (
 	"github.com/ctplan/ctplan/planner/host"
 	"github.com/ctplan/ctplan/planner/nets"
+	"github.com/ctplan/ctplan/planner/protocol"
 )
 
 // outcomes is what a chain may do with a packet.
@@ -248,10 +249,14 @@ func (s *walk) chain(c *compiledChain) outcomes {
 }
 
 // natChain walks a built-in chain of a nat table, which only the first packet
-// of a connection passes. A rule that may give it another destination decides
-// what becomes of it.
+// of a connection passes, and no error of ICMP (net/netfilter/nf_nat_proto.c,
+// nf_nat_ipv4_fn). A rule that may give it another destination decides what
+// becomes of it.
 func (s *walk) natChain(c *compiledChain) outcomes {
-	const opening = StateNew | StateRelated
+	opening := StateNew | StateRelated
+	if s.p.Protocol == protocol.ICMP || s.p.Protocol == protocol.ICMPv6 {
+		opening = StateNew
+	}
 	if s.states&opening == 0 {
 		return passes
 	}

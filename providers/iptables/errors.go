@@ -1,19 +1,13 @@
 package iptables
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
-	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/ctplan/ctplan/internal/run"
 )
@@ -23,25 +17,6 @@ var (
 	ErrNotInstalled = errors.New("iptables is not installed; install the package iptables (on some systems iptables-nft)")
 	ErrNotPermitted = errors.New("the kernel's rules are root's alone; run ctplan as root")
 )
-
-// lockPath is the file that legacy iptables commands lock against each other
-// (XT_LOCK_NAME in iptables' xshared.h).
-const lockPath = "/run/xtables.lock"
-
-// LockedError is a restore that waited in vain for the xtables lock.
-type LockedError struct {
-	Path   string
-	Waited time.Duration
-	Holder string // "pid 123 (name: command line)", safe to print; empty when it cannot be told
-}
-
-func (e *LockedError) Error() string {
-	who := "a process that cannot be seen from here"
-	if e.Holder != "" {
-		who = e.Holder
-	}
-	return fmt.Sprintf("waited %v for the xtables lock %s, which is held by %s; try again when it has ended", e.Waited, e.Path, who)
-}
 
 // RestoreError is an input that iptables-restore refused.
 type RestoreError struct {
@@ -85,43 +60,11 @@ func newRestoreError(name, script string, test bool, failed *run.Error) *Restore
 		said = append(said, run.Printable(line))
 	}
 	e.Problem = strings.Join(said, "; ")
-	if e.Problem == "" {
+	switch {
+	case failed.Status < 0:
+		e.Problem = strings.Join(append(said, "it was ended by a signal"), "; ")
+	case e.Problem == "":
 		e.Problem = fmt.Sprintf("exit status %d", failed.Status)
 	}
 	return e
-}
-
-// lockHolder says which process holds a flock, from /proc/locks
-// ("1: FLOCK  ADVISORY  WRITE pid major:minor:inode 0 EOF", numbers of the
-// device in hexadecimal).
-func lockHolder(path string) string {
-	info, err := os.Stat(path)
-	if err != nil {
-		return ""
-	}
-	stat := info.Sys().(*syscall.Stat_t)
-	want := fmt.Sprintf("%02x:%02x:%d", unix.Major(stat.Dev), unix.Minor(stat.Dev), stat.Ino)
-	f, err := os.Open("/proc/locks")
-	if err != nil {
-		return ""
-	}
-	defer f.Close()
-	for s := bufio.NewScanner(f); s.Scan(); {
-		// Waiters have "->" as their second field.
-		w := strings.Fields(s.Text())
-		if len(w) < 6 || w[1] != "FLOCK" || w[5] != want {
-			continue
-		}
-		if pid, err := strconv.Atoi(w[4]); err == nil && pid > 0 {
-			return process(pid)
-		}
-	}
-	return ""
-}
-
-func process(pid int) string {
-	comm, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
-	cmdline, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-	line := strings.TrimSpace(strings.ReplaceAll(string(cmdline[:min(len(cmdline), 200)]), "\x00", " "))
-	return fmt.Sprintf("pid %d (%s: %s)", pid, run.Printable(strings.TrimSpace(string(comm))), run.Printable(line))
 }

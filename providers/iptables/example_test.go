@@ -76,7 +76,7 @@ func ExampleScript() {
 	fmt.Print(script)
 	// Output:
 	// *raw
-	// :CTPLAN-OUTPUT - [0:0]
+	// -N CTPLAN-OUTPUT
 	// -A CTPLAN-OUTPUT -p tcp -j CT --notrack
 	// -I OUTPUT 1 -j CTPLAN-OUTPUT
 	// COMMIT

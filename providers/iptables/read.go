@@ -18,8 +18,7 @@ import (
 )
 
 // Tools is the way to the host's iptables commands. The zero Tools runs them
-// for real and waits DefaultWait for the xtables lock. Writing needs
-// iptables 1.6.2 or later, whose iptables-restore knows -w.
+// for real and waits DefaultWait for the xtables lock.
 type Tools struct {
 	Runner run.Runner    // nil: run.Exec
 	Wait   time.Duration // for the xtables lock of the legacy backend, in whole seconds; 0: DefaultWait
@@ -79,7 +78,7 @@ func (r Raw) Ruleset() (host.Ruleset, error) {
 // Read reads the rules of both families through the backend that plain
 // iptables speaks to, and through the other one if it has any. The notes say
 // what could not be read. It starts one process a family and no more, unless
-// the other backend has tables.
+// the other backend has tables, or nothing has and the version must be asked for.
 //
 // Errors: ErrNotInstalled, ErrNotPermitted, or what the command said.
 func (t Tools) Read(ctx context.Context) ([]Raw, []string, error) {
@@ -121,7 +120,28 @@ func (t Tools) Read(ctx context.Context) ([]Raw, []string, error) {
 		raws = append(raws, r.raws...)
 		notes = append(notes, r.notes...)
 	}
+	t.tellVersions(ctx, raws)
 	return raws, notes, nil
+}
+
+// tellVersions fills in the versions of rulesets without a table, and so
+// without a header: both families of a backend come with one release.
+func (t Tools) tellVersions(ctx context.Context, raws []Raw) {
+	versions := map[host.Backend]string{}
+	for _, r := range raws {
+		if r.Version != "" {
+			versions[r.Backend] = r.Version
+		}
+	}
+	for i, r := range raws {
+		if r.Version != "" {
+			continue
+		}
+		if _, ok := versions[r.Backend]; !ok {
+			_, versions[r.Backend] = t.askVersion(ctx, command(r.Family))
+		}
+		raws[i].Version = versions[r.Backend]
+	}
 }
 
 func (t Tools) readFamily(ctx context.Context, f host.Family) ([]Raw, []string, error) {

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	goiptables "github.com/coreos/go-iptables/iptables"
 
@@ -22,78 +23,186 @@ import (
 // be understood, but not that a rule to delete exists or that a position does.
 // Errors are those of Commit.
 func (t Tools) Test(ctx context.Context, f host.Family, b host.Backend, sections []change.Section) error {
-	return t.restore(ctx, f, b, TestSections(sections), true)
+	return t.sections(ctx, f, b, TestSections(sections), "--test")
 }
 
 // Commit loads sections, in order, each as one: the kernel takes all of a
 // section or nothing of it. A section that fails leaves those before it in
 // place and those behind it out.
 //
+// Where the restore loses track of what a section has put there before, whole
+// tables are loaded instead, each as one too: then their counters start anew, and
+// what somebody else does to a table in that instant is lost.
+//
 // Errors: *RestoreError, *LockedError, ErrNotInstalled, ErrNotPermitted.
 func (t Tools) Commit(ctx context.Context, f host.Family, b host.Backend, sections []change.Section) error {
-	return t.restore(ctx, f, b, sections, false)
+	return t.sections(ctx, f, b, sections)
 }
 
 // Replace makes tables what they were when iptables-save printed them: what
 // stands in them goes. Each happens whole or not at all. Counters start anew.
 // Errors are those of Commit.
 func (t Tools) Replace(ctx context.Context, f host.Family, b host.Backend, tables []xtables.TableLines) error {
-	var script strings.Builder
-	for _, table := range tables {
-		script.WriteString("*" + table.Name + "\n")
-		for _, l := range append([]string{table.Name}, table.Lines...) {
-			if strings.ContainsAny(l, "\n\x00") {
-				return fmt.Errorf("restoring table %q: a line of it has a line break", table.Name)
-			}
-		}
-		for _, l := range table.Lines {
-			if strings.HasPrefix(l, ":") {
-				l += " [0:0]"
-			} else if !strings.HasPrefix(l, "-A ") {
-				return fmt.Errorf("restoring table %q: %q is neither a chain nor a rule", table.Name, l)
-			}
-			script.WriteString(l + "\n")
-		}
-		script.WriteString("COMMIT\n")
-	}
-	return t.load(ctx, f, b, script.String())
-}
-
-func (t Tools) restore(ctx context.Context, f host.Family, b host.Backend, sections []change.Section, test bool) error {
-	script, err := Script(sections)
-	if err != nil {
+	script, err := WholeTables(tables)
+	if err != nil || script == "" {
 		return err
 	}
-	args := []string{"--noflush"}
-	if test {
-		args = append(args, "--test")
-	}
-	return t.load(ctx, f, b, script, args...)
-}
-
-// load gives a script to iptables-restore.
-func (t Tools) load(ctx context.Context, f host.Family, b host.Backend, script string, args ...string) error {
-	if script == "" {
-		return nil
-	}
-	name, err := t.restoreCommand(ctx, f, b)
+	r, err := t.restoreOf(ctx, f, b)
 	if err != nil {
 		return explain(f, err)
 	}
-	test := slices.Contains(args, "--test")
-	args = append(args, "-w", strconv.Itoa(max(1, int(t.wait().Seconds()))))
-	_, err = t.runner().Run(ctx, run.Cmd{Path: name, Args: args, Stdin: script})
-	var failed *run.Error
-	if !errors.As(err, &failed) {
+	return r.load(ctx, script)
+}
+
+// sections gives sections to iptables-restore.
+func (t Tools) sections(ctx context.Context, f host.Family, b host.Backend, sections []change.Section, flags ...string) error {
+	script, err := Script(sections)
+	if err != nil || script == "" {
+		return err
+	}
+	r, err := t.restoreOf(ctx, f, b)
+	if err != nil {
 		return explain(f, err)
 	}
-	if strings.Contains(failed.Stderr, "xtables lock") {
-		return &LockedError{Path: lockPath, Waited: t.wait(), Holder: lockHolder(lockPath)}
+	if r.can.knowsOwn || !takesUpOwn(sections) {
+		return r.load(ctx, script, append([]string{"--noflush"}, flags...)...)
 	}
-	if denied(failed) {
-		return explain(f, err)
+	scripts, err := r.whole(ctx, sections)
+	for _, script := range scripts {
+		if err == nil {
+			err = r.load(ctx, script, flags...)
+		}
 	}
-	return newRestoreError(name, script, test, failed)
+	return err
+}
+
+// ByHand is what Commit would do as a file and the flags of the restore that
+// takes it, for somebody to do by hand.
+func (t Tools) ByHand(ctx context.Context, f host.Family, b host.Backend, sections []change.Section) (script string, flags []string, err error) {
+	if script, err = Script(sections); err != nil {
+		return "", nil, err
+	}
+	r, err := t.restoreOf(ctx, f, b)
+	if err != nil {
+		return "", nil, explain(f, err)
+	}
+	if r.can.waits {
+		flags = []string{"-w"}
+	}
+	if r.can.knowsOwn || !takesUpOwn(sections) {
+		return script, append([]string{"--noflush"}, flags...), nil
+	}
+	scripts, err := r.whole(ctx, sections)
+	return strings.Join(scripts, ""), flags, err
+}
+
+// restore is the iptables-restore of a family that speaks to a backend.
+type restore struct {
+	t      Tools
+	family host.Family
+	name   string
+	can    abilities
+}
+
+func (t Tools) restoreOf(ctx context.Context, f host.Family, b host.Backend) (restore, error) {
+	name, err := t.restoreCommand(ctx, f, b)
+	if err != nil {
+		return restore{}, err
+	}
+	can, err := t.abilitiesOf(ctx, b, name)
+	return restore{t, f, name, can}, err
+}
+
+// whole returns what makes the tables of each section what they will be after
+// it, from what they are now.
+func (r restore) whole(ctx context.Context, sections []change.Section) (scripts []string, err error) {
+	raw, err := r.t.save(ctx, r.family, strings.TrimSuffix(r.name, "-restore")+"-save")
+	if err != nil {
+		return nil, explain(r.family, err)
+	}
+	live, err := raw.Ruleset()
+	if err != nil {
+		return nil, err
+	}
+	models := map[string]*xtables.TableModel{}
+	for _, sec := range sections {
+		if slices.Contains(raw.Incompatible, sec.Table) {
+			return nil, fmt.Errorf("this release of iptables writes whole tables, and iptables cannot show all of table %s", sec.Table)
+		}
+		m := models[sec.Table]
+		if m == nil {
+			m = xtables.Model(live, sec.Table)
+			models[sec.Table] = m
+		}
+		m.Apply(sec.Ops...)
+		script, err := WholeTables([]xtables.TableLines{{Name: sec.Table, Lines: m.Lines()}})
+		if err != nil {
+			return nil, err
+		}
+		scripts = append(scripts, script)
+	}
+	return scripts, nil
+}
+
+// load gives a script to iptables-restore. Where another writer came between
+// the reading and the writing of a table, it goes on from there.
+func (r restore) load(ctx context.Context, script string, args ...string) error {
+	if r.can.waits {
+		args = append(args, "-w", strconv.Itoa(max(1, int(r.t.wait().Seconds()))))
+	} else {
+		release, err := r.t.lockOut(ctx)
+		if err != nil {
+			return err
+		}
+		defer release()
+	}
+	for tries := 1; ; tries++ {
+		_, err := r.t.runner().Run(ctx, run.Cmd{Path: r.name, Args: args, Stdin: script})
+		var failed *run.Error
+		if !errors.As(err, &failed) {
+			return explain(r.family, err)
+		}
+		if strings.Contains(failed.Stderr, "xtables lock") {
+			return &LockedError{Path: lockPath, Waited: r.t.wait(), Holder: lockHolder(lockPath)}
+		}
+		if denied(failed) {
+			return explain(r.family, err)
+		}
+		refused := newRestoreError(r.name, script, slices.Contains(args, "--test"), failed)
+		if !r.interrupted(failed, refused) || tries == mostTries {
+			return refused
+		}
+		script = unloaded(script, refused.Line)
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("loading rules while others change them: %w", ctx.Err())
+		case <-time.After(lockPause):
+		}
+	}
+}
+
+// mostTries is how often a script is loaded while others get in between.
+const mostTries = 20
+
+// interrupted reports whether a restore failed because somebody else changed
+// the table between its reading and its writing (EAGAIN). A restore that takes
+// no lock does not say why a commit failed.
+func (r restore) interrupted(failed *run.Error, refused *RestoreError) bool {
+	return refused.Line > 0 && !refused.Test &&
+		(strings.Contains(failed.Stderr, "Resource temporarily unavailable") || !r.can.waits && refused.Text == "COMMIT" && failed.Status > 0)
+}
+
+// unloaded is what is left of a script that failed at a line, from 1: the tables
+// before that line's were committed.
+func unloaded(script string, line int) string {
+	lines := strings.SplitAfter(script, "\n")
+	from := 0
+	for i, l := range lines[:line-1] {
+		if l == "COMMIT\n" {
+			from = i + 1
+		}
+	}
+	return strings.Join(lines[from:], "")
 }
 
 // restoreCommand finds the iptables-restore that speaks to a backend: the

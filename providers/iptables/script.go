@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/ctplan/ctplan/planner/change"
+	"github.com/ctplan/ctplan/planner/xtables"
 )
 
 // Script renders sections as the input of iptables-restore --noflush: the one
@@ -20,6 +21,31 @@ func Script(sections []change.Section) (string, error) {
 		s.line("*", sec.Table, "")
 		for _, op := range sec.Ops {
 			s.op(op)
+		}
+		s.b.WriteString("COMMIT\n")
+	}
+	if s.err != nil {
+		return "", s.err
+	}
+	return s.b.String(), nil
+}
+
+// WholeTables renders tables as the input of iptables-restore that makes them
+// what they were when iptables-save printed them. Counters start anew.
+func WholeTables(tables []xtables.TableLines) (string, error) {
+	var s script
+	for _, t := range tables {
+		s.line("*", t.Name, "")
+		for _, l := range t.Lines {
+			switch verb, rest, _ := strings.Cut(l, " "); {
+			case strings.HasPrefix(l, ":"):
+				s.line(":", verb[1:], " "+rest+" [0:0]")
+			case verb == "-A":
+				chain, rule, _ := strings.Cut(rest, " ")
+				s.line("-A ", chain, " "+rule)
+			default:
+				s.fail("%q of table %q is neither a chain nor a rule", l, t.Name)
+			}
 		}
 		s.b.WriteString("COMMIT\n")
 	}
@@ -58,7 +84,12 @@ type script struct {
 func (s *script) op(op change.RuleOp) {
 	switch op.Kind {
 	case change.SetChain:
-		s.line(":", op.Chain, " - [0:0]")
+		// Not ":CHAIN - [0:0]", which iptables-nft 1.8.4 does not understand here.
+		if op.Existed {
+			s.line("-F ", op.Chain, "")
+		} else {
+			s.line("-N ", op.Chain, "")
+		}
 		for _, r := range op.Rules {
 			s.line("-A ", op.Chain, " "+r)
 		}

@@ -56,9 +56,9 @@ func TestReadTellsBackends(t *testing.T) {
 		}
 		for _, b := range backends {
 			ns.Use(b)
-			// Before any table there is no header to tell the backend by.
-			for _, raw := range reads(2) {
-				if raw.Backend != b || !raw.Primary || raw.Text != "" {
+			// Before any table there is no header to tell the backend and the version by.
+			for _, raw := range reads(3) {
+				if raw.Backend != b || !raw.Primary || raw.Text != "" || !strings.HasPrefix(raw.Version, "1.") {
 					t.Errorf("empty host, %s: %+v", b, raw)
 				}
 			}
@@ -161,8 +161,8 @@ func TestCommit(t *testing.T) {
 				t.Errorf("%s: taken back: %s", b, diff)
 			}
 			// Replacing a chain of our own empties it first.
-			for _, rule := range []string{"-p tcp -j ACCEPT", "-p udp -j ACCEPT"} {
-				op := change.RuleOp{Kind: change.SetChain, Chain: "CTPLAN-INPUT", Rules: []string{rule}}
+			for i, rule := range []string{"-p tcp -j ACCEPT", "-p udp -j ACCEPT"} {
+				op := change.RuleOp{Kind: change.SetChain, Chain: "CTPLAN-INPUT", Rules: []string{rule}, Existed: i > 0}
 				if err := tools.Commit(t.Context(), host.IPv4, b, []change.Section{{Table: "filter", Ops: []change.RuleOp{op}}}); err != nil {
 					t.Fatal(err)
 				}
@@ -372,6 +372,7 @@ func FuzzScript(f *testing.F) {
 	f.Fuzz(func(t *testing.T, table, chain, rule string, pos int) {
 		s, err := iptables.Script([]change.Section{{Table: table, Ops: []change.RuleOp{
 			{Kind: change.SetChain, Chain: chain, Rules: []string{rule, rule}},
+			{Kind: change.SetChain, Chain: chain, Existed: true},
 			{Kind: change.InsertRule, Chain: chain, Pos: pos, Rule: rule},
 			{Kind: change.DeleteRule, Chain: chain, Rule: rule},
 			{Kind: change.DropChain, Chain: chain},
@@ -380,10 +381,10 @@ func FuzzScript(f *testing.F) {
 			return
 		}
 		lines := strings.Split(s, "\n")
-		if len(lines) != 10 || lines[0] != "*"+table || lines[8] != "COMMIT" || lines[9] != "" {
+		if len(lines) != 11 || lines[0] != "*"+table || lines[9] != "COMMIT" || lines[10] != "" {
 			t.Fatalf("%q", s)
 		}
-		for i, verb := range []string{":", "-A ", "-A ", "-I ", "-D ", "-F ", "-X "} {
+		for i, verb := range []string{"-N ", "-A ", "-A ", "-F ", "-I ", "-D ", "-F ", "-X "} {
 			if !strings.HasPrefix(lines[i+1], verb+chain) {
 				t.Errorf("line %q", lines[i+1])
 			}

@@ -129,8 +129,9 @@ func foreign(n int, address string) string {
 }
 
 // applyAccepts applies 1,000 accepts, TCP and UDP in turns, a rule in and a rule
-// out for each, against the commands that cannot be done
-// without, for each family that is changed: save, test, restore, save.
+// out for each, against the commands that cannot be done without, for each family
+// that is changed: save; the rehearsal, restore there and save, restore back and
+// save; restore, save.
 func applyAccepts(s *space) error {
 	for _, scope := range []struct {
 		what, hcl string
@@ -154,12 +155,13 @@ func (s *space) applyAccepts(what, attribute string, tools []string) error {
 		fmt.Fprintf(&hcl, "  accept \"service-%d\" {\n    protocol   = %q\n    local_port = %d\n  }\n", i, protocol, 1024+i)
 	}
 	hcl.WriteString("}\n")
+	const bare = "*filter\nCOMMIT\n*raw\nCOMMIT\n"
 	reset := func() error {
 		if err := os.RemoveAll("/var/lib/ctplan"); err != nil {
 			return err
 		}
 		for _, tool := range []string{"iptables", "ip6tables"} {
-			if _, err := s.exec("*filter\nCOMMIT\n*raw\nCOMMIT\n", tool+"-restore"); err != nil {
+			if _, err := s.exec(bare, tool+"-restore"); err != nil {
 				return err
 			}
 		}
@@ -187,21 +189,20 @@ func (s *space) applyAccepts(what, attribute string, tools []string) error {
 				if err := s.run(tool + "-save"); err != nil {
 					return err
 				}
-				if _, err := s.exec(scripts[tool], tool+"-restore", "--noflush", "--test"); err != nil {
-					return err
-				}
-				if _, err := s.exec(scripts[tool], tool+"-restore", "--noflush"); err != nil {
-					return err
-				}
-				if err := s.run(tool + "-save"); err != nil {
-					return err
+				for _, script := range []string{scripts[tool], bare, scripts[tool]} {
+					if _, err := s.exec(script, tool+"-restore"); err != nil {
+						return err
+					}
+					if err := s.run(tool + "-save"); err != nil {
+						return err
+					}
 				}
 			}
 			return nil
 		},
 		runs: 15,
 	}
-	if err := c.atMost(what+fmt.Sprintf(" : %d commands", 4*len(tools)), s.backend, 1.5); err != nil {
+	if err := c.atMost(what+fmt.Sprintf(" : %d commands", 7*len(tools)), s.backend, 1.5); err != nil {
 		return err
 	}
 	if err := reset(); err != nil {

@@ -378,9 +378,33 @@ func (g *native) ruleset() string {
 			}
 			b.WriteString("  }\n")
 		}
+		if g.IntN(3) == 0 {
+			g.natChain(&b, n)
+		}
 		b.WriteString("}\n")
 	}
 	return b.String()
+}
+
+// natChain is one that the first packet of a connection passes. It may drop it,
+// or send it elsewhere.
+func (g *native) natChain(b *strings.Builder, n int) {
+	hook := g.pick("prerouting", "input", "output", "postrouting")
+	priority := map[string]int{"prerouting": -100, "output": -100, "input": 100, "postrouting": 100}[hook] + n
+	fmt.Fprintf(b, "  chain nat%d {\n    type nat hook %s priority %d; policy accept;\n", n, hook, priority)
+	for range 1 + g.IntN(4) {
+		switch {
+		case g.IntN(25) == 0 && (hook == "prerouting" || hook == "output"):
+			family := ""
+			if g.table == "inet" {
+				family = g.ip() + " "
+			}
+			fmt.Fprintf(b, "    %s %s dnat %sto %s\n", g.protocolMatch(), g.pick("", "ct state new"), family, g.single())
+		default:
+			fmt.Fprintf(b, "    %s\n", g.rule("nat", g.pick("sub1", "sub2", ""), false, false))
+		}
+	}
+	b.WriteString("  }\n")
 }
 
 func (g *native) policy(hook string, early bool) string {

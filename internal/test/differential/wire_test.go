@@ -12,6 +12,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/ctplan/ctplan/internal/test/nstest"
 	"github.com/ctplan/ctplan/planner/host"
 )
 
@@ -163,6 +164,7 @@ func newWire(t testing.TB) *wire {
 			}
 		}
 	}
+	check(t, nstest.Settle())
 	for _, domain := range []int{unix.AF_INET, unix.AF_INET6} {
 		icmp := unix.IPPROTO_ICMP
 		if domain == unix.AF_INET6 {

@@ -258,6 +258,7 @@ func (v *victim) cut(kind string, p at, steps []change.Step) error {
 func (p at) env(fault func() error) apply.Env {
 	env := faultEnv()
 	env.Host = apply.NewHost("")
+	env.Host.Apart = nil // what is done apart is no point of the transaction
 	hit := func(point string, i int) error {
 		if p == (at{point, i}) {
 			return fault()
@@ -412,7 +413,7 @@ func (v *victim) state() (string, error) {
 		if err != nil {
 			return "", fmt.Errorf("%s: %w", save, err)
 		}
-		b.WriteString(counters.ReplaceAllString(string(out), "") + "--\n")
+		b.WriteString(inOrder(counters.ReplaceAllString(string(out), "")) + "--\n")
 	}
 	keys, err := filepath.Glob("/proc/sys/net/netfilter/nf_conntrack_*")
 	if err != nil {

@@ -202,7 +202,36 @@ var counters = regexp.MustCompile(`(?m)^(#.*\n|\[\d+:\d+\] )| \[\d+:\d+\]$`)
 // rules is iptables-save and ip6tables-save without comments and counters.
 func (h *host) rules() string {
 	h.t.Helper()
-	return counters.ReplaceAllString(h.sh("iptables-save; echo --; ip6tables-save"), "")
+	v4, v6, _ := strings.Cut(counters.ReplaceAllString(h.sh("iptables-save; echo --; ip6tables-save"), ""), "--\n")
+	return inOrder(v4) + "--\n" + inOrder(v6)
+}
+
+// inOrder sorts the tables that iptables-save prints, and their chains, by name:
+// nft prints them as they came to be, and a table that was loaded whole is new.
+func inOrder(saved string) string {
+	tables := strings.SplitAfter(saved, "COMMIT\n")
+	for i, t := range tables {
+		lines := slices.Collect(strings.Lines(t))
+		// The table, its chains, their rules, COMMIT; rules of one chain as they are.
+		slices.SortStableFunc(lines, func(a, b string) int {
+			rank := func(l string) string {
+				words := strings.Fields(l)
+				switch {
+				case l[0] == '*':
+					return "0"
+				case l[0] == ':':
+					return "1" + words[0]
+				case l[0] == '-' && len(words) > 1:
+					return "2" + words[1]
+				}
+				return "3"
+			}
+			return strings.Compare(rank(a), rank(b))
+		})
+		tables[i] = strings.Join(lines, "")
+	}
+	slices.Sort(tables)
+	return strings.Join(tables, "")
 }
 
 // state is all that ctplan could change on the host, as text to compare: rules,

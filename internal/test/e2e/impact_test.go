@@ -17,6 +17,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/ctplan/ctplan/internal/test/nstest"
 	live "github.com/ctplan/ctplan/planner/host"
 	"github.com/ctplan/ctplan/planner/impact"
 )
@@ -28,12 +29,15 @@ func init() { runtime.LockOSThread() }
 
 // space is a thread in a network namespace. Sockets opened there stay there,
 // whoever uses them.
-type space struct{ work chan func() }
+type space struct {
+	work    chan func()
+	listens map[string]net.Listener // by address
+}
 
 // newSpace enters the namespace at path, or makes one where path is empty.
 func newSpace(t *testing.T, path string) *space {
 	t.Helper()
-	s := &space{make(chan func())}
+	s := &space{work: make(chan func())}
 	ready := make(chan error)
 	go func() {
 		runtime.LockOSThread() // the thread ends with the goroutine
@@ -120,9 +124,10 @@ func network(t *testing.T, h *host) (here, near, far *space) {
 					return fmt.Errorf("route to %s: %w", to, err)
 				}
 			}
-			return nil
+			return nstest.Settle()
 		})
 	}
+	here.do(t, nstest.Settle)
 	h.sh("sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1")
 	return here, near, far
 }

@@ -101,7 +101,7 @@ func TestNativeKnowsWhatDies(t *testing.T) {
 			config := h.config(`conntrack "x" {
   mode = "notrack"
 
-  allow_risk = ["lost_flows", "lost_services", "one_sided", "related"]
+  allow_risk = ["lost_flows", "lost_services", "one_sided", "related", "connection_marks"]
 
   notrack "web" {
     protocol = "tcp"

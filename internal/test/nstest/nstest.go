@@ -140,6 +140,12 @@ func (ns *NS) Use(b host.Backend) {
 	if err != nil {
 		testhost.Lacks(ns.t, fmt.Sprintf("the %s backend of iptables is not installed", b))
 	}
+	ns.use(multi)
+}
+
+// use makes iptables' commands links to a program that tells them by their names.
+func (ns *NS) use(multi string) {
+	ns.t.Helper()
 	dir := ns.t.TempDir()
 	for _, cmd := range []string{"iptables", "ip6tables"} {
 		for _, suffix := range []string{"", "-save", "-restore"} {

@@ -21,26 +21,52 @@ func Networks(tables []host.NFTTable, family host.Family, dst bool) iter.Seq[net
 				continue
 			}
 			n := namer{l: &language{family: family, table: t}, dst: dst, yield: yield}
-			for k := range t.Chains {
-				for r := range t.Chains[k].Rules {
-					if !n.rule(t.Chains[k].Rules[r].Exprs) {
-						return
-					}
-				}
+			if !n.tableRules() {
+				return
 			}
 		}
 	}
 }
 
-// namer looks for networks in rules.
+// Ports are those that rules compare the destination port of a packet with, and
+// the ends of ranges of them, as Networks are of addresses.
+func Ports(tables []host.NFTTable, family host.Family) iter.Seq[uint16] {
+	return func(yield func(uint16) bool) {
+		for i := range tables {
+			t := &tables[i]
+			if t.Dormant || !meets(family, t) {
+				continue
+			}
+			n := namer{l: &language{family: family, table: t}, port: yield}
+			if !n.tableRules() {
+				return
+			}
+		}
+	}
+}
+
+func (n *namer) tableRules() bool {
+	for i := range n.l.table.Chains {
+		c := &n.l.table.Chains[i]
+		for k := range c.Rules {
+			if !n.rule(c.Rules[k].Exprs) {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// namer looks for networks in rules, or for ports.
 type namer struct {
 	l     *language
 	dst   bool
 	yield func(netip.Prefix) bool
+	port  func(uint16) bool // nil: for networks
 	loads []addressLoad
 }
 
-// addressLoad is where an address, or its beginning, stands.
+// addressLoad is where an address, or its beginning, stands, or a port.
 type addressLoad struct {
 	at, n, size int
 	mask        []byte
@@ -53,7 +79,13 @@ func (n *namer) rule(exprs []host.NFTExpr) bool {
 		e := &exprs[i]
 		switch at := register(e.Src); e.Name {
 		case "payload":
-			const network = 1
+			const network, transport = 1, 2
+			if at := register(e.Dst); n.port != nil {
+				if at >= 0 && !e.Sets && e.Base == transport && e.Offset == 2 && e.Len == 2 {
+					n.loads = append(n.loads, addressLoad{at: at, n: 2})
+				}
+				continue
+			}
 			side, size, ok := b.address(int(e.Offset), int(min(e.Len, 64)))
 			if at := register(e.Dst); ok && at >= 0 && !e.Sets && e.Base == network && (side != 0) == n.dst {
 				n.loads = append(n.loads, addressLoad{at: at, n: int(e.Len), size: size})
@@ -115,6 +147,9 @@ func (n *namer) set(e *host.NFTExpr, at int) bool {
 
 // give gives the network of a value, or those of a range.
 func (n *namer) give(l addressLoad, first, last []byte) bool {
+	if n.port != nil {
+		return n.port(port(first)) && (last == nil || n.port(port(last)))
+	}
 	whole := func(b []byte, fill byte) netip.Addr {
 		a, _ := netip.AddrFromSlice(append(bytes.Clone(b), bytes.Repeat([]byte{fill}, l.size-len(b))...))
 		return a
