@@ -3,6 +3,7 @@ package planner
 import (
 	"fmt"
 	"slices"
+	"sync"
 
 	"github.com/ctplan/ctplan/planner/change"
 	"github.com/ctplan/ctplan/planner/declared"
@@ -25,12 +26,13 @@ func Diff(d declared.Desired, l host.Live) Plan {
 	}
 	d = w.desired
 	judges := judge.Kernel(d, l, change.StepsOf(w.changes), nil)
+	saved := sync.OnceValue(func() []*judge.Judge { return judge.Saved(d, l, w.rules.Saved) })
 	if l.Connections != nil && touchesRules(w.changes) {
-		lost, found := impact.Of(d, l, judges)
+		lost, found := impact.Of(d, l, judges, saved())
 		w.impact = lost
 		w.Add(found)
 	}
-	w.Add(sides.Check(sides.Input{Desired: d, Live: l, Judges: judges, Rules: w.rules.Kernel, Saved: w.rules.Saved, Impact: w.impact}))
+	w.Add(sides.Check(sides.Input{Desired: d, Live: l, Judges: judges, Rules: w.rules.Kernel, Saved: saved, Impact: w.impact}))
 	w.native()
 	return w.plan()
 }
@@ -193,7 +195,7 @@ func (p Plan) Judged(l host.Live, steps []change.Step, split func(rule string) [
 		return p
 	}
 	d := declared.Desired{Mode: p.Mode}
-	lost, found := impact.Of(d, l, judge.Kernel(d, l, steps, split))
+	lost, found := impact.Of(d, l, judge.Kernel(d, l, steps, split), nil)
 	for _, b := range found.Blocks {
 		found.Warnings = append(found.Warnings, change.Warning{Address: b.Address, Text: fmt.Sprintf("%s (%s)", b.Why, b.Where)})
 	}

@@ -139,7 +139,7 @@ func TestImpactStages(t *testing.T) {
 		&change.RulesChange{Family: host.IPv4, Backend: host.NFT, Table: "raw", Open: []change.RuleOp{{Kind: change.SetChain, Chain: "CTPLAN-PREROUTING"}}},
 	}
 	d := untrackTCP(nil)
-	total, _ := impact.Of(d, l, judge.Kernel(d, l, change.StepsOf(changes), nil))
+	total, _ := impact.Of(d, l, judge.Kernel(d, l, change.StepsOf(changes), nil), nil)
 	if g := total.Groups; len(g) != 1 || g[0].Result != impact.FlowLost || g[0].Stage != "iptables.ipv4.filter" || g[0].After != "-A INPUT -j DROP" {
 		t.Errorf("%+v", g)
 	}
@@ -147,7 +147,7 @@ func TestImpactStages(t *testing.T) {
 
 func TestExposure(t *testing.T) {
 	const open, shut = "-p tcp -m tcp --sport 443 -j ACCEPT", "-p tcp -m tcp --sport 443 ! --tcp-flags FIN,SYN,RST,ACK SYN -j ACCEPT"
-	for rule, want := range map[string]int{open: 1, shut: 0} {
+	for rule, want := range map[string]int{open: 2, shut: 0} { // port 22 is open on eth0 alone
 		p := impactPlan(t, untrackTCP(map[string][]string{"INPUT": {rule}}), statefulInput, host.Connections{})
 		if len(p.Impact.Exposed) != want {
 			t.Errorf("%s: %+v", rule, p.Impact.Exposed)
@@ -163,13 +163,13 @@ func TestExposure(t *testing.T) {
 func TestExposedPorts(t *testing.T) {
 	const today = "*filter\n:INPUT DROP\n:OUTPUT ACCEPT\n-A INPUT -p tcp -m tcp --dport 22 -j ACCEPT\n-A INPUT -p tcp -m multiport --dports 8000:8005 -j ACCEPT\n-A INPUT -m state --state ESTABLISHED -j ACCEPT\nCOMMIT\n"
 	for rule, want := range map[string]string{
-		"-p tcp -m multiport --dports 22,3306 -j ACCEPT":                      "anybody may now open tcp connections to port 3306",
-		"-p tcp -m multiport --dports 22,3306,8000:8009,9000:9001 -j ACCEPT":  "anybody may now open tcp connections to ports 3306, 8000-8009 and 9000-9001",
-		"-s 10.2.0.0/16 -p tcp -m tcp --dport 3306 -j ACCEPT":                 "10.2.0.0/16 may now open tcp connections to port 3306",
+		"-p tcp -m multiport --dports 22,3306 -j ACCEPT":                      "anybody may now reach tcp/3306 on this host",
+		"-p tcp -m multiport --dports 22,3306,8000:8009,9000:9001 -j ACCEPT":  "anybody may now reach tcp/3306, 8006-8009 and 9000-9001 on this host",
+		"-s 10.2.0.0/16 -p tcp -m tcp --dport 3306 -j ACCEPT":                 "10.2.0.0/16 may now reach tcp/3306 on this host",
 		"-p tcp -m multiport --dports 22,8001:8002 -j ACCEPT":                 "",
-		"-i eth1 -d 10.0.1.1/32 -p tcp -m multiport --sports 22,53 -j ACCEPT": `anybody may now open tcp connections to every port of this host, as long as they come from source ports 22 and 53; initiator = "local" in the accept block keeps them out`,
-		"-i eth0 -d 10.0.1.1/32 -p tcp -m multiport --sports 22,53 -j ACCEPT": "",
-		"-p icmp -j ACCEPT": "anybody may now send icmp to this host that no connection of its own asked for",
+		"-i eth1 -d 10.0.1.1/32 -p tcp -m multiport --sports 22,53 -j ACCEPT": `anybody may now reach every port of tcp but 22 and 8000-8005 from source port 22 and 53 on this host through eth1; initiator = "local" in the accept block keeps them out`,
+		"-i eth0 -d 10.0.1.1/32 -p tcp -m multiport --sports 22,53 -j ACCEPT": `anybody may now reach every port of tcp but 22 and 8000-8005 from source port 22 and 53 on this host through eth0; initiator = "local" in the accept block keeps them out`, // the kernel answers for it there too
+		"-p icmp -j ACCEPT": "anybody may now reach ping (icmp) on this host",
 		"-p tcp -m tcp --dport 3306 ! --tcp-flags FIN,SYN,RST,ACK SYN -j ACCEPT": "",
 	} {
 		p := impactPlan(t, untrackTCP(map[string][]string{"INPUT": {rule}}), today, host.Connections{})
@@ -187,9 +187,9 @@ func TestExposedPorts(t *testing.T) {
 func TestExposedRouted(t *testing.T) {
 	const today = "*filter\n:INPUT DROP\n:FORWARD DROP\n:OUTPUT ACCEPT\n-A FORWARD -m state --state ESTABLISHED -j ACCEPT\n-A FORWARD -i eth1 -o eth0 -j ACCEPT\nCOMMIT\n"
 	for rule, want := range map[string]string{
-		"-j ACCEPT": "anybody may now open connections to every port of the hosts behind this one, and send every other protocol",
-		"-p tcp -m multiport --dports 22,80 -j ACCEPT":          "anybody may now open tcp connections through this host to ports 22 and 80",
-		"-s 198.51.100.0/24 -p udp -m udp --dport 53 -j ACCEPT": "198.51.100.0/24 may now open udp connections through this host to port 53",
+		"-j ACCEPT": "anybody may now reach every port of tcp, every port of udp, ping (icmp) and every other protocol on hosts behind this one",
+		"-p tcp -m multiport --dports 22,80 -j ACCEPT":          "anybody may now reach tcp/22 and 80 on hosts behind this one",
+		"-s 198.51.100.0/24 -p udp -m udp --dport 53 -j ACCEPT": "198.51.100.0/24 may now reach udp/53 on hosts behind this one",
 		"-s 10.0.1.0/24 -p tcp -j ACCEPT":                       "",
 	} {
 		p := impactPlan(t, untrackTCP(map[string][]string{"FORWARD": {rule}}), today, host.Connections{})

@@ -190,7 +190,7 @@ func TestOneFamily(t *testing.T) {
 func TestLooseStates(t *testing.T) {
 	const rules = "*filter\n:INPUT DROP\n:OUTPUT ACCEPT\n-A INPUT -m conntrack ! --ctstate NEW,INVALID -j ACCEPT\nCOMMIT\n"
 	_, p := symmetryOf(t, declaring(tcpBothWays...), rules, "", twoNetworks(host.Connections{}))
-	if len(p.Impact.Exposed) != 1 || !strings.Contains(p.Impact.Exposed[0].What, "anybody may now open tcp connections to every port") || p.Impact.Exposed[0].Rule != "-A INPUT -m conntrack ! --ctstate NEW,INVALID -j ACCEPT" {
+	if len(p.Impact.Exposed) != 1 || !strings.Contains(p.Impact.Exposed[0].What, "anybody may now reach every port of tcp") || p.Impact.Exposed[0].Rule != "-A INPUT -m conntrack ! --ctstate NEW,INVALID -j ACCEPT" {
 		t.Errorf("%+v", p.Impact.Exposed)
 	}
 	if _, p = symmetryOf(t, declaring(tcpBothWays...), strings.Replace(rules, "NEW,INVALID", "NEW,INVALID,UNTRACKED", 1), "", twoNetworks(host.Connections{})); len(p.Impact.Exposed) != 0 {

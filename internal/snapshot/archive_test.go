@@ -18,6 +18,7 @@ import (
 	"github.com/ctplan/ctplan/internal/snapshot"
 	"github.com/ctplan/ctplan/internal/test/nstest"
 	"github.com/ctplan/ctplan/internal/test/testhost"
+	"github.com/ctplan/ctplan/planner/declared"
 	"github.com/ctplan/ctplan/planner/host"
 )
 
@@ -225,4 +226,39 @@ func FuzzArchive(f *testing.F) {
 			}
 		}
 	})
+}
+
+// TestArchiveNamed: a file that the configuration names is in a snapshot by script
+// where the script took it or looked for it, and missing where it did neither.
+func TestArchiveNamed(t *testing.T) {
+	s, err := snapshot.Decode(strings.NewReader(printed("file", "/etc/site/rules", "*filter\nCOMMIT\n", "absent", "/etc/site/none", "")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, missing := range map[string]bool{"/etc/site/rules": false, "/etc/site/none": false, "/etc/site/other": true} {
+		files := declared.Files{RulesV4: name}
+		got, err := s.With(files, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if lacks := len(got.Missing(files, nil)) > 0; lacks != missing {
+			t.Errorf("%s is missing: %v, want %v", name, lacks, missing)
+		}
+	}
+}
+
+// TestArchiveLong: where more connections are tracked than the script takes, the
+// snapshot says how many.
+func TestArchiveLong(t *testing.T) {
+	const line = "ipv4 2 udp 17 29 src=192.0.2.1 dst=192.0.2.2 sport=1 dport=53 src=192.0.2.2 dst=192.0.2.1 sport=53 dport=1 mark=0 use=1\n"
+	for lines, total := range map[int]int64{3: 3, 10_000: 70_000} {
+		s, err := snapshot.Decode(strings.NewReader(printed(
+			"name", "/sys/module/nf_conntrack", "", "file", "/proc/sys/net/netfilter/nf_conntrack_count", "70000\n", "file", "/proc/net/nf_conntrack", strings.Repeat(line, lines))))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(s.Connections.Flows) != lines || s.Connections.Total != total {
+			t.Errorf("%d lines: %d of %d", lines, len(s.Connections.Flows), s.Connections.Total)
+		}
+	}
 }

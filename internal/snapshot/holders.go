@@ -49,6 +49,18 @@ var builtinTables = []string{"filter", "nat", "mangle", "raw", "security"}
 
 // readNFT reads the tables of nftables that the rules do not hold.
 func (s *Snapshot) readNFT() {
+	hasSet, err := nft.HasSet()
+	if err != nil {
+		s.Notes = append(s.Notes, note(err, "what of iptables-nft's tables looks a set up is judged without it")...)
+	}
+	for i := range s.Rules {
+		r := &s.Rules[i]
+		for _, table := range builtinTables {
+			if r.Backend == host.NFT && hasSet(nftFamily[r.Family], table) && !slices.Contains(r.Incompatible, table) {
+				r.Incompatible = append(r.Incompatible, table)
+			}
+		}
+	}
 	tables, err := nft.Read(func(family, table string) bool {
 		if !slices.Contains(builtinTables, table) {
 			return false

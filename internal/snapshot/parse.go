@@ -2,6 +2,7 @@ package snapshot
 
 import (
 	"errors"
+	"slices"
 
 	"github.com/ctplan/ctplan/planner/host"
 	"github.com/ctplan/ctplan/providers/initscript"
@@ -17,6 +18,9 @@ func parseRules(r Rules) (host.Ruleset, error) {
 	raw.Family, raw.Backend, raw.Primary, raw.Text = r.Family, r.Backend, r.Primary, r.Text
 	set, err := raw.Ruleset()
 	set.Incompatible, set.Version = r.Incompatible, r.Version
+	if len(r.Incompatible) > 0 {
+		set.Tables = slices.DeleteFunc(slices.Clone(set.Tables), func(t host.Table) bool { return slices.Contains(r.Incompatible, t.Name) })
+	}
 	return set, err
 }
 

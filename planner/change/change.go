@@ -61,6 +61,7 @@ type RulesChange struct {
 	After   []string // the same as they will stand
 	Open    []RuleOp // adds accepts and new NOTRACK rules
 	Close   []RuleOp // takes away what is no longer wanted
+	Last    []RuleOp // takes away what keeps out of tracking, when nothing asks for states any more
 	Origin  map[string]declared.Pos
 	Twins   []Twins // of the rules on state that it translates, in their order
 }

@@ -199,16 +199,22 @@ func RulesStepOf(run []*RulesChange) *RulesStep {
 			s.Sections = append(s.Sections, Section{Table: c.Table, Ops: c.Open})
 		}
 	}
-	for _, c := range slices.Backward(run) {
-		if len(c.Close) == 0 {
-			continue
+	close := func(table string, ops []RuleOp) {
+		if len(ops) == 0 {
+			return
 		}
 		// A table that closes right after it opened needs one commit, not two.
-		if n := len(s.Sections); n > 0 && s.Sections[n-1].Table == c.Table {
-			s.Sections[n-1].Ops = slices.Concat(s.Sections[n-1].Ops, c.Close)
-			continue
+		if n := len(s.Sections); n > 0 && s.Sections[n-1].Table == table {
+			s.Sections[n-1].Ops = slices.Concat(s.Sections[n-1].Ops, ops)
+			return
 		}
-		s.Sections = append(s.Sections, Section{Table: c.Table, Ops: c.Close})
+		s.Sections = append(s.Sections, Section{Table: table, Ops: ops})
+	}
+	for _, c := range slices.Backward(run) {
+		close(c.Table, c.Close)
+	}
+	for _, c := range run {
+		close(c.Table, c.Last)
 	}
 	return s
 }

@@ -142,6 +142,7 @@ const (
 	RiskNoService      Risk = "no_service"       // there is no service to restart
 	RiskLostFlows      Risk = "lost_flows"       // connections that are open now would be cut off
 	RiskLostServices   Risk = "lost_services"    // a listening service could no longer be reached
+	RiskExposed        Risk = "exposed"          // what is refused today would get in
 	RiskOneSided       Risk = "one_sided"        // connections of which one way is tracked and the other is not would break
 	RiskRelated        Risk = "related"          // what tracking lets in with other connections would be kept out
 	RiskOldIptables    Risk = "old_iptables"     // a release of iptables through which rules cannot safely be written
@@ -153,7 +154,7 @@ const (
 )
 
 // Risks lists every risk that allow_risk accepts.
-var Risks = []Risk{RiskNAT, RiskStatefulRules, RiskReadOnlySysctl, RiskInitScript, RiskModuleHeld, RiskMemory, RiskSavedRules, RiskLostFlows, RiskLostServices, RiskOneSided, RiskRelated, RiskWiderRules, RiskNarrowerRules, RiskUnsavedRules, RiskUnseen,
+var Risks = []Risk{RiskNAT, RiskStatefulRules, RiskReadOnlySysctl, RiskInitScript, RiskModuleHeld, RiskMemory, RiskSavedRules, RiskLostFlows, RiskLostServices, RiskExposed, RiskOneSided, RiskRelated, RiskWiderRules, RiskNarrowerRules, RiskUnsavedRules, RiskUnseen,
 	RiskSYNProxy, RiskConnectionLimits, RiskConnectionBytes, RiskConnectionMarks, RiskZones, RiskRuleTimeouts, RiskClusters, RiskIPVS, RiskFlowtables, RiskConntrackd}
 
 // Desired is what the HCL declares for one host.

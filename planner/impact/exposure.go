@@ -1,204 +1,275 @@
 package impact
 
 import (
+	"cmp"
 	"fmt"
-	"net/netip"
 	"slices"
 	"strings"
 
+	"github.com/ctplan/ctplan/planner/declared"
 	"github.com/ctplan/ctplan/planner/host"
 	"github.com/ctplan/ctplan/planner/judge"
-	"github.com/ctplan/ctplan/planner/protocol"
 	"github.com/ctplan/ctplan/planner/verdict"
 	"github.com/ctplan/ctplan/planner/words"
-	"github.com/ctplan/ctplan/planner/xtables"
 )
 
-// exposures tries what the accepts declared for this host let in, or through,
-// as somebody who opens a connection, against what is let in today.
-func exposures(j *judge.Judge, total *Impact) {
-	named := map[string]bool{}
-	for _, ch := range j.Desired.ChainsOf(j.Family) {
-		if ch.Table != "filter" || ch.Hook == "OUTPUT" {
-			continue
-		}
-		for _, r := range ch.Rules {
-			key := ch.Name + " " + r.Text
-			if named[key] {
-				continue
-			}
-			named[key] = true
-			if x, ok := exposed(j, ch.Hook, xtables.PacketsOf(xtables.Parse(r.Words))); ok {
-				x.Rule, x.Source = "-A "+ch.Name+" "+r.Text, r.Source
-				total.Exposed = append(total.Exposed, x)
-			}
-		}
+// Exposure is traffic from outside that is refused today and let in, or
+// through, under the plan: first packets of what somebody may begin.
+type Exposure struct {
+	Family host.Family `json:"family"`
+	File   string      `json:"file,omitempty"` // the rules file that a boot restores, where it is about that; empty: the kernel's rules
+	Rule   string      `json:"rule"`           // that lets it in
+	Before string      `json:"before"`         // that refuses it today
+	What   string      `json:"what"`           // a sentence without a full stop
+	// From are those who get in, by network; Anybody for strangers. Services are
+	// what they get to: "tcp/80-90", "udp/53 from 1024-65535", "icmp", "gre",
+	// "others" for protocols that no rule names.
+	From     []string `json:"from"`
+	Services []string `json:"services"`
+	Routed   bool     `json:"routed"` // through this host
+	// Declared is whether an accept block asks for it, which is then Block.
+	Declared bool   `json:"declared"`
+	Block    string `json:"block,omitempty"`
+	// Some is whether today's rule refuses some of it alone: those who come too
+	// often, or what cannot be told from a packet.
+	Some bool `json:"some,omitempty"`
+	// Unknown is whether it gets in cannot be told, because of Rule.
+	Unknown bool `json:"unknown,omitempty"`
+	// Stage is where it is not the end: the table whose change lets it in
+	// meanwhile.
+	Stage  string       `json:"stage,omitempty"`
+	Source declared.Pos `json:"source"`
+
+	twin string // a command that keeps it out without state; empty: there is none
+	// Openings are what it was found with, for who makes a plan without it.
+	Openings []judge.Opening `json:"-"`
+}
+
+// opened is what becomes of openings alike: what refuses them today, and what
+// lets them in.
+type opened struct {
+	way           judge.Way
+	before, after verdict.RuleRef
+	block         string
+	source        declared.Pos
+	declared      bool
+	some, unknown bool
+	stage         int
+}
+
+// tried are the openings of one fate, by service: who begins them, from where.
+type tried map[opened]map[int]*begun
+
+type begun struct {
+	who     []int // sorted, in the end
+	ins     []string
+	example judge.Opening
+}
+
+func (t tried) add(f opened, p *judge.Opening) {
+	if t[f] == nil {
+		t[f] = map[int]*begun{}
+	}
+	b := t[f][p.What]
+	if b == nil {
+		b = &begun{example: *p}
+		t[f][p.What] = b
+	}
+	if !slices.Contains(b.who, p.Who) {
+		b.who = append(b.who, p.Who)
+	}
+	if !slices.Contains(b.ins, p.In) {
+		b.ins = append(b.ins, p.In)
 	}
 }
 
-// passage is a way for a first packet to come to this host, or through it.
-type passage struct {
-	from, to netip.Addr
-	in       string // "": where the routes lead
+// watch holds openings against the rules as they are, as they will be, and
+// between.
+type watch struct {
+	j        *judge.Judge
+	refusing *verdict.Evaluator   // today: is any refused?
+	admits   []*verdict.Evaluator // each stage: does any get in?
+	asked    *verdict.Evaluator   // nil: no accept is declared
 }
 
-// passages are those that packets of q may take at a hook.
-func passages(j *judge.Judge, hook string, q xtables.Packets) (out []passage) {
-	if hook == "FORWARD" {
-		ends := j.Ends()
-		for _, a := range ends {
-			for _, b := range ends {
-				from, ok1 := j.Remote(q.Src, a)
-				to, ok2 := j.Remote(q.Dst, b)
-				if ok1 && ok2 && from != to {
-					out = append(out, passage{from, to, ""})
+func newWatch(j *judge.Judge) *watch {
+	w := &watch{j: j, refusing: j.Stages[0].Refusing(), asked: j.Asked()}
+	for _, s := range j.Stages {
+		w.admits = append(w.admits, s.Admitting())
+	}
+	return w
+}
+
+// exposes is what becomes of an opening that is refused today, all or some of
+// it, and gets in then. ok is false for any other.
+func (w *watch) exposes(p *judge.Opening) (f opened, ok bool) {
+	stages := w.j.Stages
+	last := len(stages) - 1
+	today := stages[0].Verdict(&p.Packet)
+	f.way = p.Way
+	var after *verdict.RuleRef
+	switch today.Verdict {
+	case verdict.Accepted:
+		return f, false
+	case verdict.Unknown:
+		refused, end := w.refusing.Verdict(&p.Packet), stages[last].Verdict(&p.Packet)
+		if refused.Verdict != verdict.Dropped || end.Verdict != verdict.Accepted {
+			return f, false
+		}
+		f.some, f.before, after = true, ref(refused.Rule), end.Rule
+		if w.asks(&f, p) {
+			// What lets in so many in a second, and then any, opens nothing.
+			if lets := w.admits[0].Verdict(&p.Packet); lets.Verdict == verdict.Accepted && sameRule(lets.Rule, today.Rule) {
+				return f, false
+			}
+		}
+		f.after = ref(after)
+		return f, true
+	}
+	f.before = ref(today.Rule)
+	for i := last; i > 0; i-- {
+		d := w.admits[i].Verdict(&p.Packet)
+		if d.Verdict == verdict.Dropped || d.Verdict == verdict.Unknown && (i < last || sameRule(d.Rule, today.Rule)) {
+			continue
+		}
+		f.unknown, f.after = d.Verdict == verdict.Unknown, ref(d.Rule)
+		if f.stage = i; i == last {
+			f.stage = 0
+		}
+		w.asks(&f, p)
+		return f, true
+	}
+	return f, false
+}
+
+// asks is whether a block asks for the packet to be let in.
+func (w *watch) asks(f *opened, p *judge.Opening) bool {
+	if w.asked == nil {
+		return false
+	}
+	d := w.asked.Verdict(&p.Packet)
+	if d.Verdict != verdict.Accepted {
+		return false
+	}
+	var t *declared.Traffic
+	if t, f.source, f.declared = w.j.Block(d.Rule); t != nil {
+		f.block = t.Name
+	}
+	return f.declared
+}
+
+func ref(r *verdict.RuleRef) verdict.RuleRef {
+	if r == nil {
+		return verdict.RuleRef{}
+	}
+	return *r
+}
+
+// exposures tries what somebody may begin with this host, or through it. It
+// reports whether all that rules tell apart was tried.
+func exposures(j *judge.Judge, total *Impact) (all bool) {
+	o := j.Openings()
+	w := newWatch(j)
+	parts := make([]tried, o.Workers())
+	for i := range parts {
+		parts[i] = tried{}
+	}
+	o.Each(func(worker int, p *judge.Opening) {
+		if f, ok := w.exposes(p); ok {
+			parts[worker].add(f, p)
+		}
+	})
+	found := parts[0]
+	for _, part := range parts[1:] {
+		found.join(part)
+	}
+	var list []Exposure
+	for f, by := range found {
+		list = append(list, w.told(o, f, by)...)
+	}
+	slices.SortFunc(list, func(a, b Exposure) int {
+		return cmp.Or(strings.Compare(a.Before, b.Before), strings.Compare(a.Rule, b.Rule), strings.Compare(a.Stage, b.Stage), strings.Compare(a.What, b.What), strings.Compare(a.Block, b.Block))
+	})
+	for _, e := range list {
+		if !slices.ContainsFunc(total.Exposed, func(o Exposure) bool { o.File = e.File; return o.alike(e) }) {
+			total.Exposed = append(total.Exposed, e)
+		}
+	}
+	return o.All
+}
+
+// alike is whether both say the same.
+func (e Exposure) alike(o Exposure) bool {
+	return e.Family == o.Family && e.File == o.File && e.Rule == o.Rule && e.Before == o.Before && e.What == o.What && e.Declared == o.Declared && e.Block == o.Block && e.Some == o.Some && e.Unknown == o.Unknown && e.Stage == o.Stage
+}
+
+func (t tried) join(more tried) {
+	for f, by := range more {
+		for what, b := range by {
+			if t[f] == nil {
+				t[f] = map[int]*begun{}
+			}
+			mine := t[f][what]
+			if mine == nil {
+				t[f][what] = b
+				continue
+			}
+			if b.example.Who < mine.example.Who {
+				mine.example = b.example
+			}
+			mine.who = append(mine.who, b.who...)
+			for _, in := range b.ins {
+				if !slices.Contains(mine.ins, in) {
+					mine.ins = append(mine.ins, in)
 				}
 			}
 		}
-		return out
 	}
-	from, _ := j.Remote(q.Src, j.Stranger())
-	for _, to := range j.Doors() {
-		if q.Dst.Prefix.IsValid() && q.Dst.Prefix.Contains(to.Prefix.Addr()) == q.Dst.Not || q.In.Name != "" && xtables.InterfaceCovers(q.In.Name, to.Interface) == q.In.Not {
-			continue
+}
+
+// told are the exposures of one fate: one for each set of those who get in.
+func (w *watch) told(o *judge.Openings, f opened, by map[int]*begun) (out []Exposure) {
+	at := map[string][]int{}
+	for what, b := range by {
+		slices.Sort(b.who)
+		slices.Sort(b.ins)
+		key := fmt.Sprint(b.who, b.ins)
+		at[key] = append(at[key], what)
+	}
+	for _, services := range at {
+		slices.Sort(services)
+		first := by[services[0]]
+		e := Exposure{Family: w.j.Family, Rule: w.j.Name(&f.after), Before: w.j.Name(&f.before), Declared: f.declared, Block: f.block, Some: f.some, Unknown: f.unknown, Source: f.source}
+		if w.j.File != nil {
+			e.File = w.j.File.Path
 		}
-		out = append(out, passage{from, to.Prefix.Addr(), to.Interface})
+		if f.stage > 0 {
+			e.Stage = w.j.Stages[f.stage].Name
+		}
+		if !f.declared {
+			e.Source, e.twin = w.j.Desired.Source, twin(w.j, &f.before)
+		}
+		where := "this host"
+		if f.way == judge.Forward {
+			where = "hosts behind this one"
+		}
+		to := reach(o.What, services)
+		e.Routed, e.From, e.Services = f.way == judge.Forward, names(o.From, first.who), list(to)
+		who := words.Examples(e.From)
+		if slices.Contains(e.From, Anybody) {
+			who = Anybody
+		}
+		if f.way == judge.In && len(first.ins) < len(o.Interfaces) {
+			where += " through " + and(first.ins)
+		}
+		e.What = fmt.Sprintf("%s may now reach %s on %s", who, reachWords(to), where)
+		for _, what := range services {
+			e.Openings = append(e.Openings, by[what].example)
+		}
+		if f.declared && f.way == judge.In && slices.ContainsFunc(to, func(r reached) bool { return r.name == "tcp" && len(without(r.ports)) < len(r.ports) }) {
+			e.What += `; initiator = "local" in the accept block keeps them out`
+		}
+		out = append(out, e)
 	}
 	return out
-}
-
-// exposed is what an accept for these packets newly lets in at a hook. Each
-// range of ports is tried at both its ends.
-func exposed(j *judge.Judge, hook string, q xtables.Packets) (Exposure, bool) {
-	proto, ok := uint8(protocol.TCP), true
-	if q.Proto != "" {
-		proto, ok = protocol.Number(q.Proto)
-	}
-	if !ok || q.NotProto {
-		return Exposure{}, false
-	}
-	var before *verdict.RuleRef
-	news := xtables.Packets{Proto: q.Proto, Src: q.Src}
-	for _, p := range passages(j, hook, q) {
-		for _, sports := range portsToTry(q.SrcPorts, proto, 40000) {
-			for _, dports := range portsToTry(q.DstPorts, proto, 9) {
-				for _, t := range []host.Tuple{{Src: p.from, Dst: p.to, SrcPort: sports.From, DstPort: dports.From}, {Src: p.from, Dst: p.to, SrcPort: sports.To, DstPort: dports.To}} {
-					today, end, ok := firstPacket(j, proto, t, p.in)
-					if !ok || today.Verdict != verdict.Dropped || end.Verdict != verdict.Accepted {
-						continue
-					}
-					if before == nil {
-						before = today.Rule
-					}
-					notePorts(&news.SrcPorts, sports, q.SrcPorts)
-					notePorts(&news.DstPorts, dports, q.DstPorts)
-				}
-			}
-		}
-	}
-	if before == nil {
-		return Exposure{}, false
-	}
-	return Exposure{Family: j.Family, Before: before.String(), What: exposes(hook, proto, news)}, true
-}
-
-// portsToTry are the ranges of a set, or a port that stands for any.
-func portsToTry(s xtables.PortSet, proto uint8, any uint16) []host.PortRange {
-	switch {
-	case !protocol.CarriesPorts(proto):
-		return []host.PortRange{{}}
-	case len(s.Ranges) == 0 || s.Not:
-		return []host.PortRange{{From: any, To: any}}
-	}
-	return s.Ranges
-}
-
-// notePorts adds a range to a set, unless it stands for any.
-func notePorts(s *xtables.PortSet, r host.PortRange, from xtables.PortSet) {
-	if slices.Contains(from.Ranges, r) && !from.Not && !slices.Contains(s.Ranges, r) {
-		s.Ranges = append(s.Ranges, r)
-	}
-}
-
-// firstPacket is what becomes of one today and at the end, coming to this host
-// through an interface, or through this host where the routes lead: getting in
-// is enough.
-func firstPacket(j *judge.Judge, proto uint8, t host.Tuple, in string) (today, end verdict.Decision, ok bool) {
-	var c judge.Connection
-	if in == "" {
-		c, ok = j.Routed(proto, t)
-	} else {
-		c, ok = j.Visit(proto, t, in)
-	}
-	if !ok {
-		return today, end, false
-	}
-	c.Count = 1
-	return j.At(j.Stages[0], &c, false), j.At(j.End(), &c, true), true
-}
-
-// looseStates tries strangers against foreign rules that mean untracked
-// packets without saying so: one for everything that is ! --ctstate NEW lets
-// in whatever leaves tracking.
-func looseStates(j *judge.Judge, total *Impact) {
-	for _, proto := range []uint8{protocol.TCP, protocol.UDP} {
-		for _, to := range j.Doors() {
-			today, end, ok := firstPacket(j, proto, host.Tuple{Src: j.Stranger(), Dst: to.Prefix.Addr(), SrcPort: 40000, DstPort: 9}, to.Interface)
-			if !ok || today.Verdict != verdict.Dropped || end.Verdict != verdict.Accepted || !end.Untracked || end.Rule == nil || end.Rule.Text == "" || xtables.IsOwn(end.Rule.Chain) {
-				continue
-			}
-			name, _, _ := strings.Cut(judge.ServiceName(proto, judge.HighPorts, judge.In), "/")
-			total.Exposed = append(total.Exposed, Exposure{
-				Family: j.Family, Rule: end.Rule.String(), Before: today.Rule.String(), Source: j.Desired.Source,
-				What: fmt.Sprintf("anybody may now open %s connections to every port of this host: packets that are not tracked are in state UNTRACKED, which the rule does not leave out", name),
-			})
-			break
-		}
-	}
-}
-
-// exposes says in words what an accept lets in.
-func exposes(hook string, proto uint8, q xtables.Packets) string {
-	who := "anybody"
-	if q.Src.Prefix.IsValid() && q.Src.Prefix.Bits() > 0 && !q.Src.Not {
-		who = q.Src.Prefix.String()
-	}
-	name, _, _ := strings.Cut(strings.TrimSuffix(judge.ServiceName(proto, judge.HighPorts, judge.In), " in"), "/")
-	where, to := "", "this host"
-	if hook == "FORWARD" {
-		where, to = " through this host", "the hosts behind this one"
-	}
-	const keeps = `; initiator = "local" in the accept block keeps them out`
-	switch {
-	case len(q.DstPorts.Ranges) > 0:
-		text := fmt.Sprintf("%s may now open %s connections%s to %s", who, name, where, portWords(q.DstPorts))
-		if len(q.SrcPorts.Ranges) > 0 {
-			text += " from source " + portWords(q.SrcPorts)
-		}
-		return text
-	case q.Proto == "":
-		return fmt.Sprintf("%s may now open connections to every port of %s, and send every other protocol", who, to)
-	case protocol.CarriesPorts(proto):
-		text := fmt.Sprintf("%s may now open %s connections to every port of %s", who, name, to)
-		if len(q.SrcPorts.Ranges) > 0 {
-			text += ", as long as they come from source " + portWords(q.SrcPorts)
-		}
-		if proto == protocol.TCP && hook == "INPUT" {
-			text += keeps
-		}
-		return text
-	}
-	return fmt.Sprintf("%s may now send %s to %s that no connection of its own asked for", who, name, to)
-}
-
-// portWords are the ports as people write them: "port 22", "ports 22 and 8000-8010".
-func portWords(s xtables.PortSet) string {
-	var list []string
-	for _, r := range s.Ranges {
-		list = append(list, words.Ports(r))
-	}
-	if len(list) == 1 {
-		return "port " + list[0]
-	}
-	return "ports " + strings.Join(list[:len(list)-1], ", ") + " and " + list[len(list)-1]
 }

@@ -67,29 +67,24 @@ type FlowGroup struct {
 	cuts []owners.Cut     // what of it rules of nftables drop, by the first that is lost
 }
 
-// Exposure is traffic from outside that is dropped today and let in under the plan.
-type Exposure struct {
-	Family host.Family  `json:"family"`
-	Rule   string       `json:"rule"`   // that lets it in
-	Before string       `json:"before"` // that drops it today
-	What   string       `json:"what"`   // a sentence without a full stop
-	Source declared.Pos `json:"source"`
-}
-
 const maxExamples = 5
 
 // Of judges every connection against every state of the rules on the
-// way, and turns what is lost into blocks.
-func Of(d declared.Desired, l host.Live, judges judge.Judges) (*Impact, change.Findings) {
+// way, and turns what is lost, and what newly gets in, into blocks. saved are the
+// rules files that say something else than the kernel: what gets in by them is
+// told too.
+func Of(d declared.Desired, l host.Live, judges judge.Judges, saved []*judge.Judge) (*Impact, change.Findings) {
 	report := change.NewReport(d)
 	total := &Impact{Groups: []FlowGroup{}, Services: []FlowGroup{}, Exposed: []Exposure{}}
 	for _, j := range judges.All() {
 		if len(j.Stages) > 1 {
 			flows(j, total)
 			listening(j, total, &report)
-			exposures(j, total)
-			looseStates(j, total)
+			exposed(j, total, &report)
 		}
+	}
+	for _, j := range saved {
+		exposed(j, total, &report)
 	}
 	unseen(d, l.Connections, total, &report)
 	sortGroups(total.Groups)

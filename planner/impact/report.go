@@ -89,9 +89,7 @@ func blockImpact(d declared.Desired, l host.Live, im *Impact, p *change.Report) 
 			p.Warn(string(g.Family)+"."+strings.ReplaceAll(g.Service, " ", "."), fmt.Sprintf("whether %s survive cannot be told, %s: %s (%s)", words.Plural(int(g.Count), "connection", "connections"), because, owners.Where(&l, g.rule, g.After), words.Examples(g.Examples)), d.Source)
 		}
 	}
-	for _, e := range im.Exposed {
-		p.Warn("iptables."+string(e.Family)+".filter", fmt.Sprintf("%s. The rule %s lets it in, where today it meets: %s", e.What, e.Rule, e.Before), e.Source)
-	}
+	blockExposed(d, im, p)
 }
 
 // unseen blocks what cannot be judged, because it could not be read.

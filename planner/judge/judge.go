@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 
 	"github.com/ctplan/ctplan/planner/change"
@@ -37,6 +38,9 @@ type Judge struct {
 	Untracks    []verdict.RuleRef                   // what keeps out of tracking at the end, or sorts into zones: rules of raw tables, and of nftables' own
 	specs       map[verdict.RuleRef]xtables.Spec    // of those of iptables among them
 	matched     map[verdict.RuleRef]xtables.Packets // by each of Untracks
+	sets        []*host.Ruleset
+	coming      [][]string // the words of rules that steps bring
+	facts       verdict.Facts
 	Places      *placeMap
 	entrances   []host.Address          // see doors
 	nobody      []netip.Addr            // see stranger
@@ -189,7 +193,7 @@ func New(d declared.Desired, l host.Live, f host.Family, sets []*host.Ruleset, w
 	}
 	j := &Judge{
 		Desired: d, Live: l, Family: f, mixed: len(sets) > 1, Connections: conns, Places: newPlaceMap(conns, f), operators: map[host.Session]bool{}, named: map[bool][]netip.Prefix{},
-		tables: state, Stages: []Stage{state.stage("")}, specs: map[verdict.RuleRef]xtables.Spec{}, matched: map[verdict.RuleRef]xtables.Packets{},
+		tables: state, Stages: []Stage{state.stage("")}, specs: map[verdict.RuleRef]xtables.Spec{}, matched: map[verdict.RuleRef]xtables.Packets{}, sets: sets, facts: facts,
 	}
 	j.ways.marks = routing.New(conns.Routing, f)
 	if conns.Routing == nil && !conns.PolicyRouting {
@@ -202,6 +206,7 @@ func New(d declared.Desired, l host.Live, f host.Family, sets []*host.Ruleset, w
 	j.Admitting = Stage{Evaluator: j.Stages[0].Admitting()}
 	for _, step := range work {
 		for _, section := range step.Sections {
+			j.comes(section.Ops, words)
 			j.Stages = append(j.Stages, state.change(verdict.TableID{Backend: step.Backend, Table: section.Table}, section.Ops, split))
 		}
 	}
@@ -227,6 +232,22 @@ func New(d declared.Desired, l host.Live, f host.Family, sets []*host.Ruleset, w
 
 // Spec is what a rule of Untracks says that is one of iptables.
 func (j *Judge) Spec(ref verdict.RuleRef) xtables.Spec { return j.specs[ref] }
+
+// comes notes the rules that operations bring.
+func (j *Judge) comes(ops []change.RuleOp, words map[string][]string) {
+	for _, op := range ops {
+		if op.Kind != change.InsertRule && op.Kind != change.SetChain {
+			continue
+		}
+		for _, text := range append([]string{op.Rule}, op.Rules...) {
+			w, ok := words[text]
+			if !ok {
+				w = strings.Fields(text)
+			}
+			j.coming = append(j.coming, w)
+		}
+	}
+}
 
 // End is the rules as they will stand.
 func (j *Judge) End() Stage { return j.Stages[len(j.Stages)-1] }

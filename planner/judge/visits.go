@@ -172,21 +172,8 @@ func (j *Judge) namedNetworks(dst bool) []netip.Prefix {
 			out = append(out, p)
 		}
 	}
-	for i := range j.Live.Rulesets {
-		r := &j.Live.Rulesets[i]
-		if r.Family != j.Family {
-			continue
-		}
-		for k := range r.Tables {
-			for n := range r.Tables[k].Rules {
-				add(r.Tables[k].Rules[n].Words)
-			}
-		}
-	}
-	for _, ch := range j.Desired.ChainsOf(j.Family) {
-		for _, r := range ch.Rules {
-			add(r.Words)
-		}
+	for words := range j.rules() {
+		add(words)
 	}
 	j.named[dst] = out
 	return out

@@ -52,7 +52,7 @@ func (w *tableWork) splices(f *change.FileEdit) {
 	if decls.Len() > 0 {
 		f.Insert(endOfChains(f.Content(), s), decls.String())
 	}
-	for _, r := range slices.Concat(w.bars, w.remove) {
+	for _, r := range slices.Concat(w.bars, w.remove, w.untracks) {
 		f.Replace(r.Span, "")
 	}
 	for _, j := range w.jumps {

@@ -21,6 +21,7 @@ type tableWork struct {
 	chains   []chainWork  // ctplan's chains that change, wanted ones first
 	bars     []*host.Rule // foreign rules that go before anything closes: what they keep out may come in
 	remove   []*host.Rule // foreign rules that go last, and stray jumps to our chains
+	untracks []*host.Rule // foreign rules that go when all else has: what they keep out of tracking would meet rules on states
 	jumps    []jumpWork   // jumps that must be (re)placed, in order of the hooks
 	twins    []twinWork   // of foreign rules on state
 	removed  int          // how many foreign rules go
@@ -46,19 +47,24 @@ type jumpWork struct {
 }
 
 func (w *tableWork) empty() bool {
-	return !w.gone && len(w.chains) == 0 && len(w.bars) == 0 && len(w.remove) == 0 && len(w.jumps) == 0 && len(w.twins) == 0
+	return !w.gone && len(w.chains) == 0 && len(w.bars) == 0 && len(w.remove) == 0 && len(w.untracks) == 0 && len(w.jumps) == 0 && len(w.twins) == 0
 }
 
 // planTable compares a table with the chains wanted in it. remove are foreign
 // rules that the checks decided must go. Those that accept carry traffic until
 // NOTRACK has taken over, so they go last. The others go first: one that drops
-// by state would bar what tracking newly sees when a NOTRACK rule goes.
+// by state would bar what tracking newly sees when a NOTRACK rule goes. Rules of
+// others that keep out of tracking go when no rule on states is left, which
+// would let in what it newly sees.
 func planTable(table string, sections []*host.Table, want []declared.Chain, remove []*host.Rule) *tableWork {
 	w := &tableWork{table: table, sections: sections, removed: len(remove)}
 	for _, r := range remove {
-		if xtables.Parse(r.Words).Target == "ACCEPT" {
+		switch s := xtables.Parse(r.Words); {
+		case s.Target == "ACCEPT":
 			w.remove = append(w.remove, r)
-		} else {
+		case s.Untracks():
+			w.untracks = append(w.untracks, r)
+		default:
 			w.bars = append(w.bars, r)
 		}
 	}
@@ -286,26 +292,37 @@ func (w *tableWork) change(r *host.Ruleset) *change.RulesChange {
 			do(&c.Close, change.RuleOp{Kind: change.SetChain, Chain: cw.name, Rules: texts(cw.want), Was: unions[i], Existed: true})
 		}
 	}
+	c.Last = deletions(m, w.untracks)
 	c.After = m.Lines()
 	c.M = change.Meta{
 		Address: "iptables." + string(r.Family) + "." + w.table,
 		Action:  change.Update,
 		Sources: w.sources(),
+		Reasons: w.reasons(),
 	}
 	if !r.Primary {
 		c.M.Address = fmt.Sprintf("iptables.%s.%s.%s", r.Family, r.Backend, w.table)
 	}
 	switch {
-	case len(c.Close) == 0 && !slices.ContainsFunc(c.Open, func(op change.RuleOp) bool { return op.Existed || op.Kind == change.DeleteRule }):
+	case len(c.Close)+len(c.Last) == 0 && !slices.ContainsFunc(c.Open, func(op change.RuleOp) bool { return op.Existed || op.Kind == change.DeleteRule }):
 		c.M.Action = change.Create
 	case len(c.Open) == 0:
 		c.M.Action = change.Delete
 	}
-	c.M.Reasons = w.reasons()
 	for _, t := range w.twins {
 		c.Twins = append(c.Twins, t.told)
 	}
 	return c
+}
+
+// deletions takes rules away.
+func deletions(m *xtables.TableModel, rules []*host.Rule) (out []change.RuleOp) {
+	for _, r := range rules {
+		op := m.Deletion(r)
+		m.Apply(op)
+		out = append(out, op)
+	}
+	return out
 }
 
 // unionRules is the wanted rules, followed by those that stand and are wanted

@@ -26,9 +26,9 @@ type Input struct {
 	Desired declared.Desired
 	Live    host.Live
 	Judges  judge.Judges
-	Rules   []change.Change                     // to the rules in the kernel
-	Saved   map[*host.Ruleset]*change.RulesStep // what becomes of saved rules files
-	Impact  *impact.Impact                      // what it names, the checks need not block; nil where there is none
+	Rules   []change.Change       // to the rules in the kernel
+	Saved   func() []*judge.Judge // of saved rules files: see judge.Saved
+	Impact  *impact.Impact        // what it names, the checks need not block; nil where there is none
 }
 
 // stage is one run of the checks of both sides.
@@ -58,9 +58,7 @@ func (p *stage) check() {
 			judges = append(judges, j)
 		}
 	}
-	for _, f := range host.Families {
-		judges = append(judges, p.savedJudges(f)...)
-	}
+	judges = append(judges, p.in.Saved()...)
 	p.oneSided(judges)
 	if p.in.Desired.Mode == declared.Tuned {
 		return
@@ -86,56 +84,16 @@ func (p *stage) once(key ...string) bool {
 // was said when they were planned.
 func (p *stage) worthJudging(f host.Family) *judge.Judge {
 	changes := slices.ContainsFunc(p.in.Rules, func(c change.Change) bool { return c.(*change.RulesChange).Family == f })
-	if !changes && !slices.ContainsFunc(p.in.Live.Rulesets, func(r host.Ruleset) bool { return r.Family == f && tracksByRaw(&r) }) && len(nft.Rules(p.in.Live.NFT, f, nft.DecidesTracking)) == 0 {
+	if !changes && !slices.ContainsFunc(p.in.Live.Rulesets, func(r host.Ruleset) bool { return r.Family == f && judge.TracksByRaw(&r) }) && len(nft.Rules(p.in.Live.NFT, f, nft.DecidesTracking)) == 0 {
 		return nil
 	}
 	return p.in.Judges.Of(f)
 }
 
 func (p *stage) anyRawRules() bool {
-	raw := func(r host.Ruleset) bool { return tracksByRaw(&r) }
+	raw := func(r host.Ruleset) bool { return judge.TracksByRaw(&r) }
 	native := func(f host.Family) bool { return len(nft.Rules(p.in.Live.NFT, f, nft.DecidesTracking)) > 0 }
 	return slices.ContainsFunc(p.in.Live.Rulesets, raw) || slices.ContainsFunc(p.in.Live.SavedRules, raw) || slices.ContainsFunc(host.Families, native)
-}
-
-// tracksByRaw is whether rules of others in the raw table change what is
-// tracked.
-func tracksByRaw(r *host.Ruleset) bool {
-	for i := range r.Tables {
-		if r.Tables[i].Name == "raw" && slices.ContainsFunc(r.Tables[i].Rules, func(rule host.Rule) bool { return !xtables.IsOwn(rule.Chain) && xtables.MayNeed("raw", rule.Words) }) {
-			return true
-		}
-	}
-	return false
-}
-
-// savedJudges are those of the saved rules files of the family that say
-// something else than the kernel's rules.
-func (p *stage) savedJudges(f host.Family) []*judge.Judge {
-	var out []*judge.Judge
-	for i := range p.in.Live.SavedRules {
-		r := &p.in.Live.SavedRules[i]
-		if r.Family != f || r.Refusal != "" || len(r.Tables) == 0 || slices.ContainsFunc(p.in.Live.Rulesets, func(live host.Ruleset) bool { return live.Family == f && sameRulesets(&live, r) }) {
-			continue
-		}
-		var steps []*change.RulesStep
-		if work := p.in.Saved[r]; work != nil {
-			steps = append(steps, work)
-		} else if !tracksByRaw(r) {
-			continue
-		}
-		out = append(out, judge.New(p.in.Desired, p.in.Live, f, []*host.Ruleset{r}, steps, nil))
-	}
-	return out
-}
-
-func sameRulesets(a, b *host.Ruleset) bool {
-	for _, name := range slices.Concat(a.TableNames(), b.TableNames()) {
-		if xtables.Model(*a, name).Canonical() != xtables.Model(*b, name).Canonical() {
-			return false
-		}
-	}
-	return true
 }
 
 // oneSide is a rule of a raw table that is about one way of a connection.

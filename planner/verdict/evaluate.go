@@ -30,18 +30,33 @@ type Evaluator struct {
 	// rules about tracking, some of them with templates: their order in a hook
 	// is not known.
 	racing bool
-	// admits is whether the verdict is about all such packets taken together:
-	// Accepted where some are let through.
-	admits bool
+	asks   question
 }
+
+// question is what is asked where a packet alone does not tell.
+type question uint8
+
+const (
+	ofThis     question = iota // what becomes of this packet
+	anyPasses                  // is any of such packets let through?
+	anyRefused                 // is any of them refused?
+)
 
 // Admitting is the evaluator that asks whether any of such packets is let
 // through, where it depends on how many there are, or on what cannot be known
 // of one.
 func (e *Evaluator) Admitting() *Evaluator {
 	admitting := *e
-	admitting.admits = true
+	admitting.asks = anyPasses
 	return &admitting
+}
+
+// Refusing is the evaluator that asks whether any of such packets is refused:
+// Dropped where those are that come too often, say.
+func (e *Evaluator) Refusing() *Evaluator {
+	refusing := *e
+	refusing.asks = anyRefused
+	return &refusing
 }
 
 // hostFacts is the host that rules stand on.

@@ -86,7 +86,7 @@ func (s *walk) proxy(r *Rule, t *Target) (leaves outcomes, goesOn bool) {
 		return refuses, false
 	}
 	s.wonder(r.ref)
-	if s.admits {
+	if s.asks == anyPasses {
 		return passes, false
 	}
 	s.decider = r.ref

@@ -42,8 +42,8 @@ type walk struct {
 	template         Truth // a CT target before has decided how it is tracked
 	sure             bool  // the current rule is surely reached
 	racing           bool  // raw tables of two backends want different things
-	admits           bool  // see Evaluator
-	shared           bool  // see baseChain
+	asks             question
+	shared           bool // see baseChain
 	visits           int
 	chosen           int32  // of a rule's targets, or several
 	mayChoose        uint64 // the same as bits, all from the 64th on as one
@@ -70,7 +70,7 @@ func (s *walk) look(t *host.Tuple, in, out string) {
 // Verdict says what becomes of the packet. It allocates nothing, and may be
 // called from several goroutines.
 func (e *Evaluator) Verdict(p *Packet) Decision {
-	s := walk{e: e.host, p: p, states: StateInvalid, racing: e.racing, admits: e.admits}
+	s := walk{e: e.host, p: p, states: StateInvalid, racing: e.racing, asks: e.asks}
 	tracked := p.State
 	if tracked == 0 {
 		tracked = StateAny
@@ -303,8 +303,13 @@ func (s *walk) rules(c *compiledChain) outcomes {
 			leaves, goesOn = s.act(r, &r.target, r.chain)
 		}
 		s.sure = sure
-		if hit == Maybe && s.admits {
-			hit, leaves = s.admit(r, leaves)
+		if hit == Maybe {
+			switch s.asks {
+			case anyPasses:
+				hit, leaves = s.admit(r, leaves)
+			case anyRefused:
+				hit, leaves = refuse(leaves)
+			}
 		}
 		got |= leaves
 		if hit == Maybe {
@@ -335,6 +340,15 @@ func (s *walk) admit(r *Rule, leaves outcomes) (Truth, outcomes) {
 	return Maybe, leaves
 }
 
+// refuse is the same for who asks whether any is refused: what accepts some
+// leaves others, and what refuses some does so to one of them.
+func refuse(leaves outcomes) (Truth, outcomes) {
+	if leaves == refuses {
+		return Yes, leaves
+	}
+	return Maybe, leaves &^ passes
+}
+
 // actChosen carries out the target that the rule's program has chosen, or what
 // is left of all that it may have.
 func (s *walk) actChosen(r *Rule) (leaves outcomes, goesOn bool) {
@@ -353,8 +367,11 @@ func (s *walk) actChosen(r *Rule) (leaves outcomes, goesOn bool) {
 		leaves, goesOn = leaves|l, goesOn || on
 	}
 	s.wonder(r.ref)
-	if s.admits && (leaves&passes != 0 || goesOn) {
+	switch {
+	case s.asks == anyPasses && (leaves&passes != 0 || goesOn):
 		leaves &^= refuses
+	case s.asks == anyRefused && (leaves&refuses != 0 || goesOn):
+		leaves &^= passes
 	}
 	return leaves, goesOn
 }
@@ -379,8 +396,11 @@ func (s *walk) act(r *Rule, t *Target, chain *compiledChain) (leaves outcomes, g
 	case targetQueue:
 		s.wonder(r.ref)
 		s.forgetMarks()
-		if s.admits {
+		switch s.asks {
+		case anyPasses:
 			return passes, false
+		case anyRefused:
+			return refuses, false
 		}
 		return passes | refuses, false
 	case targetUnknown:

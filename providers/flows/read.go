@@ -54,7 +54,7 @@ func Read(o Options) (*host.Connections, []string) {
 		list, more, err := readTracked(o, int(max(0, min(o.Expect+o.Expect/16, 4<<20))))
 		failed("the table of tracked connections", err)
 		c.Flows, c.Total = list, int64(len(list))
-		if more {
+		if more || o.Recorded != nil && len(list) >= RecordedEntries {
 			c.Total = max(o.Expect, c.Total)
 		}
 	}

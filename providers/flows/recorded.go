@@ -10,6 +10,9 @@ import (
 	"github.com/ctplan/ctplan/planner/host"
 )
 
+// RecordedEntries is the most lines of /proc/net/nf_conntrack that are copied.
+const RecordedEntries = 10_000
+
 // Recorded is what commands of another host have printed, each a line an object
 // (ip -o). Nil: it was not run there, or failed.
 type Recorded struct {

@@ -128,6 +128,29 @@ table inet guard {
 `, out.String(), in.String()), "nft", "-f", "-")
 }
 
+// mixedTables are rules of iptables-nft in tables where nft has put more:
+// iptables-save shows the rule that looks a set up as one that drops all of TCP.
+func mixedTables(t *testing.T, h *host) {
+	for _, family := range []struct{ restore, table, icmp string }{{"iptables-restore", "ip", "icmp"}, {"ip6tables-restore", "ip6", "ipv6-icmp"}} {
+		h.RunInput(strings.ReplaceAll(`*filter
+:INPUT DROP
+:FORWARD DROP
+:OUTPUT ACCEPT
+-A INPUT -i lo -j ACCEPT
+-A INPUT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+-A INPUT -p ICMP -m comment --comment "everybody may ask" -j ACCEPT
+-A INPUT -p tcp -m multiport --dports 22,443 -m addrtype --dst-type LOCAL -m conntrack --ctstate NEW -j ACCEPT
+-A INPUT -p tcp -m tcp --dport 8080 -j ACCEPT
+-A INPUT -p udp -m state --state NEW -m udp --dport 53 -j ACCEPT
+-A INPUT -m pkttype --pkt-type broadcast -j DROP
+-A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED --ctdir REPLY -j ACCEPT
+-A FORWARD -i near -m conntrack ! --ctstate INVALID,UNTRACKED -j ACCEPT
+COMMIT
+`, "ICMP", family.icmp), family.restore)
+		h.sh("nft 'add set " + family.table + " filter ours { type inet_service; elements = { 9 }; }'; nft add rule " + family.table + " filter INPUT tcp dport @ours drop")
+	}
+}
+
 // firewalldZones has firewalld filter: near is in its public zone, with services,
 // rich rules and a port that leads on; far is in external, which masquerades, and
 // a policy lets the one to the other. Before that, with nothing but its defaults,
@@ -237,6 +260,7 @@ table inet filter {
 		kind{from: "near", to: "here", proto: "ftp", n: 2}, kind{from: "near", to: "here", proto: "gre", n: 1},
 		kind{from: "near", to: "far", proto: "tcp", port: 8081, dial: nearHost[live.IPv4], at: 80, n: 4},
 	))},
+	{"iptables and nft", mixedTables, slices.Concat(ins, outs, throughs, dns)},
 	{"masquerade", words(`
 table ip nat {
 	chain postrouting {
@@ -283,6 +307,34 @@ func (n *nativeHost) fill(t *testing.T, p places, base int) (talks []*talk, befo
 	}
 	return talks, before
 }
+
+// withoutAccepts is for where iptables cannot show its table for filtering, so that
+// nothing can be put there.
+const withoutAccepts = `conntrack "x" {
+  mode = "notrack"
+
+  stateful_rules = "remove"
+  allow_risk     = ["lost_flows", "lost_services", "one_sided", "related", "unsaved_rules"]
+
+  notrack "web" {
+    protocol   = "tcp"
+    local_port = [8080, 443]
+  }
+  notrack "dns" {
+    protocol   = "udp"
+    local_port = 53
+  }
+  notrack "ntp" {
+    protocol    = "udp"
+    remote_port = 123
+  }
+  notrack "through" {
+    direction   = "forward"
+    protocol    = "tcp"
+    remote_port = 80
+  }
+}
+`
 
 // someUntracked takes part of what such a host has out of tracking, whoever it
 // hurts.
@@ -356,7 +408,11 @@ func TestHosts(t *testing.T) {
 			if !strings.Contains(suggested, `"tuned"`) {
 				return // what is not tracked now has nothing to lose
 			}
-			config := h.config(someUntracked)
+			config := someUntracked
+			if n.name == "iptables and nft" {
+				config = withoutAccepts
+			}
+			config = h.config(config)
 			lost := willLose(t, h, config)
 			t.Log(lost)
 			if total(lost) == 0 || total(lost) >= len(talks) {

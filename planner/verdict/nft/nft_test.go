@@ -398,6 +398,10 @@ func FuzzTables(f *testing.F) {
 	f.Add("payload dst=1 base=1 offset=12 len=4; payload dst=9 base=2 offset=2 len=2; lookup src=1 set=map", "0a00000000500000-0a0000ff00510000 *", uint32(8), uint32(0), []byte{6, 1, 2, 22})
 	f.Add("meta dst=1 key=3; bitwise src=1 dst=1 len=4 op=1 data=04000000; meta key=3 src=1 sets; lookup src=1 dst=1 set=map; cmp src=1 data=0000", "0000:0000", uint32(2), uint32(8), []byte{17, 3, 255, 0})
 	f.Add("fib dst=22 key=1 flags=9; byteorder src=8 dst=20 op=1 len=16 size=2; ct dst=23 key=8 dir=reply; cmp src=23 op=3 data=ffffffff; notrack; immediate verdict=goto chain=in", "", uint32(16), uint32(1), []byte{1, 16, 7, 9})
+	state := strings.Repeat("00", 146) + "0100" + "0000" + "0600" + strings.Repeat("00", 10) // struct xt_conntrack_mtinfo3: established, related
+	f.Add("meta dst=1 key=16; cmp src=1 data=06; match object=conntrack/3 data="+state+"; immediate verdict=accept", "", uint32(4), uint32(0), []byte{6, 1, 1, 80})
+	f.Add("match object=multiport/1 data=0102"+"1600"+"5000"+strings.Repeat("00", 44)+"; match object=addrtype/1 data=0000040000000000; match object=tcp data=0000ffff0000ffff00170200; target object=MARK/2 data=0100000001000000", "", uint32(4), uint32(0), []byte{6, 1, 1, 80})
+	f.Add("match object=state data=40000000; match object=icmp data=08000000; match object=iprange/1 data=00; target object=CT/2 data=01000000", "", uint32(4), uint32(0), []byte{1, 1, 1, 80})
 	f.Fuzz(func(t *testing.T, text, elements string, keyLen, flags uint32, seed []byte) {
 		var p host.NFTProgram
 		if p.UnmarshalText([]byte(text)) != nil || len(p) > 64 || len(elements) > 1<<12 {
@@ -412,6 +416,9 @@ func FuzzTables(f *testing.F) {
 		for _, family := range host.Families {
 			for range Networks(tables, family, false) {
 			}
+			for range Ports(tables, family) {
+			}
+			Rules(tables, family, func(*host.NFTRule) bool { return true })
 			quick, plain := evaluator(family, false, tables...), evaluator(family, true, tables...)
 			k := packet()
 			if family == host.IPv6 {

@@ -105,7 +105,11 @@ func (l *language) packets(exprs []host.NFTExpr) (q xtables.Packets, ok bool) {
 			}
 		case "lookup":
 			const inverted = 1
-			if from, s := loads[e.Src], l.set(e.Set); from != nil && s != nil && e.Flags&inverted == 0 {
+			from := loads[e.Src]
+			if from == nil || !isPort(from) || e.Flags&inverted != 0 {
+				continue
+			}
+			if s := l.set(e.Set); s != nil {
 				if ranges, ok := s.ports(); ok {
 					b.narrowPorts(&q, from, ranges)
 				}
@@ -167,9 +171,14 @@ func (b *builder) narrowInterface(q *xtables.Packets, in bool, name string) {
 	}
 }
 
-func (b *builder) narrowPorts(q *xtables.Packets, from *host.NFTExpr, ranges []host.PortRange) {
+// isPort is whether a load is of one of the ports, or of what may be one.
+func isPort(e *host.NFTExpr) bool {
 	const transport = 2
-	if from.Name != "payload" || from.Base != transport || from.Len != 2 || len(ranges) == 0 {
+	return e.Name == "payload" && e.Base == transport && e.Len == 2
+}
+
+func (b *builder) narrowPorts(q *xtables.Packets, from *host.NFTExpr, ranges []host.PortRange) {
+	if !isPort(from) || len(ranges) == 0 {
 		return
 	}
 	switch from.Offset {

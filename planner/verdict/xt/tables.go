@@ -2,6 +2,7 @@
 package xt
 
 import (
+	"github.com/ctplan/ctplan/planner/declared"
 	"github.com/ctplan/ctplan/planner/host"
 	"github.com/ctplan/ctplan/planner/verdict"
 	"github.com/ctplan/ctplan/planner/xtables"
@@ -86,6 +87,16 @@ func ModelSources(table string, m *xtables.TableModel, words map[string][]string
 			}
 			out[i].Rules[k] = verdict.RuleSource{Text: text, Words: w}
 		}
+	}
+	return out
+}
+
+// Alone is a chain of ctplan's as if nothing else were there: what it does not
+// accept is dropped.
+func Alone(c declared.Chain) verdict.ChainSource {
+	out := verdict.ChainSource{Name: c.Name, Policy: "DROP", Drops: true, Base: chainSource(c.Table, c.Hook, "").Base}
+	for _, r := range c.Rules {
+		out.Rules = append(out.Rules, verdict.RuleSource{Text: r.Text, Words: r.Words})
 	}
 	return out
 }
