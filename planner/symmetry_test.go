@@ -189,6 +189,29 @@ func TestOneSidedMeans(t *testing.T) {
 	}
 }
 
+// TestBridges: a host whose bridge hands frames to the rules of IP is one that
+// routes, with ip_forward off and nothing said of FORWARD.
+func TestBridges(t *testing.T) {
+	const web = "raw PREROUTING -p tcp -m tcp --dport 80 -j CT --notrack"
+	const invalid = "*filter\n:INPUT ACCEPT\n:FORWARD ACCEPT\n:OUTPUT ACCEPT\n-A FORWARD -m conntrack --ctstate INVALID -j DROP\nCOMMIT\n"
+	for _, tt := range []struct {
+		bridged bool
+		calls   string
+		want    bool
+	}{{true, "1", true}, {true, "0", false}, {false, "1", false}} {
+		l := testHost(parseLines(t, host.IPv4, invalid))
+		l.Sysctls[host.SysctlBridged4] = host.Sysctl{Value: tt.calls}
+		l.Connections = twoNetworks(host.Connections{Bridged: tt.bridged})
+		d := declaring(web, "raw OUTPUT -p tcp -m tcp --sport 80 -j CT --notrack")
+		d.StatefulRules = declared.RefuseStateful
+		d.AllowRisk = []declared.Risk{declared.RiskStatefulRules}
+		got := slices.ContainsFunc(symmetryFindings(Diff(d, l)), func(s string) bool { return strings.Contains(s, "one direction of routed connections") })
+		if got != tt.want {
+			t.Errorf("%+v: found %v", tt, got)
+		}
+	}
+}
+
 // TestOneSidedProperty: what takes both ways never triggers, and without one
 // way it always does, whatever the host's filter says.
 func TestOneSidedProperty(t *testing.T) {

@@ -7,7 +7,8 @@
 // the providers' business, behind the interfaces of Host; which steps there are and in which
 // order is the planner's.
 //
-// It promises that before each step its undo is on the disk; that after a
+// It promises that the way back is tried before the first step, as far as the
+// host allows; that before each step its undo is on the disk; that after a
 // failure, a cancelled context, a crash or a loss of power the host is brought
 // back to exactly the old state by the same process or by the next one; and
 // that where this cannot be done, the error says in which state the host is

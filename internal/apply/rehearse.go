@@ -13,6 +13,7 @@ import (
 	"github.com/ctplan/ctplan/planner/change"
 	"github.com/ctplan/ctplan/planner/host"
 	"github.com/ctplan/ctplan/planner/xtables"
+	"github.com/ctplan/ctplan/providers/iptables"
 )
 
 // mostRehearsed is how many rules are loaded once more for a rehearsal. More
@@ -161,9 +162,15 @@ func (h *Host) rehearse(ctx context.Context, p program, live host.Ruleset) error
 func (h *Host) thereAndBack(ctx context.Context, p program, names []string, before tableModels) error {
 	// What a rule names, such as a set, may be in the host's namespace alone.
 	if err := h.stage(ctx, p.key, names, before); err != nil {
+		if busy(err) {
+			return err
+		}
 		return fmt.Errorf("%w: the rules of before cannot be loaded there: %w", errUnrehearsed, err)
 	}
 	fail := func(back bool, err error) error {
+		if busy(err) {
+			return err
+		}
 		return &RehearsalError{Back: back, Err: err}
 	}
 	for _, s := range p.steps {
@@ -188,6 +195,12 @@ func (h *Host) thereAndBack(ctx context.Context, p program, names []string, befo
 		return fail(true, err)
 	}
 	return nil
+}
+
+// busy reports whether an error says nothing about the rules.
+func busy(err error) bool {
+	var locked *iptables.LockedError
+	return errors.As(err, &locked) || errors.Is(err, context.Canceled) || errors.Is(err, iptables.ErrNotInstalled) || errors.Is(err, iptables.ErrNotPermitted)
 }
 
 // stage loads the rules of before, as far as there are any.

@@ -152,6 +152,11 @@ func (h *Host) insist(ctx context.Context, s *change.RulesStep, before journal.B
 		return err // done, or others are at it too: reading back decides
 	}
 	again = h.replace(ctx, s.Family, s.Backend, s.Sections[came:])
+	if again == nil {
+		if live, again = h.Rules.Save(ctx, s.Family, s.Backend); again == nil && progressOf(live, u) != len(s.Sections) {
+			again = errors.New("read back, the rules are not what they should be")
+		}
+	}
 	if again != nil && err != nil {
 		return fmt.Errorf("%w; with the tables as a whole: %w", err, again)
 	}

@@ -216,8 +216,17 @@ func (j *Judge) through(i xtables.InterfaceSet, a netip.Addr) string {
 }
 
 // Routes is whether there are signs that this host routes what is not its own:
-// connections that it routes now, blocks or rules about them.
+// connections that it routes now, blocks or rules about them, or a bridge whose
+// frames meet the rules of IP as they pass between its ports, whatever ip_forward
+// says (net/bridge/br_netfilter_hooks.c).
 func (j *Judge) Routes() bool {
+	key := host.SysctlBridged4
+	if j.Family == host.IPv6 {
+		key = host.SysctlBridged6
+	}
+	if j.Connections.Bridged && j.Live.Sysctls[key].Value == "1" {
+		return true
+	}
 	for _, list := range [][]declared.Traffic{j.Desired.Notrack, j.Desired.Accept} {
 		for _, t := range list {
 			if t.Direction == declared.Forward {

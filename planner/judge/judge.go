@@ -236,7 +236,7 @@ func (j *Judge) Spec(ref verdict.RuleRef) xtables.Spec { return j.specs[ref] }
 // comes notes the rules that operations bring.
 func (j *Judge) comes(ops []change.RuleOp, words map[string][]string) {
 	for _, op := range ops {
-		if op.Kind != change.InsertRule && op.Kind != change.SetChain {
+		if op.Kind != change.InsertRule && op.Kind != change.SetChain || leaves(op.Chain) {
 			continue
 		}
 		for _, text := range append([]string{op.Rule}, op.Rules...) {

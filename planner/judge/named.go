@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 
+	"github.com/ctplan/ctplan/planner/declared"
 	"github.com/ctplan/ctplan/planner/host"
 	"github.com/ctplan/ctplan/planner/nets"
 	"github.com/ctplan/ctplan/planner/protocol"
@@ -16,13 +17,13 @@ import (
 )
 
 // rules are the words of iptables' rules of the family: those that stand, and
-// those to come.
-func (j *Judge) rules() iter.Seq[[]string] {
+// those to come; entering are those that what comes in, or through, may meet.
+func (j *Judge) rules(entering bool) iter.Seq[[]string] {
 	return func(yield func([]string) bool) {
 		for _, r := range j.sets {
 			for k := range r.Tables {
 				for n := range r.Tables[k].Rules {
-					if !yield(r.Tables[k].Rules[n].Words) {
+					if r := &r.Tables[k].Rules[n]; !(entering && leaves(r.Chain)) && !yield(r.Words) {
 						return
 					}
 				}
@@ -30,7 +31,7 @@ func (j *Judge) rules() iter.Seq[[]string] {
 		}
 		for _, ch := range j.Desired.ChainsOf(j.Family) {
 			for _, r := range ch.Rules {
-				if !yield(r.Words) {
+				if !(entering && leaves(ch.Name)) && !yield(r.Words) {
 					return
 				}
 			}
@@ -41,6 +42,11 @@ func (j *Judge) rules() iter.Seq[[]string] {
 			}
 		}
 	}
+}
+
+// leaves is whether a chain sees what this host sends alone.
+func leaves(chain string) bool {
+	return chain == "OUTPUT" || chain == declared.OwnPrefix+"OUTPUT"
 }
 
 // Standing finds a rule of iptables: its ruleset, the rules of its chain, and
@@ -219,7 +225,7 @@ type namedServices struct {
 func (j *Judge) services(most int) (out []Service, all bool) {
 	n := namedServices{src: map[uint8][]host.PortRange{}, dst: map[uint8][]host.PortRange{}, protos: []uint8{protocol.TCP, protocol.UDP}, all: true}
 	add := func(v protocol.Named) { n.add(v, most) }
-	for words := range j.rules() {
+	for words := range j.rules(true) {
 		for v := range xtables.ServicesOf(words, j.Connections.Sets) {
 			add(v)
 		}
@@ -285,6 +291,10 @@ func (n *namedServices) add(v protocol.Named, most int) {
 	}
 }
 
+// maxPairs is how many pairs of a source port and a destination port of a
+// protocol are tried.
+const maxPairs = 2048
+
 // ofPorts are the services of a protocol that has ports.
 func (n *namedServices) ofPorts(proto uint8) (out []Service) {
 	every := host.PortRange{From: 1, To: 65535}
@@ -299,8 +309,14 @@ func (n *namedServices) ofPorts(proto uint8) (out []Service) {
 	if named := slices.Concat(n.src[0], n.src[proto]); len(named) > 0 {
 		from = classes(named, every)
 	}
-	for _, to := range classes(slices.Concat(n.dst[0], n.dst[proto]), every) {
-		for _, f := range from {
+	tos := classes(slices.Concat(n.dst[0], n.dst[proto]), every)
+	star := len(tos)*len(from) > maxPairs
+	n.all = n.all && !star
+	for a, to := range tos {
+		for b, f := range from {
+			if star && a > 0 && b > 0 {
+				continue // one of them is such as no rule names
+			}
 			s := Service{Proto: proto, Port: one(to, 9), Ports: to, From: 40000, FromPorts: f}
 			if f != nil {
 				s.From = one(f, 40000)

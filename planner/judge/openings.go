@@ -148,7 +148,7 @@ func (o *Openings) thin() {
 		o.plain[i] = !first[s.Proto]
 		first[s.Proto] = true
 	}
-	for words := range o.j.rules() {
+	for words := range o.j.rules(true) {
 		var who []int
 		for p := range xtables.NetworksOf(words, false, nil) {
 			if i, ok := at[p.Masked()]; ok {

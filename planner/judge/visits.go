@@ -172,7 +172,7 @@ func (j *Judge) namedNetworks(dst bool) []netip.Prefix {
 			out = append(out, p)
 		}
 	}
-	for words := range j.rules() {
+	for words := range j.rules(false) {
 		add(words)
 	}
 	j.named[dst] = out

@@ -112,3 +112,17 @@ func All(f host.Family) netip.Prefix { return netip.PrefixFrom(Any(f), 0) }
 
 // Single is the network of one address.
 func Single(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
+
+// Without is what is left of a network without another one: the networks that
+// hold all of it but that.
+func Without(p, less netip.Prefix) []netip.Prefix {
+	switch {
+	case !p.Overlaps(less):
+		return []netip.Prefix{p}
+	case less.Bits() <= p.Bits():
+		return nil
+	}
+	low := netip.PrefixFrom(p.Masked().Addr(), p.Bits()+1)
+	high := netip.PrefixFrom(Last(low).Next(), p.Bits()+1)
+	return append(Without(low, less), Without(high, less)...)
+}

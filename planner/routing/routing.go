@@ -265,8 +265,8 @@ func (m *Map) act(r *host.RoutingRule, p *Packet) (w Way, ends bool) {
 		if !x.Prefix.Contains(p.Dst) {
 			continue
 		}
-		switch {
-		case x.Type == "throw", uint32(x.Prefix.Bits()) < r.Suppress:
+		alive := x.Type == "unicast" || x.Type == "local"
+		if x.Type == "throw" || alive && uint32(x.Prefix.Bits()) < r.Suppress { // what refuses is never suppressed
 			return w, false
 		}
 		w = Way{Type: x.Type, Interface: x.Interface, Gateway: x.Gateway, Rule: r, Unsure: x.Vague || x.Type == "unicast" && x.Interface == ""}

@@ -8,13 +8,10 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/ctplan/ctplan/planner"
-	"github.com/ctplan/ctplan/planner/change"
 	"github.com/ctplan/ctplan/planner/declared"
 	"github.com/ctplan/ctplan/planner/host"
 	"github.com/ctplan/ctplan/planner/judge"
 	"github.com/ctplan/ctplan/planner/protocol"
-	"github.com/ctplan/ctplan/planner/verdict"
 	"github.com/ctplan/ctplan/planner/words"
 	"github.com/ctplan/ctplan/planner/xtables"
 )
@@ -418,51 +415,4 @@ func (e *entry) comment() string {
 		b.WriteString(" Nothing in such packets shows who began.")
 	}
 	return b.String()
-}
-
-// admitted names what the plan newly lets reach a listening service, a
-// sentence for each rule that keeps it out today.
-func (c *cover) admitted(d declared.Desired, l host.Live, plan planner.Plan) []string {
-	judges := judge.Kernel(d, l, change.StepsOf(plan.Changes), nil)
-	var out []string
-	for _, f := range host.Families {
-		j := judges.Of(f)
-		if j == nil || len(j.Stages) < 2 {
-			continue
-		}
-		type kept struct {
-			services []string
-			example  string
-		}
-		rules := map[string]*kept{}
-		var order []string
-		j.Knock(func(s *host.Socket, visits []judge.Visited) {
-			if c.clients[protocol.Port{Protocol: s.Protocol, Port: s.Local.Port()}] {
-				return
-			}
-			for _, v := range visits {
-				if v.Today.Verdict != verdict.Dropped || v.End.Verdict != verdict.Accepted {
-					continue
-				}
-				rule := v.Today.Rule.String()
-				if rules[rule] == nil {
-					rules[rule] = &kept{example: v.Conn.Orig.Src.String()}
-					order = append(order, rule)
-				}
-				name := strings.TrimSuffix(judge.ServiceName(s.Protocol, s.Local.Port(), judge.In), " in")
-				if k := rules[rule]; !slices.Contains(k.services, name) {
-					k.services = append(k.services, name)
-				}
-			}
-		})
-		for _, rule := range order {
-			k := rules[rule]
-			text := fmt.Sprintf("packets from %s, say, reach %s then, which today meet: %s", k.example, strings.Join(k.services, ", "), rule)
-			if strings.HasPrefix(rule, "-A ") {
-				text += "; to keep them out, move that rule ahead of the first one on connection state"
-			}
-			out = append(out, text)
-		}
-	}
-	return out
 }

@@ -23,9 +23,6 @@ import (
 type Options struct {
 	Mode   declared.Mode     // Unmanaged: whichever fits the host
 	Render declared.Renderer // never nil
-	// Stateful is what becomes of rules on connection state; empty: whichever of
-	// removing and translating them takes fewer blocks.
-	Stateful declared.StatefulPolicy
 	// Readings are numbers of tracked connections that were read one after
 	// another, for the growth of the table; empty where it was read once.
 	Readings []Reading
@@ -160,101 +157,89 @@ func natRules(l host.Live) []string {
 	return out
 }
 
-// suggestAccepts covers what the plan without accept blocks would lose. Where
-// translating the rules on state takes fewer blocks than removing them, which
-// also loses what they keep out, it is that.
+// suggestAccepts covers what the plan without accept blocks would lose, in the
+// first of the mode's ways that loses nothing and opens nothing. Where none does,
+// what it would open is left out, whatever that costs.
 func suggestAccepts(l host.Live, o Options, mode declared.Mode, why string) Suggestion {
-	if o.Stateful != "" {
-		return suggestWith(l, o, mode, why, o.Stateful)
+	var all []*attempt
+	for _, w := range ways(mode) {
+		a := try(l, o, mode, w)
+		if a.opens() == 0 && !a.plan.Blocked() {
+			return a.suggestion(l, mode, why)
+		}
+		all = append(all, a)
 	}
-	removed := suggestWith(l, o, mode, why, declared.RemoveStateful)
-	if !asksState(l) {
-		return removed
-	}
-	translated := suggestWith(l, o, mode, why, declared.TranslateStateful)
-	if !translated.Blocked && (removed.Blocked || len(translated.Desired.Accept) < len(removed.Desired.Accept)) {
-		return translated
-	}
-	return removed
-}
-
-// asksState is whether a rule of iptables matches on connection state.
-func asksState(l host.Live) bool {
-	for i := range l.Rulesets {
-		for k := range l.Rulesets[i].Tables {
-			t := &l.Rulesets[i].Tables[k]
-			if slices.ContainsFunc(t.Rules, func(r host.Rule) bool { return xtables.Needs(t.Name, r.Words) == xtables.NeedState }) {
-				return true
-			}
+	slices.SortStableFunc(all, func(a, b *attempt) int {
+		return cmp.Compare(a.opens()+len(a.plan.Blocks), b.opens()+len(b.plan.Blocks))
+	})
+	for _, a := range all {
+		if a.close(l, o); a.opens() == 0 {
+			return a.suggestion(l, mode, why)
 		}
 	}
-	return false
+	return all[0].suggestion(l, mode, why)
 }
 
-// suggestWith does it with one policy for rules on state.
-func suggestWith(l host.Live, o Options, mode declared.Mode, why string, policy declared.StatefulPolicy) Suggestion {
-	s := Suggestion{Declaration: declared.Declaration{Host: l.Host.Name, Desired: declared.Desired{
-		Block: declared.Label(l.Host.Name, "host"), Mode: mode, StatefulRules: policy, Families: slices.Clone(host.Families),
-	}}}
-	d := &s.Desired
-	if mode == declared.Notrack {
-		d.Notrack = []declared.Traffic{{Name: "all", Direction: declared.Both, Families: slices.Clone(host.Families)}}
-	}
-	c := newCover(l, o.Render)
-	var plan planner.Plan
+// attempt is a proposal for one of a mode's ways, with its plan.
+type attempt struct {
+	way   way
+	d     declared.Desired
+	notes map[string][]string
+	plan  planner.Plan
+	cover *cover
+}
+
+// try makes the accept blocks for a way.
+func try(l host.Live, o Options, mode declared.Mode, w way) *attempt {
+	a := &attempt{way: w, cover: newCover(l, o.Render), d: declared.Desired{
+		Block: declared.Label(l.Host.Name, "host"), Mode: mode, Notrack: w.notrack, StatefulRules: w.stateful, Families: slices.Clone(host.Families),
+	}}
 	for range maxRounds {
-		d.Accept, s.Notes = c.blocks()
-		d.Chains = o.Render(*d)
+		a.d.Accept, a.notes = a.cover.blocks()
+		a.d.Chains = o.Render(a.d)
 		bare := l
 		bare.Connections = nil
-		plan = planner.Diff(*d, bare)
-		if !c.learn(*d, l, plan) {
+		if !a.cover.learn(a.d, l, planner.Diff(a.d, bare)) {
 			break
 		}
 	}
-	plan = planner.Diff(*d, l)
-	if d.AllowRisk = gradeRisks(plan); len(d.AllowRisk) > 0 {
-		for _, b := range plan.Blocks {
-			if slices.Contains(d.AllowRisk, b.Risk) && !strings.HasPrefix(b.Address, "file.") {
-				s.Remains = append(s.Remains, fmt.Sprintf("%s: %s", b.Where, b.Why))
-			}
-		}
-		plan = planner.Diff(*d, l)
+	a.plan = planner.Diff(a.d, l)
+	if w.narrow {
+		a.narrow(l, o)
 	}
-	s.Blocked = plan.Blocked()
+	return a
+}
+
+// suggestion writes it down.
+func (a *attempt) suggestion(l host.Live, mode declared.Mode, why string) Suggestion {
+	plan := a.plan
+	s := Suggestion{Declaration: declared.Declaration{Host: l.Host.Name, Desired: a.d, Notes: a.notes}, Blocked: plan.Blocked()}
+	if s.Notes == nil {
+		s.Notes = map[string][]string{}
+	}
 	head := []string{fmt.Sprintf("Suggested by ctplan for %s, mode %s: %s.", l.Host.Name, mode, strings.TrimSuffix(why, "."))}
-	head = append(head, c.seen(plan))
-	if mode == declared.Notrack {
-		s.Note("notrack all", "Both directions, and what is routed: what is not tracked fills no table.")
+	head = append(head, a.cover.seen(plan))
+	for _, t := range a.way.notrack[:min(1, len(a.way.notrack))] {
+		s.Note("notrack "+t.Name, a.way.note)
 	}
 	for _, b := range plan.Blocks {
 		s.Remains = append(s.Remains, fmt.Sprintf("blocked by %s: %s (%s); %s", b.Risk, b.Why, b.Where, b.Remedy))
 	}
-	s.obstacles = obstacles(*d, l, plan)
+	s.obstacles = obstacles(a.d, l, plan)
 	s.Unsure = len(s.obstacles) > 0 || plan.Impact != nil && plan.Impact.Unknown > 0
 	for _, o := range s.obstacles {
 		if !o.open { // else a block says so
 			s.Remains = append(s.Remains, o.String()+"; "+o.way(&l).Text)
 		}
 	}
-	s.Remains = append(s.Remains, c.admitted(*d, l, plan)...)
 	if plan.Impact != nil {
 		for _, g := range plan.Impact.Groups {
 			if g.Result == impact.FlowUnknown {
 				s.Remains = append(s.Remains, fmt.Sprintf("whether %s of %s survive cannot be told, because of this rule: %s", words.Plural(int(g.Count), "connection", "connections"), g.Service, g.After))
 			}
 		}
-		var opens []string
-		for _, e := range plan.Impact.Exposed {
-			if !slices.Contains(opens, e.What) {
-				opens = append(opens, e.What)
-			}
-		}
-		if len(opens) > 0 {
-			s.Remains = append(s.Remains, "without state nobody can tell an answer from a question: "+strings.Join(opens, "; "))
-		}
 	}
-	if goes := lostProtection(l); len(goes) > 0 && policy == declared.RemoveStateful {
+	if goes := lostProtection(l); len(goes) > 0 && a.way.stateful == declared.RemoveStateful {
 		more := ""
 		if len(goes) > change.MaxNamed {
 			more = fmt.Sprintf("; and %d more", len(goes)-change.MaxNamed)
@@ -274,16 +259,6 @@ func suggestWith(l host.Live, o Options, mode declared.Mode, why string, policy 
 	}
 	s.Notes[declared.NoteHead] = head
 	return s
-}
-
-// gradeRisks are those of stateless twins that are not exact.
-func gradeRisks(p planner.Plan) (risks []declared.Risk) {
-	for _, risk := range []declared.Risk{declared.RiskWiderRules, declared.RiskNarrowerRules} {
-		if slices.ContainsFunc(p.Blocks, func(b change.Block) bool { return b.Risk == risk }) {
-			risks = append(risks, risk)
-		}
-	}
-	return risks
 }
 
 // lostProtection are the rules on connection state that do more than let

@@ -73,15 +73,13 @@ func (s *walk) proxy(r *Rule, t *Target) (leaves outcomes, goesOn bool) {
 	switch {
 	case s.p.Protocol != protocol.TCP:
 		return 0, true
-	case opens:
-		s.decider = r.ref
-		if s.sure {
-			s.proxied = r.ref
-		}
+	case opens && s.sure:
+		s.decider, s.proxied = r.ref, r.ref
 		return passes, false
+	case opens:
 	case !acks:
 		return 0, true
-	case s.p.State&StateEstablished != 0 && s.p.State&StateNew == 0: // an open connection's, which carries no cookie
+	case s.sure && s.p.State&StateEstablished != 0 && s.p.State&StateNew == 0: // an open connection's, which carries no cookie
 		s.decider = r.ref
 		return refuses, false
 	}

@@ -95,7 +95,6 @@ func (e *Evaluator) Verdict(p *Packet) Decision {
 		s.template, s.decider, s.doubt = Yes, nil, nil
 		s.markBits, s.kept = 0, 0 // mangle OUTPUT came in between
 	}
-	s.route = s.markNow()
 	for i := range e.hooks[p.Hook] {
 		h := &e.hooks[p.Hook][i]
 		if !h.untracked && !s.seen {
@@ -123,6 +122,8 @@ func (e *Evaluator) Verdict(p *Packet) Decision {
 			s.route = s.markNow()
 		}
 		switch {
+		case s.proxied != nil && !open: // no later hook sees it
+			return s.decision(Accepted, s.proxied)
 		case got == refuses:
 			return s.decision(Dropped, s.decider)
 		case got&refuses != 0:
@@ -166,6 +167,7 @@ func (s *walk) knownMarks() {
 		s.mark, s.markBits = s.p.Mark, ^uint32(0)
 	}
 	s.kept = ^s.markBits
+	s.route = s.markNow()
 	if s.p.Known&KnownConnMark != 0 {
 		s.cmark, s.cmarkBits = s.p.ConnMark, ^uint32(0)
 	}

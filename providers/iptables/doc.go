@@ -7,7 +7,9 @@
 // change, is the planner's.
 //
 // It never touches a chain that no planner.Section names, never flushes a
-// table (every restore is --noflush), never writes a file, and never reads the
+// table (a restore is --noflush, but for Replace, and where a release of
+// iptables would lose track of a script: then a table is loaded whole, as it
+// will stand), never writes a file, and never reads the
 // nat table by itself: legacy tables that were not there before stay absent,
 // except that testing or writing a legacy table makes the kernel create it.
 //

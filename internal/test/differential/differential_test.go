@@ -399,6 +399,12 @@ func (l *lab) again(q *probe) bool {
 	return q.seen
 }
 
+// arrives is whether the packet shall come to whom it is sent: what a SYN proxy
+// answers in that one's place does not.
+func (q *probe) arrives() bool {
+	return q.decision.Verdict == verdict.Accepted && q.decision.Proxied == nil
+}
+
 func (q *probe) decide(e *verdict.Evaluator) { q.decision = q.by(e) }
 
 // by asks the evaluator; a packet over lo must pass twice.
@@ -442,7 +448,7 @@ func TestAgainstKernel(t *testing.T) {
 		l.wire = newWire(t)
 		l.sets = makeSets(t)
 		var known, unknown, verdicts [2]int
-		var rules, lost, rated int
+		var rules, lost, rated, proxied int
 		cover := coverage{}
 		for i, b := range []host.Backend{host.NFT, host.Legacy} {
 			ns.Use(b)
@@ -514,10 +520,13 @@ func TestAgainstKernel(t *testing.T) {
 					default:
 						verdicts[1]++
 					}
-					if q.decision.Verdict == verdict.Accepted && !q.seen && l.again(q) {
+					if q.arrives() && !q.seen && l.again(q) {
 						lost++ // on the wire, not by a rule
 					}
-					if q.seen != (q.decision.Verdict == verdict.Accepted) {
+					if q.decision.Proxied != nil {
+						proxied++
+					}
+					if q.seen != q.arrives() {
 						t.Errorf("%s %s, ruleset %d: %s by %q, but arrived: %v\n%+v\n%s", b, f, n, q.decision.Verdict, q.decision.Rule, q.seen, q.packets, text)
 						if testing.Verbose() {
 							t.FailNow()
@@ -538,9 +547,12 @@ func TestAgainstKernel(t *testing.T) {
 		}
 		all := known[0] + known[1] + unknown[0] + unknown[1]
 		share := 100 * float64(unknown[0]+unknown[1]) / float64(all)
-		fmt.Printf("%d rulesets of %d rules, %d packets: %d accepted, %d dropped, %.2f %% unknown (%d of them by rates that the test knows), %d sent twice\n", total, rules, all, verdicts[0], verdicts[1], share, rated, lost)
+		fmt.Printf("%d rulesets of %d rules, %d packets: %d accepted, %d dropped, %.2f %% unknown (%d of them by rates that the test knows), %d sent twice, %d answered by SYN proxies\n", total, rules, all, verdicts[0], verdicts[1], share, rated, lost, proxied)
 		if missing := cover.missing(); total >= 2000 && len(missing) > 0 {
 			t.Errorf("not generated: %s", strings.Join(missing, "; "))
+		}
+		if total >= 2000 && proxied < 10 {
+			t.Errorf("SYN proxies answered %d packets: the test says little of them", proxied)
 		}
 		if lost > all/5000 {
 			t.Errorf("%d packets arrived at the second try only", lost)
@@ -617,7 +629,7 @@ func (l *lab) collect(probes map[uint32]*probe) {
 		l.seen(note(false), note(true))
 		missing := false
 		for _, q := range probes {
-			missing = missing || q.decision.Verdict == verdict.Accepted && !q.seen
+			missing = missing || q.arrives() && !q.seen
 		}
 		if !missing && wait > 0 {
 			return

@@ -294,7 +294,8 @@ func (g *generator) target(table, hook, next string) string {
 			return "-j MARK --set-xmark " + pick(g, "0x1/0xffffffff", "0x1/0x1", "0x0/0xffffffff", "0x2/0x3", "0x10/0xf0", "0x1/0x0")
 		case n < 97:
 			if table != "raw" {
-				return "-j CONNMARK " + pick(g, "--set-xmark 0x1/0xffffffff", "--restore-mark --nfmask 0xffffffff --ctmask 0xffffffff")
+				return "-j CONNMARK " + pick(g, "--set-xmark 0x1/0xffffffff", "--set-xmark 0x2/0xf", "--restore-mark --nfmask 0xffffffff --ctmask 0xffffffff", "--restore-mark --nfmask 0x3 --ctmask 0xf",
+					"--save-mark --nfmask 0xffffffff --ctmask 0xffffffff", "--save-mark --nfmask 0xf0 --ctmask 0x3")
 			}
 		case n < 98:
 			return ""
@@ -349,6 +350,9 @@ func (g *generator) ruleset() string {
 						rule = m + " " + g.target(t.name, h, next)
 					}
 					fmt.Fprintf(&b, "-A %s %s\n", name, rule)
+					if t.name == "filter" && h != "OUTPUT" && g.IntN(40) == 0 {
+						fmt.Fprintf(&b, "-A %s -p tcp %s-j SYNPROXY --sack-perm --mss 1460\n", name, pick(g, "", "-m conntrack --ctstate INVALID,UNTRACKED ", "-m tcp --dport 80 "))
+					}
 				}
 			}
 		}

@@ -23,6 +23,7 @@ var harmless = []*regexp.Regexp{
 	regexp.MustCompile(`^open(at2?)?\((AT_FDCWD|\d+), "[^"]*", (\{flags=)?O_RDONLY(\|O_(CLOEXEC|NONBLOCK|NOFOLLOW|NOCTTY|DIRECTORY|LARGEFILE|PATH|NOATIME))*[,) }]`),
 	regexp.MustCompile(`^open(at)?\(AT_FDCWD, "/dev/(null|tty)", `),
 	regexp.MustCompile(`^execve\("[^"]*/(ctplan|ip6?tables(-legacy|-nft)?-save|rpm|journalctl|unshare|sh|bash)", `),
+	regexp.MustCompile(`^execve\("[^"]*/ip6?tables(-legacy|-nft)?", \["[^"]*"(\.\.\.)?, "--version"\], `),
 	// What a socket asks of the kernel, in words that only ask.
 	// An empty batch, nothing between its begin and its end: it waits for a change
 	// of rules that is under way, and makes none.
