@@ -57,6 +57,9 @@ func impactGroups(im *impact.Impact, full bool) (groups []impact.FlowGroup, left
 
 func groupTitle(g impact.FlowGroup) string {
 	title := fmt.Sprintf("%s  %s %s, %s", g.Result, g.Family, g.Service, count(int(g.Count), "connection"))
+	if g.Fragments {
+		title += ": datagrams in fragments alone"
+	}
 	if g.Operator {
 		title += ": the session that you are working through"
 	}

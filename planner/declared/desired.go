@@ -187,11 +187,14 @@ func (d Desired) Allows(r Risk) bool { return slices.Contains(d.AllowRisk, r) }
 // OwnPrefix begins the name of every chain that ctplan owns.
 const OwnPrefix = "CTPLAN-"
 
+// JoinChain is the one of them that no rule jumps to.
+const JoinChain = OwnPrefix + "DEFRAG"
+
 // Chain is one of ctplan's own chains as it should stand.
 type Chain struct {
 	Family host.Family
 	Table  string // "filter" or "raw"
-	Hook   string // the built-in chain that jumps to it: INPUT, OUTPUT, FORWARD, PREROUTING
+	Hook   string // the built-in chain that jumps to it: INPUT, OUTPUT, FORWARD, PREROUTING; empty for JoinChain
 	Name   string // OwnPrefix + Hook
 	Rules  []TargetRule
 }

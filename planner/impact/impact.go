@@ -63,6 +63,9 @@ type FlowGroup struct {
 	Stage    string      `json:"stage,omitempty"`  // where it is not the end: the table whose change cuts it off meanwhile
 	Examples []string    `json:"examples"`         // at most maxExamples, "10.0.0.5:5412 -> 10.0.0.1:22"
 
+	// Fragments is whether it is about datagrams that come in parts alone.
+	Fragments bool `json:"fragments,omitempty"`
+
 	rule *verdict.RuleRef // After
 	cuts []owners.Cut     // what of it rules of nftables drop, by the first that is lost
 }
@@ -116,6 +119,7 @@ type Fate struct {
 	before, after *verdict.RuleRef
 	stage         int
 	leaves        bool // tracking, while its entry there stays
+	fragments     bool // of parts of datagrams alone
 }
 
 // Decide judges one connection. ok is false for one that is cut off already.
@@ -160,8 +164,39 @@ func Decide(j *judge.Judge, c *judge.Connection) (f Fate, ok bool) {
 		f.Result = FlowUnknown
 		return f, true
 	}
+	if f.inParts(j, c) {
+		return f, true
+	}
 	f.before, f.after = nil, nil // what is kept needs no rule to explain it
 	return f, true
+}
+
+// inParts judges the datagrams of a connection that come in parts, where those
+// that come whole are kept. It reports false where they are kept too.
+func (f *Fate) inParts(j *judge.Judge, c *judge.Connection) bool {
+	if !j.ComesApart(c) {
+		return false
+	}
+	today := j.Parts(j.Stages[0], c)
+	if today.Verdict == verdict.Dropped {
+		return false
+	}
+	for i := len(j.Stages) - 1; i > 0; i-- {
+		d := j.Parts(j.Stages[i], c)
+		same := d.Verdict == today.Verdict && sameRule(d.Rule, today.Rule)
+		if d.Verdict == verdict.Accepted || same {
+			continue
+		}
+		f.Result, f.after, f.fragments = FlowUnknown, d.Rule, true
+		if f.stage = i; i == len(j.Stages)-1 {
+			f.stage = 0
+		}
+		if d.Verdict == verdict.Dropped {
+			f.Result, f.before = FlowLost, today.Rule
+			return true
+		}
+	}
+	return f.fragments
 }
 
 func sameRule(a, b *verdict.RuleRef) bool {
@@ -237,12 +272,13 @@ func collect(j *judge.Judge, parts []tally, total *Impact) {
 			if f.after != nil {
 				group.After, group.rule = j.Name(f.after), f.after
 			}
+			group.Fragments = f.fragments
 			at := j.End()
 			if f.stage > 0 {
 				at = j.Stages[f.stage]
 				group.Stage = at.Name
 			}
-			key := groupKey{group.Result, group.Operator, group.Service, group.Before, group.After, group.Stage}
+			key := groupKey{group.Result, group.Operator, group.Fragments, group.Service, group.Before, group.After, group.Stage}
 			i, ok := known[key]
 			if !ok {
 				i = len(total.Groups)
@@ -265,6 +301,6 @@ func collect(j *judge.Judge, parts []tally, total *Impact) {
 // groupKey is a FlowGroup as a map's key.
 type groupKey struct {
 	result                        FlowResult
-	operator                      bool
+	operator, fragments           bool
 	service, before, after, stage string
 }

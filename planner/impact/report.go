@@ -33,10 +33,34 @@ func listening(j *judge.Judge, total *Impact, report *change.Report) {
 		}
 		if group.Count > 0 {
 			total.Services = append(total.Services, group)
+			return
 		}
+		partsOfService(j, s, visits, total)
 	})
 	if !all {
 		report.Warn("connections", fmt.Sprintf("rules name more than %d networks of %s that packets come from: services were tried from %[1]d of them", judge.MaxSources-1, j.Family), declared.Pos{})
+	}
+}
+
+// partsOfService is the same of datagrams that come in parts, where those that
+// come whole still get in.
+func partsOfService(j *judge.Judge, s *host.Socket, visits []judge.Visited, total *Impact) {
+	group := FlowGroup{Result: FlowLost, Fragments: true, Service: judge.ServiceName(s.Protocol, s.Local.Port(), judge.In), Family: j.Family, Examples: []string{}}
+	for _, v := range visits {
+		if v.Today.Verdict != verdict.Accepted || !j.ComesApart(&v.Conn) {
+			continue
+		}
+		today, end := j.Parts(j.Admitting, &v.Conn), j.Parts(j.End(), &v.Conn)
+		if today.Verdict != verdict.Accepted || end.Verdict != verdict.Dropped {
+			continue
+		}
+		if group.Count++; len(group.Examples) < maxExamples {
+			group.Examples = append(group.Examples, v.Conn.String())
+		}
+		group.Before, group.After, group.rule = j.Name(today.Rule), j.Name(end.Rule), end.Rule
+	}
+	if group.Count > 0 {
+		total.Services = append(total.Services, group)
 	}
 }
 
@@ -74,6 +98,9 @@ func blockImpact(d declared.Desired, l host.Live, im *Impact, p *change.Report) 
 	}
 	blocks(declared.RiskLostFlows, im.Groups, whyLost, "connection", "connections")
 	blocks(declared.RiskLostServices, im.Services, func(g FlowGroup) string {
+		if g.Fragments {
+			return fmt.Sprintf("a service listens on %s, which datagrams in fragments reach today (%s) and could no longer: nothing would join them any more, and %s; today this lets them through: %s", g.Service, words.Examples(g.Examples), headless, g.Before)
+		}
 		return fmt.Sprintf("a service listens on %s, which %s reach today and could no longer; today this lets them through: %s", g.Service, words.Examples(g.Examples), g.Before)
 	}, "way in", "ways in")
 	n := 0
@@ -82,11 +109,14 @@ func blockImpact(d declared.Desired, l host.Live, im *Impact, p *change.Report) 
 			continue
 		}
 		if n++; n <= change.MaxNamed {
-			because := "because of this rule"
+			what, because := words.Plural(int(g.Count), "connection", "connections"), "because of this rule"
+			if g.Fragments {
+				what = "datagrams in fragments of " + what
+			}
 			if g.rule != nil && g.rule.Routes {
 				because = "because of its mark"
 			}
-			p.Warn(string(g.Family)+"."+strings.ReplaceAll(g.Service, " ", "."), fmt.Sprintf("whether %s survive cannot be told, %s: %s (%s)", words.Plural(int(g.Count), "connection", "connections"), because, owners.Where(&l, g.rule, g.After), words.Examples(g.Examples)), d.Source)
+			p.Warn(string(g.Family)+"."+strings.ReplaceAll(g.Service, " ", "."), fmt.Sprintf("whether %s survive cannot be told, %s: %s (%s)", what, because, owners.Where(&l, g.rule, g.After), words.Examples(g.Examples)), d.Source)
 		}
 	}
 	blockExposed(d, im, p)
@@ -105,8 +135,14 @@ func unseen(d declared.Desired, c *host.Connections, total *Impact, report *chan
 	}
 }
 
+// headless says why parts of datagrams are kept out.
+const headless = "only the first of them has ports"
+
 // remedy says what would keep a service.
 func remedy(l *host.Live, g FlowGroup) owners.Advice {
+	if g.Fragments {
+		return owners.Advice{Text: `leave some of this family's traffic tracked, which keeps fragments joined: narrow the notrack blocks, or use mode = "tuned"`}
+	}
 	if g.After == judge.TranslationEnds.String() {
 		return owners.Advice{Text: `leave this traffic tracked: narrow the notrack blocks, or use mode = "tuned"`}
 	}
@@ -124,6 +160,9 @@ func whyLost(g FlowGroup) string {
 	who := words.Plural(int(g.Count), "connection that is open now", "connections that are open now") + " would be cut off"
 	if g.Operator {
 		who = "the session that you are working through would be cut off"
+	}
+	if g.Fragments {
+		who = "datagrams in fragments of " + words.Plural(int(g.Count), "connection that is open now", "connections that are open now") + " would be lost: nothing would join them any more, and " + headless
 	}
 	text := who + " (" + words.Examples(g.Examples) + ")"
 	if g.Stage != "" {

@@ -40,7 +40,7 @@ func removalCommands(r *host.Ruleset) []string {
 		run := xtables.ToolName(r.Family, r.Backend, r.Primary) + " -t " + t.Name
 		for _, d := range t.Chains {
 			hook, ok := strings.CutPrefix(d.Name, declared.OwnPrefix)
-			if !ok || !slices.Contains(xtables.Builtins[t.Name], hook) {
+			if !ok || d.Name != declared.JoinChain && !slices.Contains(xtables.Builtins[t.Name], hook) {
 				continue
 			}
 			for j := range t.Rules {

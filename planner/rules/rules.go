@@ -30,6 +30,9 @@ type stage struct {
 	untrack []untracked // what the declared rules take out of tracking
 
 	translator *translate.Translator
+	foreign    map[*host.Ruleset]map[string]foreign // by table
+	goes       map[*host.Rule]bool                  // of others
+	join       []host.Family                        // of which ctplan has fragments joined
 	out        Work
 }
 
@@ -44,6 +47,17 @@ func Plan(d declared.Desired, l host.Live) (Work, change.Findings) {
 			}
 		}
 	}
+	p.foreign, p.goes = map[*host.Ruleset]map[string]foreign{}, map[*host.Rule]bool{}
+	for i := range l.Rulesets {
+		p.incompatible(&l.Rulesets[i])
+		p.leaves(&l.Rulesets[i])
+	}
+	for i := range l.SavedRules {
+		if r := &l.SavedRules[i]; r.Refusal == "" && p.plans(r) {
+			p.leaves(r)
+		}
+	}
+	p.join = p.joinedBy()
 	p.kernelRules()
 	p.nativeNAT()
 	p.savedRules()
@@ -51,12 +65,40 @@ func Plan(d declared.Desired, l host.Live) (Work, change.Findings) {
 	return p.out, p.Findings
 }
 
+// foreign is what becomes of rules of others in a table.
+type foreign struct {
+	remove []*host.Rule
+	twins  []twinWork
+}
+
+// leaves decides about the rules of others in a ruleset.
+func (p *stage) leaves(r *host.Ruleset) {
+	p.foreign[r] = map[string]foreign{}
+	for _, table := range r.TableNames() {
+		sections := r.Sections(table)
+		f := foreign{p.cannotStay(r, table, sections), p.twinsOf(r, table, sections)}
+		p.foreign[r][table] = f
+		for _, rule := range f.remove {
+			p.goes[rule] = true
+		}
+		for _, t := range f.twins {
+			for _, rule := range slices.Concat(t.drop, t.close) {
+				p.goes[rule] = true
+			}
+		}
+	}
+}
+
+// plans is whether a saved file is one to keep in line.
+func (p *stage) plans(r *host.Ruleset) bool {
+	return slices.Contains(p.d.Families, r.Family) || len(p.d.ChainsOf(r.Family)) > 0 || r.File.Exists
+}
+
 // kernelRules plans every live ruleset: ctplan's chains in the one that it
 // writes through, and in each the foreign rules that cannot stay.
 func (p *stage) kernelRules() {
 	for i := range p.l.Rulesets {
 		r := &p.l.Rulesets[i]
-		p.incompatible(r)
 		works := p.rulesetWork(r)
 		if len(works) > 0 {
 			p.unserved(r)
@@ -97,7 +139,7 @@ func (p *stage) savedRules() {
 	for i := range p.l.SavedRules {
 		r := &p.l.SavedRules[i]
 		saved[r.Family] = true
-		if !slices.Contains(p.d.Families, r.Family) && len(p.d.ChainsOf(r.Family)) == 0 && !r.File.Exists {
+		if !p.plans(r) {
 			continue
 		}
 		if r.Refusal != "" {
@@ -194,10 +236,13 @@ func (p *stage) rulesetWork(r *host.Ruleset) []*tableWork {
 					want = append(want, c)
 				}
 			}
+			if c := joining(r.Family); c.Table == table && slices.Contains(p.join, r.Family) {
+				want = append(want, c)
+			}
 		}
 		sections := r.Sections(table)
-		w := planTable(table, sections, want, p.foreign(r, table, sections))
-		w.twins = p.twinsOf(r, table, sections)
+		w := planTable(table, sections, want, p.foreign[r][table].remove)
+		w.twins = p.foreign[r][table].twins
 		w.gone = r.File != nil && p.d.Mode == declared.Disabled && table == "nat" && len(sections) > 0 && xtables.CountRules(sections) == w.removed
 		if !w.empty() {
 			works = append(works, w)
@@ -206,9 +251,9 @@ func (p *stage) rulesetWork(r *host.Ruleset) []*tableWork {
 	return works
 }
 
-// foreign checks the rules that are not ctplan's for what the mode does to
+// cannotStay checks the rules that are not ctplan's for what the mode does to
 // them, and returns those that go.
-func (p *stage) foreign(r *host.Ruleset, table string, sections []*host.Table) []*host.Rule {
+func (p *stage) cannotStay(r *host.Ruleset, table string, sections []*host.Table) []*host.Rule {
 	if p.d.Mode == declared.Tuned {
 		return nil
 	}

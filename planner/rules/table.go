@@ -75,6 +75,9 @@ func planTable(table string, sections []*host.Table, want []declared.Chain, remo
 		if !ownDeclared[c.Name] || !sameRules(have, c.Rules) {
 			w.chains = append(w.chains, chainWork{name: c.Name, want: c.Rules, exists: ownDeclared[c.Name], have: have})
 		}
+		if c.Hook == "" {
+			continue
+		}
 		if jump, ok := w.planJump(c, hooks[i]); ok {
 			w.jumps = append(w.jumps, jump)
 		}
@@ -377,6 +380,8 @@ func (w *tableWork) reasons() []string {
 	var out, make, restore, drop []string
 	for _, cw := range w.chains {
 		switch {
+		case cw.want != nil && cw.name == declared.JoinChain:
+			out = append(out, cw.name+" keeps fragments joined, which nothing else here asks for any longer: only the first part of a datagram has ports")
 		case cw.want == nil:
 			drop = append(drop, cw.name)
 		case cw.exists:

@@ -193,6 +193,7 @@ type Rule struct {
 	target             Target
 	chain              *compiledChain
 	choices            []choice // that the program chooses from, in the place of target
+	joins              bool
 	ref                *RuleRef
 	facts              *Facts
 }
@@ -249,6 +250,9 @@ func (r *Rule) Choose(list []Target) {
 		r.choices = append(r.choices, choice{target: t})
 	}
 }
+
+// Join says that fragments are joined as long as the rule stands, reached or not.
+func (r *Rule) Join() { r.joins = true }
 
 // Run adds what the rule does beyond its conditions, and after them.
 func (r *Rule) Run(p *Program) { r.program = p }

@@ -31,6 +31,8 @@ type Evaluator struct {
 	// is not known.
 	racing bool
 	asks   question
+	joins  Truth    // some rule has fragments joined: see Joins
+	splits *RuleRef // a chain ahead of that keeps out of tracking, perhaps some parts of a datagram alone
 }
 
 // question is what is asked where a packet alone does not tell.
@@ -90,6 +92,7 @@ var paths = [3][]NetHook{
 
 // Priorities in a hook (enum nf_ip_hook_priorities).
 const (
+	PriorityJoin      = -400 // of fragments
 	PriorityRaw       = -300
 	PriorityConntrack = -200
 	PriorityMangle    = -150
@@ -204,10 +207,14 @@ type Table struct {
 	states             bool // some rule asks for the state
 	untracks, template bool // some rule keeps out of tracking, or says how it is tracked
 	refuses            bool // some rule may refuse
+	joins              Truth
 }
 
 // note takes in what a rule of the table does.
 func (t *Table) note(r *Rule) {
+	if r.joins {
+		t.joins = Yes
+	}
 	target := func(k targetKind) {
 		switch k {
 		case targetCT:
@@ -254,12 +261,18 @@ func (c *Compiler) Evaluator(tables []*Table) *Evaluator {
 		hook     NetHook
 		priority int
 	}
+	for _, t := range tables {
+		e.joins = max(e.joins, t.joins)
+	}
 	templates := false
 	deciding := map[place][]*Table{}
 	for _, t := range tables {
 		for _, b := range t.bases {
 			if b.base.Priority >= PriorityConntrack {
 				continue
+			}
+			if b.base.Hook == Prerouting && b.base.Priority < PriorityJoin && t.untracks {
+				e.splits = &b.policyRef
 			}
 			at := place{b.base.Hook, b.base.Priority}
 			if list := deciding[at]; (t.untracks || t.template) && !slices.Contains(list, t) {

@@ -20,6 +20,7 @@ const (
 	FieldLink                          // bytes of the link layer's header, from Offset
 	FieldNetwork                       // of the header of IP
 	FieldTransport                     // of the protocol's
+	FieldFragment                      // of the fragment header of IPv6
 	FieldLength                        // of the IP packet, in bytes: a number of the host
 	FieldEtherType                     // 2 bytes
 	FieldFamily                        // one byte, NFPROTO_IPV4 or _IPV6
@@ -78,7 +79,7 @@ var StateBits = [5]struct {
 // Size is how many bytes of a register it takes, of an address the least.
 func (f *Field) Size() int {
 	switch f.Kind {
-	case FieldNone, FieldUnknown, FieldDoubtful, FieldOfConnection, FieldLink, FieldNetwork, FieldTransport:
+	case FieldNone, FieldUnknown, FieldDoubtful, FieldOfConnection, FieldLink, FieldNetwork, FieldTransport, FieldFragment:
 		return f.Len
 	case FieldWayBack:
 		if f.Exists {
@@ -118,9 +119,11 @@ func (s *walk) load(m *machine, f *Field, to, n uint8) Truth {
 		return s.loadNetwork(m, f.Offset, to, n)
 	case FieldTransport:
 		return s.loadTransport(m, f.Offset, to, n)
+	case FieldFragment:
+		return s.loadFragment(m, f, to, n)
 	case FieldLength:
-		if p.Known&KnownLength != 0 {
-			m.put32(to, p.Length, ^uint32(0))
+		if length, known := s.length(); known {
+			m.put32(to, length, ^uint32(0))
 		}
 	case FieldEtherType:
 		if v4 {
@@ -271,31 +274,37 @@ func (s *walk) loadLink(m *machine, offset int, to, n uint8) Truth {
 	return Yes
 }
 
-// loadNetwork knows headers without options and extensions: no packet here has
-// such.
+// loadNetwork knows headers without options, and without extensions but for
+// that of fragments.
 func (s *walk) loadNetwork(m *machine, offset int, to, n uint8) Truth {
 	p := s.p
 	part := func(at int, b ...byte) { m.part(to, n, offset, at, b, 0xff) }
+	length, sized := s.length()
 	size := 40
 	if s.tuple.Dst.Is4() {
 		size = 20
 		src, dst := s.tuple.Src.As4(), s.tuple.Dst.As4()
 		part(0, 0x45)
-		if p.Known&KnownLength != 0 {
-			part(2, byte(p.Length>>8), byte(p.Length))
+		if sized {
+			part(2, byte(length>>8), byte(length))
 		}
-		m.part(to, n, offset, 6, []byte{0}, 0x3f) // no part of a datagram
-		part(7, 0)
+		at, more := s.part.place()
+		m.part(to, n, offset, 6, []byte{more<<5 | byte(at>>8)}, 0x3f)
+		part(7, byte(at))
 		part(9, p.Protocol)
 		part(12, src[:]...)
 		part(16, dst[:]...)
 	} else {
 		src, dst := s.tuple.Src.As16(), s.tuple.Dst.As16()
 		m.part(to, n, offset, 0, []byte{0x60}, 0xf0)
-		if length := p.Length - 40; p.Known&KnownLength != 0 {
-			part(4, byte(length>>8), byte(length))
+		if sized {
+			part(4, byte((length-40)>>8), byte(length-40))
 		}
-		part(6, p.Protocol)
+		next := p.Protocol
+		if s.part != Whole {
+			next = headerFragment
+		}
+		part(6, next)
 		part(8, src[:]...)
 		part(24, dst[:]...)
 	}
@@ -309,6 +318,9 @@ func (s *walk) loadNetwork(m *machine, offset int, to, n uint8) Truth {
 func (s *walk) loadTransport(m *machine, offset int, to, n uint8) Truth {
 	p := s.p
 	part := func(at int, b ...byte) { m.part(to, n, offset, at, b, 0xff) }
+	if s.headless() {
+		return Maybe // see Fragment
+	}
 	size := 0
 	if protocol.CarriesPorts(p.Protocol) {
 		part(0, byte(s.sport>>8), byte(s.sport), byte(s.dport>>8), byte(s.dport))

@@ -60,6 +60,7 @@ const (
 	matchType        // a: mask of address types
 	matchSet         // set
 	matchTrackedOnly // a: unknown with a connection, not: the answer without one
+	matchFragment    // a: a bit for each Fragment
 )
 
 // Condition is one condition of a rule.
@@ -74,6 +75,7 @@ type Condition struct {
 	ct         *CT
 	set        *compiledSet
 	dst2       bool // set: the port's side
+	blind      bool // see ReadBlindly
 }
 
 func (m *Condition) eval(s *walk) Truth {
@@ -90,6 +92,9 @@ func (m *Condition) eval(s *walk) Truth {
 		if !protocol.CarriesPorts(p.Protocol) {
 			return No
 		}
+		if s.headless() {
+			return m.misread(!m.not && !slices.ContainsFunc(m.ports, func(r host.PortRange) bool { return r.From != r.To }))
+		}
 		var hit bool
 		switch {
 		case m.either:
@@ -102,6 +107,8 @@ func (m *Condition) eval(s *walk) Truth {
 		return TruthOf(hit != m.not)
 	case matchNeitherPort:
 		switch src, dst := uint32(s.sport) == m.a, uint32(s.dport) == m.b; {
+		case s.headless():
+			return m.misread(false)
 		case !protocol.CarriesPorts(p.Protocol), src && dst:
 			return No
 		case src || dst:
@@ -109,8 +116,14 @@ func (m *Condition) eval(s *walk) Truth {
 		}
 		return Yes
 	case matchFlags:
+		if s.headless() {
+			return m.misread(false)
+		}
 		return TruthOf((uint32(p.TCPFlags)&m.a == m.b) != m.not)
 	case matchICMP:
+		if s.headless() {
+			return m.misread(false)
+		}
 		hit := m.a == 0xffff || uint32(p.ICMPType) == m.a && uint32(p.ICMPCode) >= m.b>>8 && uint32(p.ICMPCode) <= m.b&0xff
 		return TruthOf(hit != m.not)
 	case matchMark:
@@ -125,6 +138,8 @@ func (m *Condition) eval(s *walk) Truth {
 		return s.addrType(m.dst, m.a).invert(m.not)
 	case matchSet:
 		return m.set.has(s, m.dst, m.dst2).invert(m.not)
+	case matchFragment:
+		return TruthOf((m.a>>s.part&1 != 0) != m.not)
 	}
 	return m.evalOptional(s)
 }
@@ -143,10 +158,11 @@ func (m *Condition) evalOptional(s *walk) Truth {
 		}
 		return TruthOf((id >= m.a && id <= m.b) != m.not)
 	case matchLength:
-		if p.Known&KnownLength == 0 {
+		n, known := s.length()
+		if !known {
 			return Maybe
 		}
-		return TruthOf((p.Length >= m.a && p.Length <= m.b) != m.not)
+		return TruthOf((n >= m.a && n <= m.b) != m.not)
 	case matchMAC:
 		switch {
 		case s.in == "lo":
@@ -431,6 +447,9 @@ func (c *compiledSet) has(s *walk, dst, portDst bool) Truth {
 	k := setKey{}
 	if c.port && !c.addr && s.p.Protocol != protocol.TCP && s.p.Protocol != protocol.UDP {
 		return No // ip_set_get_ip_port in net/netfilter/ipset/ip_set_getport.c
+	}
+	if c.port && s.headless() && s.p.Protocol != protocol.DCCP {
+		return No
 	}
 	if c.port {
 		if !protocol.CarriesPorts(s.p.Protocol) {

@@ -89,6 +89,7 @@ type Packet struct {
 	ICMPCode uint8
 	Known    Known
 	PktType  uint8
+	Fragment Fragment // which part of a datagram it is, as it comes
 
 	host.Tuple
 	In, Out string // interfaces; "" for the one that the hook does not have, or SomeInterface
@@ -101,6 +102,7 @@ type Packet struct {
 	ConnMark    uint32
 	UID, GID    uint32
 	Length      uint32 // bytes of the IP packet
+	Datagram    uint32 // the same of what a Fragment is part of; 0: not known
 	MAC         [6]byte
 }
 

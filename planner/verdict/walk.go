@@ -1,6 +1,8 @@
 package verdict
 
 import (
+	"cmp"
+
 	"github.com/ctplan/ctplan/planner/host"
 	"github.com/ctplan/ctplan/planner/nets"
 	"github.com/ctplan/ctplan/planner/protocol"
@@ -44,6 +46,7 @@ type walk struct {
 	racing           bool  // raw tables of two backends want different things
 	asks             question
 	shared           bool // see baseChain
+	part             Fragment
 	visits           int
 	chosen           int32  // of a rule's targets, or several
 	mayChoose        uint64 // the same as bits, all from the 64th on as one
@@ -70,11 +73,20 @@ func (s *walk) look(t *host.Tuple, in, out string) {
 // Verdict says what becomes of the packet. It allocates nothing, and may be
 // called from several goroutines.
 func (e *Evaluator) Verdict(p *Packet) Decision {
-	s := walk{e: e.host, p: p, states: StateInvalid, racing: e.racing, asks: e.asks}
-	tracked := p.State
-	if tracked == 0 {
-		tracked = StateAny
+	if p.Fragment == Whole || e.joins != Maybe {
+		return e.verdict(p, e.joins == Yes)
 	}
+	apart, joined := e.verdict(p, false), e.verdict(p, true)
+	if apart.Verdict != joined.Verdict {
+		apart.Verdict = Unknown
+	}
+	return apart
+}
+
+// verdict is Verdict where fragments are joined before tracking, or not.
+func (e *Evaluator) verdict(p *Packet, joins bool) Decision {
+	s := walk{e: e.host, p: p, states: StateInvalid, racing: e.racing, asks: e.asks, part: p.Fragment}
+	tracked := cmp.Or(p.State, StateAny)
 	s.knownMarks()
 	wire := &p.Tuple
 	if p.Wire.Src.IsValid() {
@@ -97,6 +109,7 @@ func (e *Evaluator) Verdict(p *Packet) Decision {
 	}
 	for i := range e.hooks[p.Hook] {
 		h := &e.hooks[p.Hook][i]
+		s.join(h.chain.base, joins)
 		if !h.untracked && !s.seen {
 			s.track(tracked)
 		}
@@ -144,7 +157,7 @@ func (e *Evaluator) Verdict(p *Packet) Decision {
 	if !s.seen {
 		s.track(tracked)
 	}
-	if open {
+	if open || joins && s.waits(e.splits) {
 		return s.decision(Unknown, s.doubt)
 	}
 	return s.decision(Accepted, last)

@@ -350,6 +350,33 @@ func MayNeed(table string, words []string) bool {
 	return false
 }
 
+// JoinsFragments reports whether the kernel joins fragments as long as a rule of
+// these words stands, reached or not: what reads connections asks for it
+// (nf_ct_netns_get), and so does what looks for sockets (net/netfilter/xt_socket.c,
+// xt_TPROXY.c, nf_defrag_ipv4_enable). NOTRACK does not.
+func JoinsFragments(words []string) bool {
+	for i, w := range words {
+		if i+1 == len(words) {
+			break
+		}
+		next := words[i+1]
+		switch w {
+		case "-m", "--match":
+			if next == "socket" || IsStateModule(next) && next != "ipvs" && next != "layer7" {
+				return true
+			}
+		case "-j", "--jump", "-g", "--goto":
+			if next == "TPROXY" || isStateTarget(next) || IsNATTarget(next) {
+				return true
+			}
+			if next == "CT" {
+				return !Parse(words).Untracks()
+			}
+		}
+	}
+	return false
+}
+
 // MatchesUntracked reports whether a rule that needs state may match a packet
 // that is not tracked: such a packet is in state UNTRACKED and in no other.
 func (s Spec) MatchesUntracked() bool {

@@ -93,6 +93,7 @@ type probe struct {
 	unknown  bool // to the evaluator, if not to the test
 	local    bool // it shall arrive in the host
 	seen     bool
+	whole    []byte // before it was taken apart
 }
 
 func (l *lab) port() uint16 {
@@ -216,7 +217,17 @@ func (l *lab) sides(p *verdict.Packet, fromNear bool) {
 
 // send builds the packet and sends it the way of its hook.
 func (l *lab) send(p *verdict.Packet, data []byte) {
-	var ip []byte
+	ip := l.made(p, data)
+	p.Length = uint32(len(ip))
+	if p.Hook == verdict.HookOutput {
+		l.emit(p.Dst, ip)
+		return
+	}
+	l.inject(p.In == inside, p.Src.Is6(), ip)
+}
+
+// made builds the packet, of which then all is known.
+func (l *lab) made(p *verdict.Packet, data []byte) (ip []byte) {
 	switch p.Protocol {
 	case unix.IPPROTO_TCP:
 		ip = tcp(p.Src, p.Dst, p.SrcPort, p.DstPort, p.TCPFlags, data)
@@ -227,12 +238,10 @@ func (l *lab) send(p *verdict.Packet, data []byte) {
 	default:
 		ip = build(p.Protocol, p.Src, p.Dst, data, -1)
 	}
-	p.Length = uint32(len(ip))
 	p.Known |= verdict.KnownLength | verdict.KnownMark | verdict.KnownPktType | verdict.KnownUnbridged
 	if p.Hook == verdict.HookOutput {
 		p.Known |= verdict.KnownUID | verdict.KnownGID
-		l.emit(p.Dst, ip)
-		return
+		return ip
 	}
 	p.Known |= verdict.KnownMAC
 	if l.comesFrom(p.Src) == p.In {
@@ -242,7 +251,7 @@ func (l *lab) send(p *verdict.Packet, data []byte) {
 	if p.In == outside {
 		p.MAC = l.peerOut
 	}
-	l.inject(p.In == inside, p.Src.Is6(), ip)
+	return ip
 }
 
 // comesFrom is the interface that leads to one of the peers' addresses.
@@ -271,6 +280,11 @@ func (l *lab) random(f host.Family) (p verdict.Packet, pad []byte) {
 		}
 		return p, pad
 	}
+	return l.fresh(f), pad
+}
+
+// fresh is a packet of no connection that tracking knows.
+func (l *lab) fresh(f host.Family) (p verdict.Packet) {
 	p.Hook = verdict.Hook(l.r.IntN(3))
 	fromNear := l.r.IntN(2) == 0
 	i := l.r.IntN(peers)
@@ -327,7 +341,7 @@ func (l *lab) random(f host.Family) (p verdict.Packet, pad []byte) {
 	if p.State&verdict.StateEstablished != 0 {
 		p.Known = 0
 	}
-	return p, pad
+	return p
 }
 
 // related is an error about a packet of a connection, sent back along it.

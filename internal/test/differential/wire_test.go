@@ -53,6 +53,7 @@ type wire struct {
 	locals          map[[2]int]int // raw sockets of the host, by family and protocol
 	raw4, raw6      int            // for sending from the host
 	buf             []byte
+	parts           map[partOf]*partial
 }
 
 func must[T any](v T, err error) func(testing.TB) T {
@@ -76,7 +77,7 @@ func check(t testing.TB, errs ...error) {
 
 // newWire furnishes the namespace that the process stands in.
 func newWire(t testing.TB) *wire {
-	w := &wire{t: t, locals: map[[2]int]int{}, buf: make([]byte, 65536)}
+	w := &wire{t: t, locals: map[[2]int]int{}, buf: make([]byte, 65536), parts: map[partOf]*partial{}}
 	here := must(os.Open("/proc/thread-self/ns/net"))(t)
 	for _, key := range []string{"net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"} {
 		write(t, key, "1")
@@ -224,7 +225,7 @@ func (w *wire) seen(peer, local func(id uint32, proto uint8, src netip.Addr)) {
 			if err != nil {
 				break
 			}
-			if id, proto, src, ok := parse(w.buf[:n]); ok {
+			if id, proto, src, ok := w.parse(w.buf[:n]); ok {
 				peer(id, proto, src)
 			}
 		}
@@ -236,7 +237,7 @@ func (w *wire) seen(peer, local func(id uint32, proto uint8, src netip.Addr)) {
 				break
 			}
 			if key[0] == unix.AF_INET {
-				if id, proto, src, ok := parse(w.buf[:n]); ok {
+				if id, proto, src, ok := w.parse(w.buf[:n]); ok {
 					local(id, proto, src)
 				}
 			} else if id, ok := number(w.buf[:n]); ok {
@@ -281,7 +282,7 @@ func number(b []byte) (uint32, bool) {
 	return binary.BigEndian.Uint32(b[len(b)-4:]), true
 }
 
-func parse(ip []byte) (id uint32, proto uint8, src netip.Addr, ok bool) {
+func (w *wire) parse(ip []byte) (id uint32, proto uint8, src netip.Addr, ok bool) {
 	if len(ip) < 20 {
 		return
 	}
@@ -290,6 +291,10 @@ func parse(ip []byte) (id uint32, proto uint8, src netip.Addr, ok bool) {
 		proto, src = ip[9], netip.AddrFrom4([4]byte(ip[12:16]))
 	} else if len(ip) >= 40 {
 		proto, src = ip[6], netip.AddrFrom16([16]byte(ip[8:24]))
+	}
+	if key, isPart := partKey(ip); isPart {
+		id, proto, ok = w.join(key, ip)
+		return
 	}
 	id, ok = number(ip)
 	return

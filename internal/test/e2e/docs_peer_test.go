@@ -85,8 +85,12 @@ conntrack "web" {
   accept "icmpv6" { protocol = "icmpv6" }
 }
 `))
+	if got := large(); got != "2001:db8::1" {
+		t.Errorf("after apply, a large datagram is answered by %q", got)
+	}
+	h.sh("ip6tables -F CTPLAN-DEFRAG; ip6tables -X CTPLAN-DEFRAG")
 	if got := large(); got != "" {
-		t.Errorf("the page says that large datagrams are lost, and %s answers", got)
+		t.Errorf("the page says that large datagrams are lost without the chain, and %s answers", got)
 	}
 	remedy := regexp.MustCompile("`(ip6tables -I INPUT [^`]+)`").FindStringSubmatch(pages.Read(t, repository, "docs/tasks/disable.md"))
 	if remedy == nil {

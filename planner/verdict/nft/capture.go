@@ -56,11 +56,11 @@ func (b *builder) captureTransport(l *load, value []byte, add func(verdict.Condi
 		if f.Offset == 2 {
 			side = verdict.DestinationEnd
 		}
-		return add(verdict.InPorts(side, []host.PortRange{{From: port(value), To: port(value)}}))
+		return add(verdict.InPorts(side, []host.PortRange{{From: port(value), To: port(value)}}).ReadBlindly())
 	case l.n == 1 && f.Offset == 13 && b.proto == protocol.TCP && l.mask != nil && l.mask[0]&^0x3f == 0 && (l.xor[0]|value[0])&^l.mask[0] == 0:
-		return add(verdict.Flags(uint32(l.mask[0]), uint32(value[0]^l.xor[0])))
+		return add(verdict.Flags(uint32(l.mask[0]), uint32(value[0]^l.xor[0])).ReadBlindly())
 	case l.n == 1 && f.Offset == 0 && l.mask == nil && (b.proto == protocol.ICMP || b.proto == protocol.ICMPv6):
-		return add(verdict.ICMP(uint16(value[0]), 0, 0xff))
+		return add(verdict.ICMP(uint16(value[0]), 0, 0xff).ReadBlindly())
 	}
 	return false
 }

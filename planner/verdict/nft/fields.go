@@ -218,13 +218,22 @@ func (b *builder) fib(e *host.NFTExpr) {
 	}
 }
 
-// exthdr loads of extension headers, of which no packet here has any, and of
-// options, of which nobody knows whether they are there.
+// exthdr loads of extension headers, of which no packet here has any but that of
+// fragments, and of options, of which nobody knows whether they are there.
 func (b *builder) exthdr(e *host.NFTExpr) {
 	const ipv6, ipv4 = 0, 2 // NFT_EXTHDR_OP_…
 	const present = 1       // NFT_EXTHDR_F_PRESENT
 	n := int(min(e.Len, 16))
+	const fragment = 44
 	none := e.Op == ipv6 || e.Op == ipv4
+	if !e.Sets && e.Op == ipv6 && e.Key == fragment {
+		f := verdict.Field{Kind: verdict.FieldFragment, Offset: int(min(e.Offset, 64)), Len: max(n, 1), Exists: e.Flags&present != 0}
+		if f.Exists {
+			f.Len = 1
+		}
+		b.field(e.Dst, f, f.Len)
+		return
+	}
 	switch at := register(e.Dst); {
 	case e.Sets: // the size of segments, and such
 	case e.Flags&present != 0 && none && at >= 0:

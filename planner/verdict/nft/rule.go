@@ -493,7 +493,18 @@ func (b *builder) capture(l *load, op uint32, value []byte) bool {
 		if s, shift, ok := b.address(f.Offset, len(value)); ok {
 			return b.captureAddress(l, s, shift, value, add)
 		}
-		return l.mask == nil && len(value) == 1 && f.Offset == b.protocolOffset() && b.protocol(value[0], !eq)
+		if l.mask != nil || len(value) != 1 || f.Offset != b.protocolOffset() {
+			return false
+		}
+		if b.l.family == host.IPv4 {
+			return b.protocol(value[0], !eq)
+		}
+		const fragment = 44 // what parts of datagrams have first, whatever their protocol
+		if !eq || value[0] == fragment || !b.protocol(value[0], false) {
+			return false
+		}
+		b.need(verdict.Fragments(verdict.Whole))
+		return true
 	case verdict.FieldTransport:
 		return b.captureTransport(l, value, add)
 	case verdict.FieldInName, verdict.FieldOutName, verdict.FieldInIndex, verdict.FieldOutIndex:
@@ -557,7 +568,7 @@ func (b *builder) ports(l *load, not bool, ranges ...host.PortRange) bool {
 	if f.Offset == 2 {
 		side = verdict.DestinationEnd
 	}
-	c := verdict.InPorts(side, ranges)
+	c := verdict.InPorts(side, ranges).ReadBlindly()
 	if not {
 		c = c.Negated()
 	}

@@ -23,16 +23,24 @@ func Tables(c *verdict.Compiler, family host.Family, tables []host.NFTTable, int
 	var out []*verdict.Table
 	for i := range tables {
 		t := &tables[i]
-		if t.Dormant || !meets(family, t) {
+		if !meets(family, t) {
 			continue
 		}
 		id := verdict.TableID{Native: t.Family, Table: t.Name}
-		l := &language{family: family, table: t, names: names}
-		out = append(out, c.Table(id, l, l.sources()))
+		var compiled *verdict.Table
+		if l := (&language{family: family, table: t, names: names}); t.Dormant {
+			compiled = c.Table(id, l, nil)
+		} else {
+			compiled = c.Table(id, l, l.sources())
+		}
+		compiled.Join(Joins(t, family))
+		out = append(out, compiled)
 	}
 	if why != "" {
 		id := verdict.TableID{Native: verdict.Unread}
-		out = append(out, c.Table(id, unread{}, doubts("nftables", why, verdict.LocalIn, verdict.Forwarding, verdict.LocalOut)))
+		t := c.Table(id, unread{}, doubts("nftables", why, verdict.LocalIn, verdict.Forwarding, verdict.LocalOut))
+		t.Join(verdict.Maybe)
+		out = append(out, t)
 	}
 	return out
 }

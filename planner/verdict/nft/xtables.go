@@ -105,6 +105,7 @@ func (b *builder) match(e *host.NFTExpr) {
 		known = len(d) >= 9
 		b.portRange(d, 0, d.u8(8)&1 != 0)
 		b.portRange(d, 4, d.u8(8)&2 != 0)
+		b.need(verdict.Fragments(verdict.Whole, verdict.FirstFragment))
 	case "icmp", "icmp6": // struct ipt_icmp, ip6t_icmp
 		kind := uint16(d.u8(0))
 		if kind == 255 && name == "icmp" {

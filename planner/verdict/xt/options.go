@@ -18,7 +18,7 @@ import (
 // plainModules are the matches that say nothing beyond their options.
 var plainModules = words.Set("tcp", "udp", "udplite", "sctp", "dccp", "icmp", "icmp6", "icmpv6", "comment", "multiport", "state", "conntrack", "iprange", "addrtype",
 	"limit", "hashlimit", "mark", "connmark", "set", "owner", "mac", "pkttype", "length", "physdev", "recent", "statistic", "string", "ttl", "hl", "tos", "dscp", "ecn",
-	"time", "rt", "frag", "hbh", "dst", "u32", "bpf", "quota", "connbytes", "connlimit", "connlabel", "helper", "tcpmss", "esp", "ah", "realm", "policy", "cpu", "cgroup", "devgroup", "nfacct", "osf")
+	"time", "rt", "frag", "ipv6header", "hbh", "dst", "u32", "bpf", "quota", "connbytes", "connlimit", "connlabel", "helper", "tcpmss", "esp", "ah", "realm", "policy", "cpu", "cgroup", "devgroup", "nfacct", "osf")
 
 // XTables is the language of iptables' rules. It reads rules of one family.
 type XTables host.Family
@@ -26,12 +26,15 @@ type XTables host.Family
 // Read is Language's.
 func (f XTables) Read(r *verdict.Rule, table verdict.TableID, source *verdict.RuleSource) {
 	s := xtables.Parse(source.Words)
-	b := ruleBuilder{family: host.Family(f), r: r, s: s, cts: map[int]*verdict.CT{}}
+	b := ruleBuilder{family: host.Family(f), r: r, s: s, native: table.Backend == host.NFT, cts: map[int]*verdict.CT{}}
 	for _, o := range s.Matches {
 		b.option(o)
 	}
 	b.modules()
 	b.finish(table.Backend)
+	if xtables.JoinsFragments(source.Words) {
+		r.Join()
+	}
 	r.Do(targetOf(table.Table, s))
 }
 
@@ -41,6 +44,7 @@ type ruleBuilder struct {
 	r      *verdict.Rule
 	s      xtables.Spec
 	sure   []verdict.Condition
+	native bool // some of its matches become nft's expressions
 	cts    map[int]*verdict.CT
 	// negated are where single ports that are not meant stand in sure, by side.
 	negated [2]negatedPort
@@ -56,6 +60,14 @@ func (b *ruleBuilder) add(not bool, m verdict.Condition) {
 		m = m.Negated()
 	}
 	b.sure = append(b.sure, m)
+}
+
+// header adds what a rule asks of the protocol's own header.
+func (b *ruleBuilder) header(not bool, m verdict.Condition) {
+	if b.native {
+		m = m.ReadBlindly()
+	}
+	b.add(not, m)
 }
 
 func side(dst bool) verdict.Side {
@@ -88,13 +100,11 @@ func (b *ruleBuilder) option(o xtables.Option) {
 	case "-o":
 		b.r.Out(arg, o.Not)
 	case "-f":
-		if !o.Not {
-			b.add(false, verdict.Never()) // tracking joins fragments, and no packet here is one
-		}
+		b.add(o.Not, verdict.Fragments(verdict.MiddleFragment, verdict.LastFragment))
 	case "--sport", "--sports", "--dport", "--dports", "--ports":
 		ok = b.ports(o, arg)
 	case "--syn":
-		b.add(o.Not, verdict.Flags(verdict.TCPFin|verdict.TCPSyn|verdict.TCPRst|verdict.TCPAck, verdict.TCPSyn))
+		b.header(o.Not, verdict.Flags(verdict.TCPFin|verdict.TCPSyn|verdict.TCPRst|verdict.TCPAck, verdict.TCPSyn))
 	case "--tcp-flags":
 		ok = b.flags(o)
 	case "--icmp-type", "--icmpv6-type":
@@ -128,7 +138,9 @@ func (b *ruleBuilder) option(o xtables.Option) {
 		if ok && o.Not {
 			b.add(false, verdict.Never())
 		}
-	case "--rt-type", "--rt-segsleft", "--rt-len", "--rt-0-res", "--rt-0-addrs", "--rt-0-not-strict", "--fragid", "--fraglen", "--fragres", "--fragfirst", "--fraglast", "--fragmore",
+	case "--fragfirst", "--fraglast", "--fragmore", "--fragid", "--fraglen", "--fragres", "--header", "--soft":
+		ok = b.fragment(o, arg)
+	case "--rt-type", "--rt-segsleft", "--rt-len", "--rt-0-res", "--rt-0-addrs", "--rt-0-not-strict",
 		"--hbh-len", "--hbh-opts", "--dst-len", "--dst-opts":
 		// About extension headers (net/ipv6/netfilter/ip6t_rt.c and others): no
 		// packet here has one, and they do not match then, negated or not.
@@ -183,17 +195,55 @@ func (b *ruleBuilder) connection(o xtables.Option, arg string) (ok bool) {
 	return ok
 }
 
+// fragment adds what an option asks of the fragment header of IPv6
+// (net/ipv6/netfilter/ip6t_frag.c, ip6t_ipv6header.c). It reports false for what
+// cannot be told of a packet that has one.
+func (b *ruleBuilder) fragment(o xtables.Option, arg string) (ok bool) {
+	parts := []verdict.Fragment{verdict.FirstFragment, verdict.MiddleFragment, verdict.LastFragment}
+	ok = true
+	switch o.Name {
+	case "--fragfirst":
+		parts = parts[:1]
+	case "--fraglast":
+		parts = parts[2:]
+	case "--fragmore":
+		parts = parts[:2]
+	case "--soft":
+		return true
+	case "--header":
+		soft := func(o xtables.Option) bool { return o.Name == "--soft" }
+		if !slices.Contains([]string{"frag", "ipv6-frag", "44"}, arg) || !slices.ContainsFunc(b.s.Matches, soft) {
+			return false
+		}
+		b.add(o.Not, verdict.Fragments(parts...))
+		return true
+	default:
+		ok = false
+	}
+	b.add(false, verdict.Fragments(parts...))
+	return ok && !o.Not
+}
+
+// hasHeader are the matches that read the protocol's own header, and so match no
+// part of a datagram but the first, whatever else they ask for.
+var hasHeader = words.Set("tcp", "udp", "udplite", "sctp", "dccp", "icmp", "icmp6", "icmpv6", "multiport", "tcpmss", "ecn", "esp", "ah")
+
 // modules adds what modules ask for by themselves.
 func (b *ruleBuilder) modules() {
 	for i, m := range b.s.Modules {
 		if !plainModules[m] {
 			b.r.Vague()
 		}
+		if hasHeader[m] && !b.hasOptions(i+1) {
+			b.add(false, verdict.Fragments(verdict.Whole, verdict.FirstFragment))
+		}
 		switch {
 		case b.hasOptions(i + 1):
 		case m == "esp" || m == "ah":
 			b.r.Vague()
-		case m == "rt" || m == "frag" || m == "hbh" || m == "dst":
+		case m == "frag":
+			b.add(false, verdict.Fragments(verdict.FirstFragment, verdict.MiddleFragment, verdict.LastFragment))
+		case m == "rt" || m == "hbh" || m == "dst":
 			b.add(false, verdict.Never())
 		case m == "limit" || m == "hashlimit":
 			b.r.Rate()
@@ -210,7 +260,7 @@ func (b *ruleBuilder) modules() {
 func (b *ruleBuilder) finish(backend host.Backend) {
 	sport, dport := b.negated[verdict.SourceEnd], b.negated[verdict.DestinationEnd]
 	if backend == host.NFT && sport.at > 0 && dport.at > 0 {
-		joined := verdict.NeitherPort(sport.port, dport.port)
+		joined := verdict.NeitherPort(sport.port, dport.port).ReadBlindly()
 		b.sure[sport.at-1], b.sure[dport.at-1] = joined, joined
 	}
 	for _, m := range b.sure {
@@ -218,9 +268,11 @@ func (b *ruleBuilder) finish(backend host.Backend) {
 	}
 }
 
+// hasOptions is whether a match has options of its own. Those that any rule may
+// have, such as -i, may stand behind it too.
 func (b *ruleBuilder) hasOptions(mod int) bool {
 	for _, o := range b.s.Matches {
-		if o.Module == mod {
+		if o.Module == mod && strings.HasPrefix(o.Name, "--") && o.Name != "--ipv4" && o.Name != "--ipv6" {
 			return true
 		}
 	}
@@ -278,7 +330,11 @@ func (b *ruleBuilder) ports(o xtables.Option, arg string) bool {
 	if o.Name == "--ports" {
 		at = verdict.EitherEnd
 	}
-	b.add(o.Not, verdict.InPorts(at, p.Ranges))
+	if strings.HasSuffix(o.Name, "ports") { // xt_multiport, on either backend
+		b.add(o.Not, verdict.InPorts(at, p.Ranges))
+		return true
+	}
+	b.header(o.Not, verdict.InPorts(at, p.Ranges))
 	if o.Not && (o.Name == "--sport" || o.Name == "--dport") && len(p.Ranges) == 1 && p.Ranges[0].From == p.Ranges[0].To {
 		b.negated[at] = negatedPort{len(b.sure), p.Ranges[0].From}
 	}
@@ -301,7 +357,7 @@ func (b *ruleBuilder) flags(o xtables.Option) bool {
 			v[i] |= bit
 		}
 	}
-	b.add(o.Not, verdict.Flags(v[0], v[1]))
+	b.header(o.Not, verdict.Flags(v[0], v[1]))
 	return true
 }
 
@@ -341,7 +397,7 @@ func (b *ruleBuilder) icmp(not bool, arg string, six bool) bool {
 			from, to = uint8(n), uint8(n)
 		}
 	}
-	b.add(not, verdict.ICMP(kind, from, to))
+	b.header(not, verdict.ICMP(kind, from, to))
 	return true
 }
 
