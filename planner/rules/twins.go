@@ -42,6 +42,15 @@ type placed struct {
 	rule host.Rule
 }
 
+// comes are the rules that are new.
+func (w *twinWork) comes() []host.Rule {
+	out := slices.Clone(w.late)
+	for _, p := range w.insert {
+		out = append(out, p.rule)
+	}
+	return out
+}
+
 // twinsOf plans the twins of a table's rules on state.
 func (p *stage) twinsOf(r *host.Ruleset, table string, sections []*host.Table) (out []twinWork) {
 	translates := p.d.StatefulRules == declared.TranslateStateful && p.d.Mode != declared.Tuned
