@@ -117,15 +117,19 @@ func planBy(plan func(declared.Desired, host.Live) (planner.Plan, error), desire
 // judge judges a plan, by the connections that are open on this host now if it
 // can cut any of them off.
 func (e *env) judge(p *planned) error {
-	if planner.NeedsConnections(p.plan) {
-		s := *p.snapshot
-		s.ReadConnections(e.root, e.getenv("SSH_CONNECTION"), 0)
-		p.snapshot = &s
-		p.live.Connections, p.live.Notes = s.Connections, s.Notes
+	plan := func() (err error) {
+		p.plan, err = snapshot.Plan(p.desired, p.live)
+		return err
 	}
-	var err error
-	p.plan, err = snapshot.Plan(p.desired, p.live)
-	return err
+	if !planner.NeedsConnections(p.plan) {
+		return plan()
+	}
+	s := *p.snapshot
+	p.snapshot = &s
+	return s.JudgeConnections(e.root, e.getenv("SSH_CONNECTION"), func(s *snapshot.Snapshot) error {
+		p.live.Connections, p.live.Notes = s.Connections, s.Notes
+		return plan()
+	})
 }
 
 // needRoot explains why reading a host takes root.

@@ -23,16 +23,41 @@ const DefaultConnections = 10_000
 //
 // Connections are no facts: they come and go, and do not make a plan stale.
 func (s *Snapshot) ReadConnections(root, sshConnection string, limit int) {
-	s.readConnections(flows.Options{
-		Root: root, SSHConnection: sshConnection, Limit: limit,
-		Sets: slices.ContainsFunc(s.Rules, func(r Rules) bool { return strings.Contains(r.Text, "--match-set ") }),
-	})
+	s.readConnections(s.connections(root, sshConnection, limit))
 	s.Connections.Routing = routes.Read(root)
 }
 
 func (s *Snapshot) readConnections(o flows.Options) {
 	o.Tracked, o.Expect = s.Conntrack.Loaded, s.Conntrack.Count
-	c, notes := flows.Read(o)
+	s.take(flows.Read(o))
+}
+
+// JudgeConnections is ReadConnections, with what judge does for them: it begins
+// while the kernel still lists what it tracks, and is done again where that list
+// turns out not to be whole.
+func (s *Snapshot) JudgeConnections(root, sshConnection string, judge func(*Snapshot) error) error {
+	before := s.Notes
+	c, notes, settle := flows.ReadAhead(s.connections(root, sshConnection, 0))
+	s.take(c, notes)
+	s.Connections.Routing = routes.Read(root)
+	err := judge(s)
+	if settle() == nil {
+		return err
+	}
+	s.Notes = before
+	s.ReadConnections(root, sshConnection, 0)
+	return judge(s)
+}
+
+// connections says what to read of them.
+func (s *Snapshot) connections(root, sshConnection string, limit int) flows.Options {
+	return flows.Options{
+		Root: root, SSHConnection: sshConnection, Limit: limit, Tracked: s.Conntrack.Loaded, Expect: s.Conntrack.Count,
+		Sets: slices.ContainsFunc(s.Rules, func(r Rules) bool { return strings.Contains(r.Text, "--match-set ") }),
+	}
+}
+
+func (s *Snapshot) take(c *host.Connections, notes []string) {
 	for i := range c.Addresses {
 		c.Addresses[i].Interface = strings.ToValidUTF8(c.Addresses[i].Interface, "\uFFFD")
 	}

@@ -177,11 +177,11 @@ func forecast() *boot.Forecasts {
 	none := boot.Rules{Family: host.IPv6, State: boot.RulesNone, Source: "no saved rules file"}
 	const block = "/etc/modprobe.d/ctplan-block.conf:1 keeps nf_conntrack from loading"
 	return &boot.Forecasts{
-		Now: boot.Forecast{
+		Now: boot.Forecast{Native: []boot.Native{},
 			Module: boot.Module{State: boot.ModuleUnloaded, Source: block}, Sysctls: []boot.Value{},
 			Rules: []boot.Rules{{Family: host.IPv4, File: "/etc/iptables/rules.v4", State: boot.RulesFail, Source: "/etc/iptables/rules.v4:5 needs nf_conntrack: " + block}, none},
 		},
-		After: boot.Forecast{
+		After: boot.Forecast{Native: []boot.Native{},
 			Module:   boot.Module{State: boot.ModuleLoaded, Source: "/etc/modules-load.d/netfilter.conf:1"},
 			Max:      &boot.Value{Known: true, Value: 524288, Source: "/etc/sysctl.conf:4"},
 			Hashsize: &boot.Value{Known: true, Value: 131072, Source: "/etc/modprobe.d/netfilter.conf:1"},
@@ -194,7 +194,7 @@ func forecast() *boot.Forecasts {
 func hostileForecast(s string) *boot.Forecasts {
 	f := func(n int64) boot.Forecast {
 		v := boot.Value{Key: s, Known: n == 1, Value: n, Source: s}
-		return boot.Forecast{
+		return boot.Forecast{Native: []boot.Native{},
 			Module: boot.Module{State: boot.ModuleState(s), Source: s}, Max: &v, Hashsize: &v, Sysctls: []boot.Value{v},
 			Rules: []boot.Rules{{Family: host.Family(s), File: s, State: boot.RulesRestored, Rules: int(n), Source: s}},
 		}

@@ -39,11 +39,12 @@ const (
 // It says nothing of what happens later, and takes for granted that services
 // do what they do where nobody changed them.
 type Forecast struct {
-	Module   Module  `json:"module"`
-	Max      *Value  `json:"max,omitempty"`      // entries; nil where the module is not loaded
-	Hashsize *Value  `json:"hashsize,omitempty"` // buckets; nil where the module is not loaded
-	Sysctls  []Value `json:"sysctls"`            // other keys of connection tracking that boot sets, by name
-	Rules    []Rules `json:"rules"`              // at least one of each family
+	Module   Module   `json:"module"`
+	Max      *Value   `json:"max,omitempty"`      // entries; nil where the module is not loaded
+	Hashsize *Value   `json:"hashsize,omitempty"` // buckets; nil where the module is not loaded
+	Sysctls  []Value  `json:"sysctls"`            // other keys of connection tracking that boot sets, by name
+	Rules    []Rules  `json:"rules"`              // at least one of each family
+	Native   []Native `json:"native"`             // tables of native nftables that the kernel calls now
 }
 
 // Module is whether boot loads nf_conntrack.
@@ -100,6 +101,7 @@ func Foresee(l host.Live) Forecast {
 		f.loadEarly()
 	}
 	f.restore()
+	f.native()
 	f.loadLate()
 	f.sizes()
 	return f.out

@@ -78,6 +78,10 @@ func (f *foresight) restoreFile(r *host.Ruleset) Rules {
 		out.Rules += len(t.Rules) - stand[t.Name]
 		stand[t.Name] = len(t.Rules)
 	}
+	if flush := f.flushes(r.Family); flush != "" {
+		out.State, out.Rules = RulesUnknown, 0
+		out.Source = fmt.Sprintf("%s flushes the rules of all, and nothing orders nftables.service and %s", flush, services[at])
+	}
 	return out
 }
 

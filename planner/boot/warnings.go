@@ -33,6 +33,7 @@ func Warnings(d declared.Desired, l host.Live, f Forecast) []change.Warning {
 		w.unloaded()
 	}
 	w.rules()
+	w.native()
 	return w.out
 }
 
@@ -135,6 +136,26 @@ func (w *bootWarner) rules() {
 			w.warn("file."+r.File, w.d.ModeSource, "a boot does not restore this file: %s", r.Source)
 		case r.State == RulesUnknown:
 			w.warn("file."+r.File, w.d.ModeSource, "whether a boot restores this file is not known: %s", r.Source)
+		}
+	}
+}
+
+// native warns of tables that a boot may leave otherwise than the plan was judged
+// by, where it takes anything out of tracking.
+func (w *bootWarner) native() {
+	if len(w.d.Chains) == 0 || w.l.Boot == nil || w.l.Boot.Init == "" {
+		return
+	}
+	for _, n := range w.boot.Native {
+		address := "nftables." + strings.Replace(n.Table, " ", ".", 1)
+		const judged = ", so what it then does with what is no longer tracked was not judged"
+		switch n.State {
+		case NativeOther:
+			w.warn(address, w.d.ModeSource, "a boot does not load the table %s as it is now: %s%s", n.Table, n.Source, judged)
+		case NativeIdle:
+			w.warn(address, w.d.ModeSource, "a boot does not load the table %s: %s", n.Table, n.Source)
+		case NativeUnknown:
+			w.warn(address, w.d.ModeSource, "whether a boot loads the table %s as it is now is not known: %s%s", n.Table, n.Source, judged)
 		}
 	}
 }

@@ -4,7 +4,7 @@ import "net/netip"
 
 // Connections is what is connected to and through a host at one moment.
 type Connections struct {
-	Flows    []Flow    `json:"flows"`    // tracked, in the order of the table
+	Flows    []Flow    `json:"flows"`    // tracked, in the order of the table; see All
 	Total    int64     `json:"total"`    // how many are tracked; more than Flows where a limit held
 	Sockets  []Socket  `json:"sockets"`  // by protocol and address
 	Operator []Session `json:"operator"` // what ctplan itself was started through
@@ -22,6 +22,31 @@ type Connections struct {
 
 	// Unread is what of these could not be read: what a plan does to it is not known.
 	Unread []Unread `json:"unread,omitempty"`
+
+	// Coming gives the tracked connections while they are being read, in place of
+	// Flows and Total: it waits until there are more than n, or all, and returns
+	// those that there are. The first are the same whenever it is asked. Nil: Flows
+	// are all.
+	Coming func(n int) (flows []Flow, all bool) `json:"-"`
+}
+
+// Beyond are the tracked connections that are there: more than n, or all.
+func (c *Connections) Beyond(n int) (flows []Flow, all bool) {
+	if c.Coming == nil {
+		return c.Flows, true
+	}
+	return c.Coming(n)
+}
+
+// All are the tracked connections. It waits for those that are being read.
+func (c *Connections) All() []Flow {
+	for n := 0; ; {
+		flows, all := c.Beyond(n)
+		if all {
+			return flows
+		}
+		n = len(flows)
+	}
 }
 
 // Unread is something that could not be read.

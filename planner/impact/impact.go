@@ -4,9 +4,11 @@ package impact
 
 import (
 	"cmp"
+	"maps"
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/ctplan/ctplan/planner/change"
 	"github.com/ctplan/ctplan/planner/declared"
@@ -103,7 +105,8 @@ func sortGroups(g []FlowGroup) {
 		}
 		return 1
 	}
-	slices.SortStableFunc(g, func(a, b FlowGroup) int {
+	// Of equals there are none: that is what makes them groups.
+	slices.SortFunc(g, func(a, b FlowGroup) int {
 		return cmp.Or(cmp.Compare(operator(a), operator(b)), cmp.Compare(severity[a.Result], severity[b.Result]), cmp.Compare(b.Count, a.Count),
 			strings.Compare(a.Service, b.Service), strings.Compare(string(a.Family), string(b.Family)), strings.Compare(a.After, b.After), strings.Compare(a.Before, b.Before), strings.Compare(a.Stage, b.Stage))
 	})
@@ -203,99 +206,194 @@ func sameRule(a, b *verdict.RuleRef) bool {
 	return a == b || a != nil && b != nil && *a == *b
 }
 
-// tally collects fates; examples are the first of each.
+// tally collects fates, as one goroutine finds them.
 type tally struct {
-	groups map[Fate]*found
-	order  []Fate
+	groups  map[Fate]*found
+	leaving []int
+	kin     map[judge.Kin]decided // what became of the first of a kin
+	asked   judge.Kin             // of the connection that is judged next
+	isKin   bool
 }
 
-type found struct {
-	count    int64
-	examples []string
-	first    judge.Connection
+// decided is what Decide says.
+type decided struct {
+	fate Fate
+	ok   bool
 }
 
-func (t *tally) add(f Fate, c *judge.Connection) {
-	if t.groups == nil {
-		t.groups = map[Fate]*found{}
+// maxKin bounds how many kins one goroutine remembers.
+const maxKin = 1 << 15
+
+// like counts a connection of which a kin was judged. It reports whether one was.
+func (t *tally) like(j *judge.Judge, n int, f *host.Flow) bool {
+	if t.asked, t.isKin = j.KinOf(f); !t.isKin {
+		return false
 	}
+	d, ok := t.kin[t.asked]
+	if !ok {
+		return false
+	}
+	d.fate.port = judge.ServicePort(f.Protocol, f.Reply.SrcPort)
+	t.note(d, n)
+	return true
+}
+
+// judge judges a connection that like has not counted.
+func (t *tally) judge(j *judge.Judge, n int, c *judge.Connection) {
+	var d decided
+	d.fate, d.ok = Decide(j, c)
+	if t.isKin && len(t.kin) < maxKin {
+		t.kin[t.asked] = d
+	}
+	t.note(d, n)
+}
+
+func (t *tally) note(d decided, n int) {
+	if d.ok {
+		t.add(d.fate, n)
+	}
+	if d.fate.leaves {
+		t.leaving = append(t.leaving, n)
+	}
+}
+
+// found are connections of one fate: how many, and the first of them by their
+// numbers.
+type found struct {
+	fate  Fate
+	count int64
+	first [maxExamples]int
+}
+
+func (t *tally) add(f Fate, n int) {
 	g := t.groups[f]
 	if g == nil {
-		g = &found{first: *c}
+		g = &found{fate: f}
 		t.groups[f] = g
-		t.order = append(t.order, f)
+	}
+	if g.count < maxExamples {
+		g.first[g.count] = n
 	}
 	g.count++
-	if len(g.examples) < maxExamples {
-		g.examples = append(g.examples, c.String())
-	}
 }
+
+// merge adds another's, which come in their own order.
+func (g *found) merge(o *found) {
+	all := append(slices.Clone(g.examples()), o.examples()...)
+	slices.Sort(all)
+	copy(g.first[:], all)
+	g.count += o.count
+}
+
+func (g *found) examples() []int { return g.first[:min(g.count, maxExamples)] }
 
 // flows judges the connections of the family, in parallel.
 func flows(j *judge.Judge, total *Impact) {
-	workers := max(1, min(runtime.GOMAXPROCS(0), len(j.Connections.Flows)/1024))
-	parts, leaving := make([]tally, workers+1), make([][]host.Tuple, workers+1)
-	j.Each(workers, func(worker int, c *judge.Connection) {
-		fate, ok := Decide(j, c)
-		if ok {
-			parts[worker].add(fate, c)
-		}
-		if fate.leaves {
-			leaving[worker] = append(leaving[worker], c.Packets[0].Orig)
-		}
-	})
+	tracked := max(int(j.Live.Conntrack.Count), len(j.Connections.Flows))
+	workers := max(1, min(runtime.GOMAXPROCS(0), tracked/1024))
+	parts := make([]tally, workers+1)
+	for i := range parts {
+		parts[i] = tally{groups: map[Fate]*found{}, kin: map[judge.Kin]decided{}}
+	}
+	j.Each(workers, func(worker, n int, f *host.Flow) bool { return parts[worker].like(j, n, f) },
+		func(worker, n int, c *judge.Connection) { parts[worker].judge(j, n, c) })
 	collect(j, parts, total)
-	for _, l := range leaving {
-		total.Leaving = append(total.Leaving, l...)
+}
+
+// collect puts together what was found, in the order of the connections.
+func collect(j *judge.Judge, parts []tally, total *Impact) {
+	all, leaving := parts[0].groups, []int(nil)
+	for i, t := range parts {
+		leaving = append(leaving, t.leaving...)
+		if i == 0 {
+			continue
+		}
+		for f, g := range t.groups {
+			if first := all[f]; first != nil {
+				first.merge(g)
+			} else {
+				all[f] = g
+			}
+		}
+	}
+	order := slices.SortedFunc(maps.Values(all), func(a, b *found) int { return cmp.Compare(a.first[0], b.first[0]) })
+	known := make(map[groupKey]int, len(order))
+	total.Groups = slices.Grow(total.Groups, len(order))
+	start := len(total.Groups)
+	examples := make([][]int, 0, len(order)) // of the groups from start on
+	var c judge.Connection
+	for _, g := range order {
+		f := &g.fate
+		switch f.Result {
+		case FlowLost:
+			total.Lost += g.count
+		case FlowUnknown:
+			total.Unknown += g.count
+		case FlowGained:
+			total.Gained += g.count
+		default:
+			total.Kept += g.count
+		}
+		key, at := groupOf(j, f)
+		i, ok := known[key]
+		if !ok {
+			i = len(total.Groups)
+			known[key] = i
+			examples = append(examples, nil)
+			total.Groups = append(total.Groups, FlowGroup{
+				Result: key.result, Operator: key.operator, Fragments: key.fragments, Service: key.service, Family: j.Family, Before: key.before, After: key.after, Stage: key.stage, rule: f.after,
+			})
+			if f.Result == FlowLost {
+				j.Nth(&c, g.first[0])
+				Decide(j, &c) // its states, as they were judged
+				total.Groups[i].cuts = Cuts(j, at, &c, f.after)
+			}
+		}
+		total.Groups[i].Count += g.count
+		more := g.examples()
+		examples[i-start] = append(examples[i-start], more[:min(len(more), maxExamples-len(examples[i-start]))]...)
+	}
+	describe(j, total.Groups[start:], examples)
+	slices.Sort(leaving)
+	for _, n := range leaving {
+		j.Nth(&c, n)
+		total.Leaving = append(total.Leaving, c.Packets[0].Orig)
 	}
 }
 
-func collect(j *judge.Judge, parts []tally, total *Impact) {
-	known := map[groupKey]int{}
-	for _, t := range parts {
-		for _, f := range t.order {
-			g := t.groups[f]
-			switch f.Result {
-			case FlowLost:
-				total.Lost += g.count
-			case FlowUnknown:
-				total.Unknown += g.count
-			case FlowGained:
-				total.Gained += g.count
-			default:
-				total.Kept += g.count
-			}
-			group := FlowGroup{Result: f.Result, Operator: f.operator, Service: judge.ServiceName(f.proto, f.port, f.way), Family: j.Family}
-			if f.before != nil {
-				group.Before = j.Name(f.before)
-			}
-			if f.after != nil {
-				group.After, group.rule = j.Name(f.after), f.after
-			}
-			group.Fragments = f.fragments
-			at := j.End()
-			if f.stage > 0 {
-				at = j.Stages[f.stage]
-				group.Stage = at.Name
-			}
-			key := groupKey{group.Result, group.Operator, group.Fragments, group.Service, group.Before, group.After, group.Stage}
-			i, ok := known[key]
-			if !ok {
-				i = len(total.Groups)
-				known[key] = i
-				if f.Result == FlowLost {
-					group.cuts = Cuts(j, at.Evaluator, &g.first, f.after)
-				}
-				total.Groups = append(total.Groups, group)
-			}
-			total.Groups[i].Count += g.count
-			for _, e := range g.examples {
-				if len(total.Groups[i].Examples) < maxExamples {
-					total.Groups[i].Examples = append(total.Groups[i].Examples, e)
+// describe writes out the examples of groups, in parallel: there may be as many
+// groups as there are ports.
+func describe(j *judge.Judge, groups []FlowGroup, examples [][]int) {
+	var wg sync.WaitGroup
+	workers := max(1, min(runtime.GOMAXPROCS(0), len(groups)/1024))
+	for w := range workers {
+		wg.Go(func() {
+			for i := len(groups) * w / workers; i < len(groups)*(w+1)/workers; i++ {
+				groups[i].Examples = make([]string, len(examples[i]))
+				for k, n := range examples[i] {
+					groups[i].Examples[k] = j.Describe(n)
 				}
 			}
-		}
+		})
 	}
+	wg.Wait()
+}
+
+// groupOf is the group that a fate belongs to, and the rules that decide it.
+func groupOf(j *judge.Judge, f *Fate) (key groupKey, at *verdict.Evaluator) {
+	key = groupKey{result: f.Result, operator: f.operator, fragments: f.fragments, service: judge.ServiceName(f.proto, f.port, f.way)}
+	if f.before != nil {
+		key.before = j.Name(f.before)
+	}
+	if f.after != nil {
+		key.after = j.Name(f.after)
+	}
+	end := j.End()
+	if f.stage > 0 {
+		end = j.Stages[f.stage]
+		key.stage = end.Name
+	}
+	return key, end.Evaluator
 }
 
 // groupKey is a FlowGroup as a map's key.

@@ -67,8 +67,8 @@ func partsOfService(j *judge.Judge, s *host.Socket, visits []judge.Visited, tota
 // blockImpact turns what is lost into reasons not to go on.
 func blockImpact(d declared.Desired, l host.Live, im *Impact, p *change.Report) {
 	c := l.Connections
-	if c.Total > int64(len(c.Flows)) {
-		p.Warn("connections", fmt.Sprintf("of %d tracked connections %d were read, and judged", c.Total, len(c.Flows)), declared.Pos{})
+	if n := len(c.All()); c.Total > int64(n) {
+		p.Warn("connections", fmt.Sprintf("of %d tracked connections %d were read, and judged", c.Total, n), declared.Pos{})
 	}
 	blocks := func(risk declared.Risk, groups []FlowGroup, what func(FlowGroup) string, noun, nouns string) {
 		n, more := 0, int64(0)

@@ -245,10 +245,5 @@ func (j *Judge) Routes() bool {
 			}
 		}
 	}
-	for _, f := range j.Connections.Flows {
-		if f.Orig.Src.Is4() == (j.Family == host.IPv4) && j.Places.Way(f.Orig.Src, f.Reply.Src) == Forward {
-			return true
-		}
-	}
-	return false
+	return j.Seen().Forward
 }

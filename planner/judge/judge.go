@@ -46,6 +46,9 @@ type Judge struct {
 	nobody      []netip.Addr            // see stranger
 	named       map[bool][]netip.Prefix // see namedNetworks
 	operators   map[host.Session]bool
+	listens     map[protocol.Port]bool // ports that some socket listens on
+	seen        *Seen                  // see Seen
+	classes     *[1 << 16]uint16       // of ports; nil where rules tell all apart
 	ways        ways
 	tcpLoose    verdict.State // of a packet of a connection that tracking does not know
 	liberal     bool          // tracking takes packets of TCP that are out of its window
@@ -192,7 +195,7 @@ func New(d declared.Desired, l host.Live, f host.Family, sets []*host.Ruleset, w
 		}
 	}
 	j := &Judge{
-		Desired: d, Live: l, Family: f, mixed: len(sets) > 1, Connections: conns, Places: newPlaceMap(conns, f), operators: map[host.Session]bool{}, named: map[bool][]netip.Prefix{},
+		Desired: d, Live: l, Family: f, mixed: len(sets) > 1, Connections: conns, Places: newPlaceMap(conns, f), operators: map[host.Session]bool{}, listens: map[protocol.Port]bool{}, named: map[bool][]netip.Prefix{},
 		tables: state, Stages: []Stage{state.stage("")}, specs: map[verdict.RuleRef]xtables.Spec{}, matched: map[verdict.RuleRef]xtables.Packets{}, sets: sets, facts: facts,
 	}
 	j.ways.marks = routing.New(conns.Routing, f)
@@ -210,12 +213,18 @@ func New(d declared.Desired, l host.Live, f host.Family, sets []*host.Ruleset, w
 			j.Stages = append(j.Stages, state.change(verdict.TableID{Backend: step.Backend, Table: section.Table}, section.Ops, split))
 		}
 	}
+	j.classes, _ = c.PortClass()
 	for _, r := range sets {
 		j.rawRules(r.Backend, state.models[verdict.TableID{Backend: r.Backend, Table: "raw"}], words)
 	}
 	for _, r := range nft.Rules(l.NFT, f, nft.DecidesTracking) {
 		j.Untracks = append(j.Untracks, r.Ref)
 		j.matched[r.Ref] = r.Packets
+	}
+	for _, s := range conns.Sockets {
+		if s.Listening {
+			j.listens[protocol.Port{Protocol: s.Protocol, Port: s.Local.Port()}] = true
+		}
 	}
 	for _, s := range conns.Operator {
 		j.operators[s] = true

@@ -42,11 +42,21 @@ type Connection struct {
 }
 
 // String is the connection as a person writes it.
-func (c *Connection) String() string {
-	if !protocol.CarriesPorts(c.Proto) {
-		return c.Orig.Src.String() + " -> " + c.Orig.Dst.String()
+func (c *Connection) String() string { return describe(c.Proto, c.Orig) }
+
+func describe(proto uint8, t host.Tuple) string {
+	b := make([]byte, 0, 96)
+	if !protocol.CarriesPorts(proto) {
+		b = append(t.Src.AppendTo(b), " -> "...)
+		return string(t.Dst.AppendTo(b))
 	}
-	return netip.AddrPortFrom(c.Orig.Src, c.Orig.SrcPort).String() + " -> " + netip.AddrPortFrom(c.Orig.Dst, c.Orig.DstPort).String()
+	b = append(netip.AddrPortFrom(t.Src, t.SrcPort).AppendTo(b), " -> "...)
+	return string(netip.AddrPortFrom(t.Dst, t.DstPort).AppendTo(b))
+}
+
+// thereOf is the way there of a tracked connection, as the filter table sees it.
+func thereOf(f *host.Flow) host.Tuple {
+	return host.Tuple{Src: f.Orig.Src, Dst: f.Reply.Src, SrcPort: f.Orig.SrcPort, DstPort: f.Reply.SrcPort}
 }
 
 type socketKey struct {
@@ -54,11 +64,11 @@ type socketKey struct {
 	local, remote netip.AddrPort
 }
 
-// sockets are the local ends that a tracked connection may have: who opened it
+// socketsOf are the local ends that a tracked connection may have: who opened it
 // sees the destination from before a translation.
-func (c *Connection) sockets(f *host.Flow) [3]socketKey {
-	a, b := netip.AddrPortFrom(c.Orig.Src, c.Orig.SrcPort), netip.AddrPortFrom(c.Orig.Dst, c.Orig.DstPort)
-	return [3]socketKey{{c.Proto, a, b}, {c.Proto, b, a}, {c.Proto, a, netip.AddrPortFrom(f.Orig.Dst, f.Orig.DstPort)}}
+func socketsOf(f *host.Flow) [3]socketKey {
+	a, b := netip.AddrPortFrom(f.Orig.Src, f.Orig.SrcPort), netip.AddrPortFrom(f.Reply.Src, f.Reply.SrcPort)
+	return [3]socketKey{{f.Protocol, a, b}, {f.Protocol, b, a}, {f.Protocol, a, netip.AddrPortFrom(f.Orig.Dst, f.Orig.DstPort)}}
 }
 
 // TCP states of connection tracking that no more packets are due in.
@@ -67,13 +77,14 @@ const (
 	TCPClose    = 8
 )
 
-// ofFlow makes the packets of a tracked connection. It reports false for one
-// that is over.
-func (j *Judge) ofFlow(c *Connection, f *host.Flow) bool {
-	if f.Protocol == protocol.TCP && (f.TCPState == TCPTimeWait || f.TCPState == TCPClose) {
-		return false
-	}
-	there := host.Tuple{Src: f.Orig.Src, Dst: f.Reply.Src, SrcPort: f.Orig.SrcPort, DstPort: f.Reply.SrcPort}
+// over is whether no more packets are due of a tracked connection.
+func over(f *host.Flow) bool {
+	return f.Protocol == protocol.TCP && (f.TCPState == TCPTimeWait || f.TCPState == TCPClose)
+}
+
+// ofFlow makes the packets of a tracked connection.
+func (j *Judge) ofFlow(c *Connection, f *host.Flow) {
+	there := thereOf(f)
 	*c = Connection{Proto: f.Protocol, Orig: there}
 	c.Translated = f.Reply.Dst != f.Orig.Src || f.Reply.Src != f.Orig.Dst || protocol.CarriesPorts(f.Protocol) && (f.Reply.DstPort != f.Orig.SrcPort || f.Reply.SrcPort != f.Orig.DstPort)
 	base := verdict.Packet{
@@ -109,7 +120,6 @@ func (j *Judge) ofFlow(c *Connection, f *host.Flow) bool {
 	j.route(c, first, back, f.Status&host.StatusSeenReply != 0)
 	c.Operator = j.isOperator(c)
 	c.Strict = f.Protocol == protocol.TCP && !f.Liberal && !j.liberal
-	return true
 }
 
 func echo(proto uint8, reply bool) uint8 {
@@ -142,7 +152,7 @@ func (j *Judge) isOperator(c *Connection) bool {
 }
 
 // ofSocket makes the packets of a connection that is not tracked.
-func (j *Judge) ofSocket(c *Connection, s *host.Socket, listens bool) {
+func (j *Judge) ofSocket(c *Connection, s *host.Socket) {
 	out := host.Tuple{Src: s.Local.Addr(), Dst: s.Remote.Addr(), SrcPort: s.Local.Port(), DstPort: s.Remote.Port()}
 	in := host.Tuple{Src: out.Dst, Dst: out.Src, SrcPort: out.DstPort, DstPort: out.SrcPort}
 	*c = Connection{Proto: s.Protocol}
@@ -151,7 +161,7 @@ func (j *Judge) ofSocket(c *Connection, s *host.Socket, listens bool) {
 		base.TCPFlags, base.State = verdict.TCPAck, j.tcpLoose
 	}
 	first, back := base, base
-	if listens {
+	if j.listens[protocol.Port{Protocol: s.Protocol, Port: s.Local.Port()}] {
 		c.Orig, c.Port = in, ServicePort(s.Protocol, in.DstPort)
 	} else {
 		c.Orig, c.Port = out, ServicePort(s.Protocol, out.DstPort)

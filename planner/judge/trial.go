@@ -54,7 +54,7 @@ func (j *Judge) KeepsAll(s Stage, c *Connection, limit int) bool {
 		return false
 	}
 	kept := true
-	j.Each(1, func(_ int, open *Connection) {
+	j.Each(1, nil, func(_, _ int, open *Connection) {
 		if limit--; limit >= 0 && kept {
 			kept = !cut(j.At(j.Stages[0], open, false), j.At(s, open, false))
 		}

@@ -209,36 +209,60 @@ func (j *Judge) sources() (out []netip.Addr, all bool) {
 // MaxSources bounds the source addresses that a service is tried with.
 const MaxSources = 256
 
+// batch is how many tracked connections one goroutine takes at a time.
+const batch = 512
+
 // Each calls visit with every connection of the family: what is tracked, from
 // that many goroutines at once and with their numbers, then, numbered last,
-// what only a socket knows of. A connection is gone when visit returns.
-func (j *Judge) Each(workers int, visit func(worker int, c *Connection)) {
+// what only a socket knows of. n says which it is, for Nth; to one goroutine
+// they come in that order. A connection is gone when visit returns.
+//
+// What is tracked is shown to like before, unless that is nil: where it says that
+// it knows the connection, that is not made.
+//
+// It begins with those that are there while others are still being read.
+func (j *Judge) Each(workers int, like func(worker, n int, f *host.Flow) bool, visit func(worker, n int, c *Connection)) {
 	conns := j.Connections
 	known := make(map[socketKey]bool, len(conns.Sockets))
-	listens := map[protocol.Port]bool{}
 	for _, s := range conns.Sockets {
-		if s.Listening {
-			listens[protocol.Port{Protocol: s.Protocol, Port: s.Local.Port()}] = true
-		} else {
+		if !s.Listening {
 			known[socketKey{s.Protocol, s.Local, s.Remote}] = false
 		}
+	}
+	var mu sync.Mutex
+	taken := 0
+	take := func() (list []host.Flow, first int) {
+		mu.Lock()
+		defer mu.Unlock()
+		first = taken
+		list, _ = conns.Beyond(first)
+		taken = min(first+batch, len(list))
+		return list[first:taken], first
 	}
 	tracked := make([][]socketKey, workers)
 	var wg sync.WaitGroup
 	for w := range workers {
 		wg.Go(func() {
 			var c Connection
-			for i := len(conns.Flows) * w / workers; i < len(conns.Flows)*(w+1)/workers; i++ {
-				f := &conns.Flows[i]
-				if f.Orig.Src.Is4() != (j.Family == host.IPv4) || !j.ofFlow(&c, f) {
-					continue
-				}
-				for _, key := range c.sockets(f) {
-					if _, ok := known[key]; ok {
-						tracked[w] = append(tracked[w], key)
+			for list, first := take(); len(list) > 0; list, first = take() {
+				for i := range list {
+					f := &list[i]
+					if f.Orig.Src.Is4() != (j.Family == host.IPv4) || over(f) {
+						continue
 					}
+					if len(known) > 0 {
+						for _, key := range socketsOf(f) {
+							if _, ok := known[key]; ok {
+								tracked[w] = append(tracked[w], key)
+							}
+						}
+					}
+					if like != nil && like(w, first+i, f) {
+						continue
+					}
+					j.ofFlow(&c, f)
+					visit(w, first+i, &c)
 				}
-				visit(w, &c)
 			}
 		})
 	}
@@ -254,9 +278,28 @@ func (j *Judge) Each(workers int, visit func(worker int, c *Connection)) {
 		if s.Listening || s.Local.Addr().Is4() != (j.Family == host.IPv4) || known[socketKey{s.Protocol, s.Local, s.Remote}] {
 			continue
 		}
-		j.ofSocket(&c, s, listens[protocol.Port{Protocol: s.Protocol, Port: s.Local.Port()}])
-		visit(workers, &c)
+		j.ofSocket(&c, s)
+		visit(workers, taken+i, &c)
 	}
+}
+
+// Nth makes the connection that Each numbers so.
+func (j *Judge) Nth(c *Connection, n int) {
+	if flows := j.Connections.All(); n < len(flows) {
+		j.ofFlow(c, &flows[n])
+	} else {
+		j.ofSocket(c, &j.Connections.Sockets[n-len(flows)])
+	}
+}
+
+// Describe is the connection that Each numbers so, as a person writes it.
+func (j *Judge) Describe(n int) string {
+	if flows := j.Connections.All(); n < len(flows) {
+		return describe(flows[n].Protocol, thereOf(&flows[n]))
+	}
+	var c Connection
+	j.Nth(&c, n)
+	return c.String()
 }
 
 // ServiceName names what a connection is for.
@@ -283,7 +326,7 @@ func ServiceName(proto uint8, port uint16, w Way) string {
 	case port == HighPorts:
 		name += "/high ports"
 	default:
-		name += fmt.Sprintf("/%d", port)
+		name += "/" + strconv.Itoa(int(port))
 	}
 	return name + " " + [...]string{"in", "out", "forward", "lo"}[w]
 }

@@ -110,7 +110,9 @@ func ToLetThrough(l *host.Live, cuts []Cut, accept string) Advice {
 		}
 		cuts = cuts[n:]
 	}
-	out.Text = strings.Join(parts, "; and ")
+	if out.Text = strings.Join(parts, "; and "); accept == "" && len(out.Commands) > 0 {
+		out.Text += "; and ask for it in an accept block, which says who may get in by that"
+	}
 	return out
 }
 

@@ -27,7 +27,7 @@ func hasAnswers(j *judge.Judge, x *judge.Example) bool {
 	case x.Proto != protocol.UDP || oneWay[x.Orig.DstPort] == "":
 		return true
 	}
-	for _, f := range j.Connections.Flows {
+	for _, f := range j.Connections.All() {
 		if f.Protocol == x.Proto && f.Orig.DstPort == x.Orig.DstPort && f.Status&host.StatusSeenReply != 0 && f.Orig.Src.Is4() == (j.Family == host.IPv4) {
 			return true
 		}

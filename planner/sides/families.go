@@ -194,5 +194,5 @@ func hasTraffic(j *judge.Judge, t *declared.Traffic, x *judge.Example) bool {
 	open := func(f host.Flow) bool {
 		return f.Protocol == x.Proto && f.Orig.Src.Is4() == (j.Family == host.IPv4) && !f.Orig.Src.IsLoopback() && inPorts(t.RemotePorts, f.Reply.SrcPort) && len(t.LocalPorts) == 0
 	}
-	return x.Way != judge.Forward && slices.ContainsFunc(j.Connections.Sockets, listens) || slices.ContainsFunc(j.Connections.Flows, open)
+	return x.Way != judge.Forward && slices.ContainsFunc(j.Connections.Sockets, listens) || slices.ContainsFunc(j.Connections.All(), open)
 }

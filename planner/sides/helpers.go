@@ -169,16 +169,13 @@ func UsesHelper(j *judge.Judge, h Helper) (Use, bool) {
 			way(judge.In)
 		}
 	}
-	expected := false
-	for i := range j.Connections.Flows {
-		f := &j.Connections.Flows[i]
-		expected = expected || f.Status&host.StatusExpected != 0
-		if f.Reply.SrcPort == h.Port && slices.Contains(h.Protos, f.Protocol) && f.Orig.Src.Is4() == (j.Family == host.IPv4) {
-			w := j.Places.Way(f.Orig.Src, f.Reply.Src)
-			u.where = "connections that are open on " + judge.ServiceName(f.Protocol, h.Port, w)
+	for _, proto := range h.Protos {
+		for _, w := range j.Seen().Ways(proto, h.Port) {
+			u.where = "connections that are open on " + judge.ServiceName(proto, h.Port, w)
 			way(w)
 		}
 	}
+	expected := j.Seen().Expected
 	seen := len(u.Ways) > 0
 	if rule, chain := assigns(j, h); rule != "" {
 		u.where, u.Sure = rule, true

@@ -250,7 +250,7 @@ func (p *stage) impactNames(f host.Family, r *verdict.RuleRef) bool {
 // answered is whether a connection of this kind is open and has been answered:
 // then both its ways matter.
 func answered(j *judge.Judge, c *judge.Connection) bool {
-	return slices.ContainsFunc(j.Connections.Flows, func(f host.Flow) bool {
+	return slices.ContainsFunc(j.Connections.All(), func(f host.Flow) bool {
 		return f.Protocol == c.Proto && f.Status&host.StatusSeenReply != 0 && f.Orig.Src.Is4() == (j.Family == host.IPv4) &&
 			(!protocol.CarriesPorts(c.Proto) || f.Orig.DstPort == c.Orig.DstPort) && j.Places.Way(f.Orig.Src, f.Reply.Src) == c.Way
 	})

@@ -139,7 +139,7 @@ func (c *cover) learn(d declared.Desired, l host.Live, plan planner.Plan) bool {
 		if j == nil || len(j.Stages) < 2 {
 			continue
 		}
-		j.Each(1, func(_ int, conn *judge.Connection) {
+		j.Each(1, nil, func(_, _ int, conn *judge.Connection) {
 			fate, ok := impact.Decide(j, conn)
 			if !ok || conn.Translated {
 				return
@@ -396,7 +396,7 @@ func (c *cover) forwards(f host.Family) bool {
 // seen says in a sentence what the proposal was made from.
 func (c *cover) seen(p planner.Plan) string {
 	var flows, sockets int64
-	for _, f := range c.l.Connections.Flows {
+	for _, f := range c.l.Connections.All() {
 		if f.Protocol != protocol.TCP || f.TCPState != judge.TCPTimeWait && f.TCPState != judge.TCPClose {
 			flows++
 		}

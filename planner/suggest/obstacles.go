@@ -60,7 +60,7 @@ func obstacles(d declared.Desired, l host.Live, plan planner.Plan) []*obstacle {
 				o.add(service, impact.Cuts(j, j.End().Evaluator, c, end.Rule), &l)
 			}
 		}
-		j.Each(1, func(_ int, c *judge.Connection) { try(c, j.At(j.Stages[0], c, false), j.At(j.End(), c, true), true) })
+		j.Each(1, nil, func(_, _ int, c *judge.Connection) { try(c, j.At(j.Stages[0], c, false), j.At(j.End(), c, true), true) })
 		for c := range j.Conversations() {
 			try(c, j.Opens(j.Stages[0], c), j.Opens(j.End(), c), false)
 		}

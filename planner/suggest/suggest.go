@@ -247,8 +247,8 @@ func (a *attempt) suggestion(l host.Live, mode declared.Mode, why string) Sugges
 		}
 		s.Remains = append(s.Remains, "these rules go, and what they keep out or count is not replaced: "+strings.Join(goes, "; ")+more)
 	}
-	if n := l.Connections.Total - int64(len(l.Connections.Flows)); n > 0 {
-		s.Remains = append(s.Remains, fmt.Sprintf("of %d tracked connections %d were read: what the others need is not covered", l.Connections.Total, len(l.Connections.Flows)))
+	if n := l.Connections.Total - int64(len(l.Connections.All())); n > 0 {
+		s.Remains = append(s.Remains, fmt.Sprintf("of %d tracked connections %d were read: what the others need is not covered", l.Connections.Total, len(l.Connections.All())))
 	}
 	if l.Connections.Anonymised {
 		s.Remains = append(s.Remains, "the addresses in this snapshot are stand-ins: where a block below names one that no rule names, put the real one there, or run ctplan suggest on the host")

@@ -48,6 +48,7 @@ type Compiler struct {
 	host  *hostFacts
 	facts Facts
 	rules map[TableID]map[ruleKey]Rule
+	ports PortClasses
 }
 
 // ruleKey is a rule among those of a table.
@@ -212,6 +213,7 @@ func (c *Compiler) rule(id TableID, language Language, source *RuleSource) Rule 
 		r.matches = append(r.matches, Condition{kind: matchUnknown})
 	}
 	r.rated = r.rated && !r.vague
+	c.ports.note(&r)
 	return r
 }
 

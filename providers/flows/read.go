@@ -2,6 +2,7 @@ package flows
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -35,29 +36,68 @@ const maxRoutes = 4096
 // Read reads the connections of this network namespace. The notes say what
 // could not be read, and what follows from that. It needs CAP_NET_ADMIN.
 func Read(o Options) (*host.Connections, []string) {
-	c := &host.Connections{}
-	var notes []string
-	failed := func(what string, err error) {
-		if err == nil {
-			return
-		}
-		if inner := errors.Unwrap(err); inner != nil && strings.HasPrefix(err.Error(), "reading "+what+": ") {
-			err = inner
-		}
-		why := strings.ToValidUTF8(strings.ReplaceAll(err.Error(), "\n", "; "), "\uFFFD")
-		c.Unread = append(c.Unread, host.Unread{What: what, Why: why})
-		notes = append(notes, fmt.Sprintf("reading %s: %s: what the plan does to them is not known", what, why))
-	}
-	// A dump walks every bucket of the machine's table, which takes 10 ms where
-	// this namespace has nothing in it.
-	if o.Tracked && o.Expect > 0 {
-		list, more, err := readTracked(o, int(max(0, min(o.Expect+o.Expect/16, 4<<20))))
-		failed("the table of tracked connections", err)
-		c.Flows, c.Total = list, int64(len(list))
+	r := reading{c: &host.Connections{}}
+	if o.tracked() {
+		list, more, err := readTracked(o, o.room())
+		r.failed("the table of tracked connections", err)
+		r.c.Flows, r.c.Total = list, int64(len(list))
 		if more || o.Recorded != nil && len(list) >= RecordedEntries {
-			c.Total = max(o.Expect, c.Total)
+			r.c.Total = max(o.Expect, r.c.Total)
 		}
 	}
+	r.rest(o)
+	return r.c, r.notes
+}
+
+// ReadAhead is Read that does not wait for the tracked connections: they come as
+// Connections.Coming says. settle is to be called once, when nobody waits for
+// them any more; then c is as Read would have made it, unless the error says
+// that the list is not whole.
+func ReadAhead(o Options) (c *host.Connections, notes []string, settle func() error) {
+	r := reading{c: &host.Connections{}}
+	settle = func() error { return nil }
+	if o.tracked() {
+		a := newArrivals(o.room())
+		go func() { a.end(Each(context.Background(), a.add)) }()
+		r.c.Coming = a.beyond
+		settle = func() (err error) {
+			r.c.Flows, err = a.all()
+			r.c.Total, r.c.Coming = int64(len(r.c.Flows)), nil
+			return err
+		}
+	}
+	r.rest(o)
+	return r.c, r.notes, settle
+}
+
+// tracked is whether there is anything tracked to read. A dump walks every bucket
+// of the machine's table, which takes 10 ms where this namespace has nothing in it.
+func (o Options) tracked() bool { return o.Tracked && o.Expect > 0 }
+
+// room is for how many tracked connections to make room at first.
+func (o Options) room() int { return int(max(0, min(o.Expect+o.Expect/16, 4<<20))) }
+
+// reading is what was read so far.
+type reading struct {
+	c     *host.Connections
+	notes []string
+}
+
+func (r *reading) failed(what string, err error) {
+	if err == nil {
+		return
+	}
+	if inner := errors.Unwrap(err); inner != nil && strings.HasPrefix(err.Error(), "reading "+what+": ") {
+		err = inner
+	}
+	why := strings.ToValidUTF8(strings.ReplaceAll(err.Error(), "\n", "; "), "\uFFFD")
+	r.c.Unread = append(r.c.Unread, host.Unread{What: what, Why: why})
+	r.notes = append(r.notes, fmt.Sprintf("reading %s: %s: what the plan does to them is not known", what, why))
+}
+
+// rest reads all but what is tracked.
+func (r *reading) rest(o Options) {
+	c, failed := r.c, r.failed
 	sockets, err := readSockets(o.Root, o.Recorded != nil)
 	failed("the sockets", err)
 	for _, s := range sockets {
@@ -70,18 +110,17 @@ func Read(o Options) (*host.Connections, []string) {
 		c.Operator = o.Recorded.operators()
 		failed("the interfaces", o.Recorded.places(o.Root, c))
 		c.Ephemeral = readEphemeral(o.Root)
-		return c, notes
+		return
 	}
 	c.Operator = operators(o.Root, o.SSHConnection, os.Getppid(), sockets)
 	if o.Sets {
 		c.Sets, err = readSets()
 		if err != nil { // rules that look into them match nobody knows what
-			notes = append(notes, fmt.Sprintf("reading the ipsets: %v: what rules with them do is not known", err))
+			r.notes = append(r.notes, fmt.Sprintf("reading the ipsets: %v: what rules with them do is not known", err))
 		}
 	}
 	failed("the interfaces", readPlaces(c))
 	c.Ephemeral = readEphemeral(o.Root)
-	return c, notes
 }
 
 // readEphemeral reads the range from which the kernel takes the ports of

@@ -8,6 +8,7 @@ import (
 
 	"github.com/ctplan/ctplan/internal/hostfile"
 	"github.com/ctplan/ctplan/planner/host"
+	"github.com/ctplan/ctplan/planner/nftables"
 )
 
 // confs are the rulesets that nftables.service loads: Debian's, and the Red
@@ -60,11 +61,12 @@ func matches(root, pattern string) []string {
 // tracking, for what it includes, and for where it declares what. It does not parse the language: it goes
 // by words outside of comments and strings, which in nft are reserved.
 func ParseConf(f host.File) host.NFTFile {
-	out := host.NFTFile{File: f, Chains: outline(f.Content)}
+	out := host.NFTFile{File: f}
+	out.Chains, out.Flush = outline(f.Content)
 	line := 0
 	for text := range strings.Lines(f.Content) {
 		line++
-		words := confWords(text)
+		words := nftables.Words(text)
 		for i, w := range words {
 			at := func(n int) string {
 				if i+n < 0 || i+n >= len(words) {
@@ -102,40 +104,4 @@ func needsTracking(word, before, after string) bool {
 		return before != "type" && before != "{" && before != "," && slices.Contains([]string{"", ";", "}", "to", ":", "random", "fully-random", "persistent", "comment"}, after)
 	}
 	return false
-}
-
-// confWords splits a line into words, strings with their opening quote, and
-// single marks; comments are left out.
-func confWords(line string) []string {
-	var words []string
-	for i := 0; i < len(line); {
-		c := line[i]
-		switch {
-		case c == '#':
-			return words
-		case c == '"':
-			end := strings.IndexByte(line[i+1:], '"')
-			if end < 0 {
-				end = len(line) - i - 1
-			}
-			words = append(words, line[i:i+1+end])
-			i += end + 2
-		case isWord(c):
-			start := i
-			for i < len(line) && isWord(line[i]) {
-				i++
-			}
-			words = append(words, line[start:i])
-		case c == ' ' || c == '\t' || c == '\n' || c == '\r':
-			i++
-		default:
-			words = append(words, line[i:i+1])
-			i++
-		}
-	}
-	return words
-}
-
-func isWord(c byte) bool {
-	return c == '_' || c == '-' || c == '.' || c == '/' || c == '@' || c == '$' || c-'0' < 10 || c|0x20-'a' < 26 || c >= 0x80
 }

@@ -81,6 +81,9 @@ func FuzzParseConf(f *testing.F) {
 			}
 		}
 		for _, c := range got.Chains {
+			if len(c.Texts) != len(c.Rules) {
+				t.Errorf("%d rules and %d texts", len(c.Rules), len(c.Texts))
+			}
 			for i, line := range c.Rules {
 				if line < 1 || line > len(lines) || i > 0 && line < c.Rules[i-1] {
 					t.Errorf("rules at lines %v", c.Rules)

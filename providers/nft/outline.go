@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	"github.com/ctplan/ctplan/planner/host"
+	"github.com/ctplan/ctplan/planner/nftables"
 )
 
 // maxOutline bounds how many rules of a file are placed.
@@ -13,12 +14,12 @@ const maxOutline = 100_000
 // outline finds where a rules file of nft declares tables, chains and rules. It
 // does not parse what the rules say; it goes by words, braces and the ends of
 // statements. Names that are made of variables are left out.
-func outline(content string) []host.NFTFileChain {
+func outline(content string) (chains []host.NFTFileChain, flush int) {
 	o := outliner{words: wordsOf(content), byName: map[[3]string]int{}}
 	for o.at < len(o.words) {
 		o.statement()
 	}
-	return o.chains
+	return o.chains, o.flush
 }
 
 // placed is a word with its line. The end of a line is a word too: "\n".
@@ -33,7 +34,7 @@ func wordsOf(content string) []placed {
 	for text := range strings.Lines(content) {
 		line++
 		goesOn := strings.HasSuffix(strings.TrimRight(text, "\r\n"), `\`)
-		for _, w := range confWords(text) {
+		for _, w := range nftables.Words(text) {
 			if w != `\` {
 				out = append(out, placed{w, line})
 			}
@@ -50,6 +51,7 @@ type outliner struct {
 	at     int
 	rules  int
 	chains []host.NFTFileChain
+	flush  int
 	byName map[[3]string]int // in chains: family, table, chain
 }
 
@@ -99,7 +101,9 @@ func (o *outliner) skip() {
 
 // statement takes one at the top of a file: a table, or a command.
 func (o *outliner) statement() {
+	start := o.at
 	words, line, opens := o.header()
+	header := len(words)
 	if o.peek() == "}" && !opens {
 		o.at++ // closes nothing
 	}
@@ -125,17 +129,52 @@ func (o *outliner) statement() {
 	case kind == "table" && opens && len(words) == 1:
 		o.table(family, words[0], line)
 		return
+	case kind == "ruleset" && verb == "flush" && len(words) == 0 && !opens:
+		o.flush = line
+		o.forget(func(*host.NFTFileChain) bool { return true }, true)
+	case kind == "table" && len(words) == 1 && (verb == "delete" || verb == "flush" || verb == "destroy"):
+		o.forget(func(c *host.NFTFileChain) bool { return c.Family == family && c.Table == words[0] }, verb != "flush")
+	case kind == "chain" && len(words) == 2 && (verb == "delete" || verb == "flush" || verb == "destroy"):
+		o.forget(func(c *host.NFTFileChain) bool {
+			return c.Family == family && c.Table == words[0] && c.Name == words[1]
+		}, verb != "flush")
 	case kind == "chain" && len(words) > 1 && (verb == "add" || verb == "create"):
-		o.chain(family, words[0], words[1], line)
+		c := o.chain(family, words[0], words[1], line)
+		if opens {
+			o.body(c)
+			o.rest()
+			return
+		}
 	case kind == "rule" && len(words) > 1:
-		o.command(verb, o.chain(family, words[0], words[1], line), words[2:], line)
+		said := header - len(words) + 2 // words before those of the rule
+		if opens {
+			o.skip()
+			o.rest()
+			opens = false
+		}
+		o.command(verb, o.chain(family, words[0], words[1], line), o.between(start, o.at)[said:], line)
 	}
 	if opens {
 		o.skip()
-		if kind == "rule" || kind == "chain" {
-			o.rest()
-		}
 	}
+}
+
+// forget is for what takes away what a file has declared so far: the rules of
+// chains, or the chains with them.
+func (o *outliner) forget(of func(*host.NFTFileChain) bool, whole bool) {
+	kept := o.chains[:0]
+	clear(o.byName)
+	for _, c := range o.chains {
+		if of(&c) {
+			if whole {
+				continue
+			}
+			c.Rules, c.Texts = nil, nil
+		}
+		o.byName[[3]string{c.Family, c.Table, c.Name}] = len(kept)
+		kept = append(kept, c)
+	}
+	o.chains = kept
 }
 
 // rest goes to the end of a statement that has braces in it.
@@ -156,18 +195,19 @@ func (o *outliner) command(verb string, c *host.NFTFileChain, words []string, li
 	}
 	byPlace := len(words) > 0 && slices.Contains([]string{"position", "handle", "index"}, words[0])
 	if verb == "add" && !byPlace {
-		o.rule(c, line)
+		o.rule(c, line, words)
 		return
 	}
 	c.Unsure = true
 }
 
-func (o *outliner) rule(c *host.NFTFileChain, line int) {
+func (o *outliner) rule(c *host.NFTFileChain, line int, words []string) {
 	if o.rules++; o.rules > maxOutline {
 		c.Unsure = true
 		return
 	}
 	c.Rules = append(c.Rules, line)
+	c.Texts = append(c.Texts, nftables.Canonical(words))
 }
 
 // chain is the chain of that name, declared at line if it is new.
@@ -216,12 +256,38 @@ func (o *outliner) body(c *host.NFTFileChain) {
 			o.at++
 			continue
 		}
-		if c != nil && !slices.Contains([]string{"type", "policy", "comment", "flags", "devices", "device", "include", "define"}, w.text) {
-			o.rule(c, w.line)
-		}
-		if c != nil && w.text == "include" {
-			c.Unsure = true
-		}
+		start := o.at
 		o.rest()
+		if c != nil {
+			o.part(c, w, o.between(start, o.at))
+		}
+	}
+}
+
+// between are the words from one place to another, of whatever lines, without
+// the ends of statements before them.
+func (o *outliner) between(start, end int) (words []string) {
+	for _, w := range o.words[start:end] {
+		if w.text != "\n" && (w.text != ";" || len(words) > 0) {
+			words = append(words, w.text)
+		}
+	}
+	return words
+}
+
+// part takes one statement of a chain's body.
+func (o *outliner) part(c *host.NFTFileChain, first placed, words []string) {
+	switch first.text {
+	case "type":
+		base, ok := nftables.Base(words)
+		c.Unsure = c.Unsure || !ok || c.Base != "" && c.Base != base
+		c.Base = base
+	case "policy":
+		c.Policy = words[len(words)-1]
+	case "comment":
+	case "include", "define", "flags", "device", "devices", "redefine", "undefine":
+		c.Unsure = true
+	default:
+		o.rule(c, first.line, words)
 	}
 }

@@ -13,7 +13,7 @@ import (
 func outlineText(chains []host.NFTFileChain) string {
 	var b strings.Builder
 	for _, c := range chains {
-		fmt.Fprintf(&b, "%s %s %s:%d %v", c.Family, c.Table, c.Name, c.Line, c.Rules)
+		fmt.Fprintf(&b, "%s %s %s:%d %v %s %s %q", c.Family, c.Table, c.Name, c.Line, c.Rules, c.Base, c.Policy, c.Texts)
 		if c.Unsure {
 			b.WriteString(" unsure")
 		}
@@ -50,15 +50,25 @@ add rule $x c accept
 table ip6 six
 }
 `
-	const want = `inet fw :4 []
-inet fw in:7 [10 10 12 14 21]
-inet fw two:16 [17] unsure
-ip t :20 []
-ip t c:20 [20] unsure
-ip6 six c:22 [22]
+	const want = `inet fw :4 []   []
+inet fw in:7 [10 10 12 14 21] filter input 0 drop ["iif lo accept" "ct state vmap {established : accept,invalid : drop}" "tcp dport $web accept" "jump {tcp dport 1 accept ; tcp dport 2 drop ;}" "drop"]
+inet fw two:16 [17]   ["accept"] unsure
+ip t :20 []   []
+ip t c:20 [20]   ["drop"] unsure
+ip6 six c:22 [22] filter input 0  ["tcp dport {1,2} accept"]
 `
-	if got := outlineText(outline(file)); got != want {
+	chains, _ := outline(file)
+	if got := outlineText(chains); got != want {
 		t.Errorf("got\n%swant\n%s", got, want)
+	}
+}
+
+// TestOutlineTakenAway: what a file takes away again, it does not load.
+func TestOutlineTakenAway(t *testing.T) {
+	chains, flush := outline("table t { chain c { drop; }; }\ntable u { chain c { drop; }; }\nflush ruleset\nadd table ip t\ndelete table ip t; table ip t { chain c { accept; }; chain d { accept; }; }\nflush chain t d\ndelete chain t x\n")
+	const want = "ip t :5 []   []\nip t c:5 [5]   [\"accept\"]\nip t d:5 []   []\n"
+	if got := outlineText(chains); got != want || flush != 3 {
+		t.Errorf("flushed at %d\n%swant\n%s", flush, got, want)
 	}
 }
 
@@ -77,7 +87,8 @@ func TestOutlineOfCorpus(t *testing.T) {
 			t.Fatal(err)
 		}
 		places := map[string]host.NFTFileChain{}
-		for _, c := range outline(string(ruleset)) {
+		chains, _ := outline(string(ruleset))
+		for _, c := range chains {
 			places[c.Family+" "+c.Table+" "+c.Name] = c
 		}
 		for _, table := range tables {

@@ -44,7 +44,7 @@ func planImpact(s *space) error {
 	if _, err := s.exec(rules, "iptables-restore"); err != nil {
 		return err
 	}
-	return s.impact("", 1)
+	return s.impact("", 0.6)
 }
 
 // impact plans with impactFlows connections open, on rules that are there.

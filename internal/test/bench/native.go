@@ -109,5 +109,5 @@ func planNativeImpact(s *space) error {
 	if ok, err := s.load(native(impactRules)); err != nil || !ok {
 		return err
 	}
-	return s.impact("native ", 1)
+	return s.impact("native ", 0.6)
 }

@@ -122,7 +122,7 @@ func (l *lab) fragments(f host.Family) *probe {
 }
 
 // asksForTracking is what rules have that is about connections.
-var asksForTracking = regexp.MustCompile(`(?m)^.*(--ctstate|--state|conntrack|connmark|CONNMARK|connbytes|\bct ).*\n`)
+var asksForTracking = regexp.MustCompile(`(?m)^.*(--ctstate|--state|conntrack|connmark|CONNMARK|connbytes|SYNPROXY|synproxy|\bct ).*\n`)
 
 // chainRule is the beginning of a rule of iptables.
 var chainRule = regexp.MustCompile(`(?m)^-A \S+ `)

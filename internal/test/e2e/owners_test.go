@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"cmp"
+	"encoding/json"
 	"maps"
 	"regexp"
 	"slices"
@@ -18,7 +19,8 @@ const untracked = `locals {
 }
 
 conntrack "x" {
-  mode = "notrack"
+  mode       = "notrack"
+  allow_risk = ["connection_marks"]
 
   notrack "web" {
     protocol   = "tcp"
@@ -45,6 +47,37 @@ conntrack "x" {
     local    = local.here
   }
   notrack "syslog" {
+    protocol    = "udp"
+    remote_port = 514
+    direction   = "forward"
+  }
+
+  accept "web" {
+    protocol   = "tcp"
+    local      = local.here
+    local_port = 8080
+  }
+  accept "https" {
+    protocol    = "tcp"
+    local       = local.here
+    remote_port = 443
+    initiator   = "local"
+  }
+  accept "dns" {
+    protocol   = "udp"
+    local      = local.here
+    local_port = 53
+  }
+  accept "ntp" {
+    protocol    = "udp"
+    local       = local.here
+    remote_port = 123
+  }
+  accept "ping" {
+    protocol = "icmp"
+    local    = local.here
+  }
+  accept "syslog" {
     protocol    = "udp"
     remote_port = 514
     direction   = "forward"
@@ -108,7 +141,7 @@ func TestRemediesOfOwners(t *testing.T) {
 		"helper": {
 			config:  helped,
 			furnish: func(h *host) { loads(h, natives["states"]) },
-			where:   regexp.MustCompile(`^(connections that are open|a service that listens) on tcp/21 in$|^inet filter input handle \d+: .*|^policy drop of inet filter input`),
+			where:   regexp.MustCompile(`^(connections that are open|a service that listens) on tcp/21 in$|^ct helper inet filter ftp$|^inet filter input handle \d+: .*|^policy drop of inet filter input`),
 			mend:    runs,
 		},
 		"file": {
@@ -121,7 +154,7 @@ func TestRemediesOfOwners(t *testing.T) {
 			},
 		},
 		"firewalld": {
-			config:  untracked,
+			config:  strings.Replace(untracked, `["connection_marks"]`, `["exposed"]`, 1),
 			furnish: func(h *host) { h.firewalld(zones) },
 			where:   regexp.MustCompile(`^inet firewalld filter_\w+ handle \d+: reject .* \(made by firewalld\)$`),
 			mend:    runs,
@@ -219,5 +252,43 @@ func (h *host) adds(doc document) {
 			lines = slices.Insert(lines, a.at-1, a.line)
 		}
 		h.write(file, strings.Join(lines, "\n"))
+	}
+}
+
+// TestBootOfNative: what a boot loads is held against what is there, by which a
+// plan is judged.
+func TestBootOfNative(t *testing.T) {
+	h := newHost(t, live.NFT, "crossroads")
+	h.sh(`
+		mkdir -p /run/systemd/system /etc/systemd/system/sysinit.target.wants
+		ln -s /lib/systemd/system/nftables.service /etc/systemd/system/sysinit.target.wants/nftables.service`)
+	loads(h, natives["states"])
+	table := func() (state, source string) {
+		t.Helper()
+		var status struct {
+			Forecast struct {
+				Native []struct{ Table, State, Source string }
+			}
+		}
+		out := h.ctplan(exitOK, "status", "--json")
+		if err := json.Unmarshal([]byte(out.stdout), &status); err != nil || len(status.Forecast.Native) != 1 || status.Forecast.Native[0].Table != "inet filter" {
+			t.Fatalf("%v\n%s", err, out.stdout)
+		}
+		return status.Forecast.Native[0].State, status.Forecast.Native[0].Source
+	}
+	if state, source := table(); state != "same" || source != "/etc/nftables.d/10-host.nft:2" {
+		t.Errorf("as it was loaded: %s: %s", state, source)
+	}
+	h.sh("nft insert rule inet filter input position $(nft -a list chain inet filter input | sed -n 's/.*invalid drop.*handle //p') meta nfproto ipv4 ct state untracked udp sport 123 accept")
+	if state, source := table(); state != "other" || !strings.Contains(source, "/etc/nftables.d/10-host.nft:7 has another rule there: ct state invalid drop") {
+		t.Errorf("with a line that is in no file: %s: %s", state, source)
+	}
+	config := h.config("conntrack \"x\" {\n  mode = \"notrack\"\n\n  notrack \"ntp\" {\n    protocol    = \"udp\"\n    remote_port = 123\n  }\n}\n")
+	if plan := strings.Join(strings.Fields(h.try("plan", config).stdout), " "); !strings.Contains(plan, "a boot does not load the table inet filter as it is now: /etc/nftables.d/10-host.nft:7") {
+		t.Errorf("the plan does not warn:\n%s", plan)
+	}
+	h.sh("sed -i '7i meta nfproto ipv4 ct state untracked udp sport 123 accept' /etc/nftables.d/10-host.nft")
+	if state, source := table(); state != "same" {
+		t.Errorf("with the line in the file too: %s: %s", state, source)
 	}
 }
