@@ -72,7 +72,7 @@ func TestExamples(t *testing.T) {
 				}
 				got[host] = desired
 				// Translated rules go on letting in what they let in.
-				if desired.Mode != declared.Tuned && desired.StatefulRules != declared.TranslateStateful {
+				if (desired.Mode == declared.Notrack || desired.Mode == declared.Disabled) && desired.StatefulRules != declared.TranslateStateful {
 					neverLocksOut(t, desired)
 				}
 			}
