@@ -138,9 +138,9 @@ func TestBadJSON(t *testing.T) {
 // TestDeepJSON: nesting that would outgrow the stack is an error.
 func TestDeepJSON(t *testing.T) {
 	for name, content := range map[string]string{
-		"brackets":  `{"locals": {"a": ` + strings.Repeat("[", 1<<20) + strings.Repeat("]", 1<<20) + "}}",
-		"a string":  `{"locals": {"a": "${` + strings.Repeat("(", 1<<20) + strings.Repeat(")", 1<<20) + `}"}}`,
-		"operators": `{"locals": {"a": "${` + strings.Repeat("-", 1<<20) + `1}"}}`,
+		"brackets":  `{"locals": {"a": ` + strings.Repeat("[", 1<<17) + strings.Repeat("]", 1<<17) + "}}",
+		"a string":  `{"locals": {"a": "${` + strings.Repeat("(", 1<<17) + strings.Repeat(")", 1<<17) + `}"}}`,
+		"operators": `{"locals": {"a": "${` + strings.Repeat("-", 1<<17) + `1}"}}`,
 	} {
 		_, diags := schema.Load([]schema.Source{{Name: "a.hcl.json", Content: []byte(content)}}, schema.Vars{}, nil)
 		if !strings.Contains(text(t, diags), "nest more than 1000 deep") {

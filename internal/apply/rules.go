@@ -148,12 +148,12 @@ func (h *Host) insist(ctx context.Context, s *change.RulesStep, before journal.B
 		return errors.Join(err, again)
 	}
 	came := progressOf(live, u)
-	if came == len(s.Sections) || came < 0 {
+	if happened(live, u) || came < 0 {
 		return err // done, or others are at it too: reading back decides
 	}
 	again = h.replace(ctx, s.Family, s.Backend, s.Sections[came:])
 	if again == nil {
-		if live, again = h.Rules.Save(ctx, s.Family, s.Backend); again == nil && progressOf(live, u) != len(s.Sections) {
+		if live, again = h.Rules.Save(ctx, s.Family, s.Backend); again == nil && !happened(live, u) {
 			again = errors.New("read back, the rules are not what they should be")
 		}
 	}
@@ -181,6 +181,13 @@ func progressOf(live host.Ruleset, u undo) int {
 		}
 	}
 	return -1
+}
+
+// happened reports whether the rules stand as they do after all of the step's
+// sections: which may be as they stood before, where one takes back another.
+func happened(live host.Ruleset, u undo) bool {
+	sections := u.Step.Rules.Sections
+	return modelsOf(live, tableNames(sections)).stand(u.Before, len(sections))
 }
 
 // inverse returns the sections that take back the first came sections.
