@@ -30,7 +30,7 @@ COMMIT
 // for a host with no rules at all, and for a stateful server.
 func TestExamplePlans(t *testing.T) {
 	for _, tt := range []struct{ example, host string }{
-		{"notrack", "api-1"}, {"disabled", "web-1"}, {"tuned", "nat-1"}, {"ftp", "ftp-1"},
+		{"notrack", "api-1"}, {"disabled", "web-1"}, {"tuned", "nat-1"}, {"ftp", "ftp-1"}, {"translate", "web-1"},
 		{"fleet", "api-1"}, {"fleet", "web-1"}, {"fleet", "nat-1"}, {"fleet", "db-1"},
 	} {
 		for kind, rules := range map[string]string{"bare": "", "stateful": stateful} {

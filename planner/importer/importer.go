@@ -15,6 +15,7 @@ import (
 	"github.com/ctplan/ctplan/planner/etc"
 	"github.com/ctplan/ctplan/planner/host"
 	"github.com/ctplan/ctplan/planner/sizes"
+	"github.com/ctplan/ctplan/planner/translate"
 	"github.com/ctplan/ctplan/planner/words"
 )
 
@@ -91,10 +92,7 @@ func variants(d declared.Desired, l host.Live, render declared.Renderer) []Impor
 		return Imported{declared.Declaration{Host: l.Host.Name, Desired: d}, planner.Diff(d, l)}
 	}
 	var out []Imported
-	for _, policy := range []declared.StatefulPolicy{declared.RefuseStateful, declared.RemoveStateful} {
-		if d.Mode == declared.Tuned && policy == declared.RemoveStateful {
-			continue
-		}
+	for _, policy := range policies(d, l) {
 		d.StatefulRules = policy
 		got := try(d)
 		out = append(out, got)
@@ -115,6 +113,23 @@ func variants(d declared.Desired, l host.Live, render declared.Renderer) []Impor
 		}
 	}
 	return out
+}
+
+// policies are what may have become of rules on state. Stateless twins tell.
+func policies(d declared.Desired, l host.Live) []declared.StatefulPolicy {
+	if d.Mode == declared.Tuned {
+		return []declared.StatefulPolicy{declared.RefuseStateful}
+	}
+	for _, sets := range [][]host.Ruleset{l.Rulesets, l.SavedRules} {
+		for i := range sets {
+			for k := range sets[i].Tables {
+				if slices.ContainsFunc(sets[i].Tables[k].Rules, func(r host.Rule) bool { return translate.IsTwin(&r) }) {
+					return []declared.StatefulPolicy{declared.TranslateStateful, declared.RefuseStateful, declared.RemoveStateful}
+				}
+			}
+		}
+	}
+	return []declared.StatefulPolicy{declared.RefuseStateful, declared.RemoveStateful}
 }
 
 func inOrder(risks []declared.Risk) []declared.Risk {

@@ -78,7 +78,7 @@ func (p *stage) remaining(sets []host.Ruleset, f host.Family) (asks, looks bool)
 				}
 			}
 			for _, w := range p.foreign[r][table].twins {
-				for _, rule := range slices.Concat(w.insert, w.late) {
+				for _, rule := range w.comes() {
 					asks = asks || xtables.JoinsFragments(rule.Words)
 					t.add(rule.Chain, rule.Words)
 				}

@@ -29,11 +29,26 @@ type stateUnit struct {
 type twinWork struct {
 	rules  []*host.Rule
 	at     int
-	insert []host.Rule  // before rules[at]
+	insert []placed
 	drop   []*host.Rule // at the same time
 	late   []host.Rule  // at the end, before the first of close
 	close  []*host.Rule // goes at the end
 	told   change.Twins
+}
+
+// placed is a new rule before what stands at an index of its chain.
+type placed struct {
+	at   int
+	rule host.Rule
+}
+
+// comes are the rules that are new.
+func (w *twinWork) comes() []host.Rule {
+	out := slices.Clone(w.late)
+	for _, p := range w.insert {
+		out = append(out, p.rule)
+	}
+	return out
 }
 
 // twinsOf plans the twins of a table's rules on state.
@@ -147,7 +162,7 @@ func (p *stage) unit(r *host.Ruleset, table string, a *answerers, all []stateUni
 	case touched:
 		p.gradeRule(r, table, u.rule, &t, named)
 	}
-	missing, surplus := differ(t.Twins, u.twins)
+	missing, surplus := u.differ(t.Twins)
 	if touched {
 		w.insert, w.drop = missing, surplus
 	} else {
@@ -157,7 +172,7 @@ func (p *stage) unit(r *host.Ruleset, table string, a *answerers, all []stateUni
 	lets := letsThrough(u.rule)
 	switch {
 	case stays && len(u.originals) == 0 && lets:
-		w.insert = append(w.insert, *u.rule)
+		w.insert = append(w.insert, placed{u.at, *u.rule})
 	case stays && len(u.originals) == 0:
 		w.late = append(w.late, *u.rule)
 		w.close, w.drop = slices.Concat(w.drop, w.close), nil
@@ -190,19 +205,28 @@ func letsThrough(r *host.Rule) bool {
 }
 
 // differ compares the twins that are wanted with those that stand; their order
-// means nothing, nor does a second of the same.
-func differ(want []host.Rule, have []*host.Rule) (missing []host.Rule, surplus []*host.Rule) {
-	stands, wanted := map[string]bool{}, map[string]bool{}
-	for _, r := range have {
-		stands[xtables.Key(r.Words)] = true
-	}
-	for _, r := range want {
+// means nothing, nor does a second of the same. What is missing comes where it
+// would have stood.
+func (u *stateUnit) differ(want []host.Rule) (missing []placed, surplus []*host.Rule) {
+	stands, wanted := map[string]int{}, map[string]bool{}
+	for i, r := range u.twins {
 		key := xtables.Key(r.Words)
-		if wanted[key] = true; !stands[key] {
-			missing = append(missing, r)
+		if _, ok := stands[key]; !ok {
+			stands[key] = u.at + i
 		}
 	}
-	for _, r := range have {
+	next := u.at + len(u.twins)
+	for _, r := range slices.Backward(want) {
+		key := xtables.Key(r.Words)
+		wanted[key] = true
+		if at, ok := stands[key]; ok {
+			next = at
+		} else {
+			missing = append(missing, placed{next, r})
+		}
+	}
+	slices.Reverse(missing)
+	for _, r := range u.twins {
 		if !wanted[xtables.Key(r.Words)] {
 			surplus = append(surplus, r)
 		}
@@ -223,20 +247,24 @@ func told(rule *host.Rule, t *translate.Translation, touched bool) change.Twins 
 
 // scope is what is known of the traffic that a rule sees.
 func (p *stage) scope(r *host.Ruleset, a *answerers, u *stateUnit) translate.Scope {
-	bare := xtables.PacketsOf(xtables.Parse(withoutState(u.rule.Words)))
+	icmp := protocol.Canonical(map[host.Family]string{host.IPv4: "icmp", host.IPv6: "ipv6-icmp"}[r.Family])
 	in := translate.Scope{Family: r.Family, Answers: p.answers(r.Family, u.rule.Chain)}
-	in.Answered = a.taken(u.rule.Chain, u.at, "ESTABLISHED", bare, maxCallDepth)
-	errors := bare
-	if errors.Proto == "" || errors.NotProto {
-		errors.Proto, errors.NotProto = protocol.Canonical(map[host.Family]string{host.IPv4: "icmp", host.IPv6: "ipv6-icmp"}[r.Family]), false
+	taken := func(state string, q xtables.Packets) bool { return a.taken(u.rule.Chain, u.at, state, q, maxCallDepth) }
+	bare := func() xtables.Packets { return xtables.PacketsOf(xtables.Parse(withoutState(u.rule.Words))) }
+	in.Answered = func() bool { return taken("ESTABLISHED", bare()) }
+	in.Related = func() bool {
+		q := bare()
+		if q.Proto == "" || q.NotProto {
+			q.Proto, q.NotProto = icmp, false
+		}
+		return taken("RELATED", q)
 	}
-	in.Related = a.taken(u.rule.Chain, u.at, "RELATED", errors, maxCallDepth)
 	if p.d.Mode == declared.Disabled {
 		return in
 	}
 	q := xtables.PacketsOf(xtables.Parse(u.rule.Words))
 	in.Errors = slices.ContainsFunc(p.untrack, func(o untracked) bool {
-		return o.family == r.Family && slices.Contains(hooksBefore(u.rule.Chain), o.hook) && o.Proto != errors.Proto
+		return o.family == r.Family && slices.Contains(hooksBefore(u.rule.Chain), o.hook) && o.Proto != icmp
 	})
 	in.Untracks = func(proto string) (touched, covered bool) {
 		q := q
@@ -360,13 +388,13 @@ func (p *stage) answers(f host.Family, chain string) (out []string) {
 		var through bool
 		switch chain {
 		case "INPUT":
-			through = (t.Direction == declared.Both || t.Direction == declared.In) && len(t.LocalPorts) == 0
+			through = (t.Direction == declared.Both || t.Direction == declared.In) && (len(t.LocalPorts) == 0 || len(t.RemotePorts) > 0)
 		case "OUTPUT":
-			through = (t.Direction == declared.Both || t.Direction == declared.Out) && len(t.RemotePorts) == 0
+			through = (t.Direction == declared.Both || t.Direction == declared.Out) && (len(t.RemotePorts) == 0 || len(t.LocalPorts) > 0)
 		case "FORWARD":
 			through = t.Direction == declared.Forward
 		default:
-			through = len(t.LocalPorts) == 0 || len(t.RemotePorts) == 0
+			through = true
 		}
 		if through {
 			out = append(out, fmt.Sprintf("%q", t.Name))
@@ -414,6 +442,7 @@ type entry struct {
 // replace at once, chain by chain. at tells where rules stand then.
 func (w *tableWork) openTwins(do func(change.RuleOp)) (at map[string][]entry) {
 	at = map[string][]entry{}
+	next := map[string]int{}
 	for i := range w.twins {
 		t := &w.twins[i]
 		chain := t.rules[0].Chain
@@ -424,21 +453,20 @@ func (w *tableWork) openTwins(do func(change.RuleOp)) (at map[string][]entry) {
 			}
 		}
 		// What goes is taken away first: the new twins may read as it does.
-		before := slices.IndexFunc(list, func(e entry) bool { return e.id >= t.at })
 		for _, r := range t.drop {
 			i := slices.IndexFunc(list, func(e entry) bool { return e.text == r.Text })
 			do(change.RuleOp{Kind: change.DeleteRule, Chain: chain, Pos: i + 1, Rule: r.Text})
 			list = slices.Delete(list, i, i+1)
-			if i < before {
-				before--
+			next[chain] = min(next[chain], i)
+		}
+		for _, p := range t.insert {
+			i := min(next[chain], len(list)) // units come in order
+			for i < len(list) && list[i].id < p.at {
+				i++
 			}
-		}
-		if before < 0 {
-			before = len(list)
-		}
-		for k, r := range t.insert {
-			do(change.RuleOp{Kind: change.InsertRule, Chain: chain, Pos: before + k + 1, Rule: r.Text})
-			list = slices.Insert(list, before+k, entry{-1, r.Text})
+			next[chain] = i + 1
+			do(change.RuleOp{Kind: change.InsertRule, Chain: chain, Pos: i + 1, Rule: p.rule.Text})
+			list = slices.Insert(list, i, entry{-1, p.rule.Text})
 		}
 		at[chain] = list
 	}
@@ -484,11 +512,20 @@ func jumpPos(list []entry, old func(id int) bool, at int) int {
 func (w *tableWork) spliceTwins(f *change.FileEdit) {
 	for i := range w.twins {
 		t := &w.twins[i]
-		var b strings.Builder
-		for _, r := range slices.Concat(t.insert, t.late) {
-			b.WriteString("-A " + r.Chain + " " + r.Text + "\n")
+		add := func(at int, r host.Rule) {
+			line := "-A " + r.Chain + " " + r.Text + "\n"
+			if at == len(t.rules) {
+				f.Insert(t.rules[at-1].Span.End, line)
+			} else {
+				f.Insert(t.rules[at].Span.Start, line)
+			}
 		}
-		f.Insert(t.rules[t.at].Span.Start, b.String())
+		for _, p := range t.insert {
+			add(p.at, p.rule)
+		}
+		for _, r := range t.late {
+			add(t.at, r)
+		}
 		for _, r := range slices.Concat(t.drop, t.close) {
 			f.Replace(r.Span, "")
 		}

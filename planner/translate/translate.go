@@ -56,11 +56,11 @@ type Scope struct {
 	// Errors is whether errors of ICMP about what leaves tracking come by: where ICMP
 	// itself stays tracked they are INVALID then.
 	Errors bool
-	// Answered is whether a rule ahead takes all that goes on in a conversation, so
+	// Answered says whether a rule ahead takes all that goes on in a conversation, so
 	// that only what begins one comes here.
-	Answered bool
-	// Related is whether one takes all errors of ICMP about conversations.
-	Related bool
+	Answered func() bool
+	// Related says whether one takes all errors of ICMP about conversations.
+	Related func() bool
 	// Answers names what else lets in answers of protocols that show no sign of
 	// being one: the accept blocks that are declared.
 	Answers []string
@@ -411,10 +411,10 @@ var rated = words.Set("limit", "hashlimit", "recent", "quota", "statistic")
 // grade holds the twins against the rule.
 func (w *work) grade(t *Translator, out *Translation) {
 	d := t.compare(w, out.Twins)
-	if w.in.Answered {
+	if slices.ContainsFunc(d.wider, func(k kind) bool { return k.answers }) && w.in.Answered != nil && w.in.Answered() {
 		d.wider = slices.DeleteFunc(d.wider, func(k kind) bool { return k.answers })
 	}
-	if w.in.Related {
+	if slices.ContainsFunc(d.wider, func(k kind) bool { return k.errors }) && w.in.Related != nil && w.in.Related() {
 		d.wider = slices.DeleteFunc(d.wider, func(k kind) bool { return k.errors })
 	}
 	if i := slices.IndexFunc(d.narrower, func(k kind) bool { return k.answers && !k.isICMP }); i >= 0 && len(w.in.Answers) > 0 {

@@ -19,7 +19,7 @@ var (
 	everything = Scope{Family: host.IPv4}
 	six        = Scope{Family: host.IPv6}
 	tcpAlone   = Scope{Family: host.IPv4, Errors: true, Untracks: func(proto string) (touched, covered bool) { return proto == "tcp", proto == "tcp" }}
-	behind     = Scope{Family: host.IPv4, Answered: true, Related: true}
+	behind     = Scope{Family: host.IPv4, Answered: yes, Related: yes}
 	dns        = Scope{Family: host.IPv4, Answers: []string{`"dns"`}}
 )
 
@@ -29,6 +29,8 @@ func without(text string) string {
 	_, after, _ := strings.Cut(rest, `"`)
 	return strings.TrimSpace(before + strings.TrimPrefix(after, " "))
 }
+
+func yes() bool { return true }
 
 func TestRule(t *testing.T) {
 	const invalid = "packets out of a connection's window, and answers to nothing, are no longer told apart from others"

@@ -27,12 +27,13 @@ type TableModel struct {
 	name   string
 	chains []host.ChainDecl
 	rules  map[string][]string // by chain: rule text behind "-A CHAIN "
+	mine   map[string]bool     // the chains whose list nobody else has
 }
 
 // NewTable is a table of these sections. One of none is as the kernel
 // makes it: empty, every policy ACCEPT.
 func NewTable(name string, sections []*host.Table) *TableModel {
-	m := &TableModel{name: name, rules: map[string][]string{}}
+	m := &TableModel{name: name, rules: map[string][]string{}, mine: map[string]bool{}}
 	for _, t := range sections {
 		m.chains = append(m.chains, t.Chains...)
 		for i := range t.Rules {
@@ -53,7 +54,10 @@ func Model(r host.Ruleset, table string) *TableModel { return NewTable(table, r.
 
 // Clone is a copy on which operations can be tried.
 func (m *TableModel) Clone() *TableModel {
-	return &TableModel{name: m.name, chains: m.chains, rules: maps.Clone(m.rules)}
+	if len(m.mine) > 0 {
+		clear(m.mine)
+	}
+	return &TableModel{name: m.name, chains: m.chains, rules: maps.Clone(m.rules), mine: map[string]bool{}}
 }
 
 // Apply runs operations in order. It mirrors what iptables-restore --noflush
@@ -72,17 +76,27 @@ func (m *TableModel) apply(op change.RuleOp) {
 			m.chains = append(slices.Clip(m.chains), host.ChainDecl{Name: op.Chain, Policy: "-"})
 		}
 		m.rules[op.Chain] = op.Rules
+		delete(m.mine, op.Chain)
 	case change.DropChain:
 		m.chains = slices.DeleteFunc(slices.Clone(m.chains), func(c host.ChainDecl) bool { return c.Name == op.Chain })
 		delete(m.rules, op.Chain)
 	case change.InsertRule:
 		at := min(max(op.Pos-1, 0), len(rules))
-		m.rules[op.Chain] = slices.Insert(slices.Clone(rules), at, op.Rule)
+		m.rules[op.Chain] = slices.Insert(m.own(op.Chain), at, op.Rule)
 	case change.DeleteRule:
 		if i := slices.Index(rules, op.Rule); i >= 0 {
-			m.rules[op.Chain] = slices.Delete(slices.Clone(rules), i, i+1)
+			m.rules[op.Chain] = slices.Delete(m.own(op.Chain), i, i+1)
 		}
 	}
+}
+
+// own is a chain's list to be changed in place, which many operations on a long
+// one need.
+func (m *TableModel) own(chain string) []string {
+	if !m.mine[chain] {
+		m.rules[chain], m.mine[chain] = slices.Clone(m.rules[chain]), true
+	}
+	return m.rules[chain]
 }
 
 // Deletion is the operation that deletes the rule. Of equal rules iptables
@@ -104,7 +118,12 @@ func (m *TableModel) Chains() []host.ChainDecl { return m.chains }
 
 // Rules are the rules of a chain, in order, as iptables-save prints them
 // behind "-A CHAIN ". The list is not the caller's to change.
-func (m *TableModel) Rules(chain string) []string { return m.rules[chain] }
+func (m *TableModel) Rules(chain string) []string {
+	if m.mine[chain] {
+		delete(m.mine, chain)
+	}
+	return m.rules[chain]
+}
 
 // Lines prints the table as iptables-save does, without counters.
 func (m *TableModel) Lines() []string {

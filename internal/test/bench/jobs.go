@@ -18,6 +18,7 @@ var jobs = []job{
 	{"empty", planEmpty},
 	{"drift", driftQuiet},
 	{"foreign", planForeign},
+	{"translate", planTranslate},
 	{"accepts", applyAccepts},
 	{"six", sixTasks},
 	{"impact", planImpact},

@@ -39,6 +39,12 @@ var roles = []struct {
 	hands         []hand
 }{
 	{"notrack", "api-1", debian, false, ruleHands},
+	{"translate", "web-1", servesTCP, false, []hand{
+		{"deletes a twin", `iptables-save | grep -m1 'ctplan .*nosyn: ' | sed 's/^-A/iptables -D/' | sh`, filter, ""},
+		{"asks for the state again", `iptables -A INPUT -p tcp -m tcp --dport 8443 -m state --state NEW -j ACCEPT`, filter,
+			`-A INPUT -p tcp -m tcp --dport 8443 --tcp-flags FIN,SYN,RST,ACK SYN -m comment --comment "ctplan syn: -m state --state NEW" -j ACCEPT` + "\n"},
+		{"deletes a saved twin", `sed -i '0,/ctplan .*type3: /{/ctplan .*type3: /d}' /etc/iptables/rules.v4`, "file./etc/iptables/rules.v4", ""},
+	}},
 	{"ftp", "ftp-1", debian, false, ruleHands[:1]},
 	{"fleet", "api-1", debian, false, ruleHands[:1]},
 	{"fleet", "web-1", debian, false, nil},
@@ -168,6 +174,17 @@ func debian(h *host) {
 		iptables-save > /etc/iptables/rules.v4
 		ip6tables-save > /etc/iptables/rules.v6
 		chmod 0640 /etc/iptables/rules.v4`)
+}
+
+// servesTCP is debian, with rules on the state of TCP.
+func servesTCP(h *host) {
+	h.t.Helper()
+	debian(h)
+	h.sh(`
+		iptables -A INPUT -m state --state RELATED,ESTABLISHED -j ACCEPT
+		iptables -A INPUT -m conntrack --ctstate INVALID -j LOGDROP
+		iptables -A INPUT -p tcp -m tcp --dport 22 -m state --state NEW -m comment --comment "log in" -j ACCEPT
+		iptables-save > /etc/iptables/rules.v4`)
 }
 
 // redHat makes the host one that loads its rules with the init script of the
