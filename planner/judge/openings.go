@@ -182,8 +182,12 @@ func (o *Openings) Each(visit func(worker int, p *Opening)) int {
 	var wg sync.WaitGroup
 	for w := range workers {
 		wg.Go(func() {
+			var one Opening // for all, since there are many
 			for who := w; who < len(o.From); who += workers {
-				o.of(who, func(p *Opening) { visit(w, p) })
+				o.of(who, func(p Opening) {
+					one = p
+					visit(w, &one)
+				})
 			}
 		})
 	}
@@ -195,7 +199,7 @@ func (o *Openings) Each(visit func(worker int, p *Opening)) int {
 func (o *Openings) Workers() int { return runtime.GOMAXPROCS(0) }
 
 // of are those from one source.
-func (o *Openings) of(who int, visit func(p *Opening)) {
+func (o *Openings) of(who int, visit func(p Opening)) {
 	j, from := o.j, o.From[who].Addr
 	for what := range o.What {
 		if o.few != nil && !o.few[who] && !o.plain[what] && !o.pairs[[2]int{who, what}] {
@@ -227,11 +231,11 @@ func (o *Openings) of(who int, visit func(p *Opening)) {
 	}
 }
 
-func (o *Openings) visit(w Way, who, what int, p verdict.Packet, visit func(p *Opening)) {
+func (o *Openings) visit(w Way, who, what int, p verdict.Packet, visit func(p Opening)) {
 	if p.Protocol == protocol.ICMP || p.Protocol == protocol.ICMPv6 {
 		p.ICMPType = o.What[what].Type
 	}
-	visit(&Opening{Way: w, Who: who, What: what, In: p.In, To: p.Dst, Packet: p})
+	visit(Opening{Way: w, Who: who, What: what, In: p.In, To: p.Dst, Packet: p})
 }
 
 // Asked are the accepts that are declared, alone: a packet that they accept is
