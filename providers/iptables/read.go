@@ -138,7 +138,7 @@ func (t Tools) tellVersions(ctx context.Context, raws []Raw) {
 			continue
 		}
 		if _, ok := versions[r.Backend]; !ok {
-			_, versions[r.Backend] = t.askVersion(ctx, command(r.Family))
+			_, versions[r.Backend] = t.askRelease(ctx, r.Family)
 		}
 		raws[i].Version = versions[r.Backend]
 	}
@@ -159,7 +159,7 @@ func (t Tools) readFamily(ctx context.Context, f host.Family) ([]Raw, []string, 
 		raw.Backend = backend
 	}
 	if raw.Backend == "" {
-		raw.Backend, raw.Version = t.askVersion(ctx, command(f))
+		raw.Backend, raw.Version = t.askRelease(ctx, f)
 	}
 
 	var notes []string

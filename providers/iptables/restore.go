@@ -224,6 +224,16 @@ func (t Tools) restoreCommand(ctx context.Context, f host.Family, b host.Backend
 	return named, err
 }
 
+// askRelease asks for a family's release without having a module loaded, as
+// iptables-nft does to whom asks it itself: it opens its socket first. The save
+// of releases before 1.8, which have the legacy backend alone, does not tell.
+func (t Tools) askRelease(ctx context.Context, f host.Family) (host.Backend, string) {
+	if b, v := t.askVersion(ctx, command(f)+"-save"); v != "" {
+		return b, v
+	}
+	return t.askVersion(ctx, command(f))
+}
+
 // askVersion asks a command itself, for installations where neither links nor
 // headers tell: "iptables v1.8.9 (nf_tables)". Releases before 1.8 have the
 // legacy backend alone and do not name it.
