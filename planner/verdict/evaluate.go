@@ -132,6 +132,7 @@ type baseChain struct {
 	filter         bool
 	shared         bool // others of its priority set marks that it reads, or read those that it sets
 	opens          bool // it is the first of its priority
+	rival          bool // it, or another of its priority, answers SYNs, and the other may refuse them
 	perhaps        bool // others of its priority decide on tracking, and it asks for that
 	blurred        bool // it stands where sources, or destinations, are translated: before or behind that
 }
@@ -207,6 +208,7 @@ type Table struct {
 	states             bool // some rule asks for the state
 	untracks, template bool // some rule keeps out of tracking, or says how it is tracked
 	refuses            bool // some rule may refuse
+	proxies            bool // some rule answers SYNs in the place of a server
 	joins              Truth
 }
 
@@ -226,8 +228,10 @@ func (t *Table) note(r *Rule) {
 			t.reads = t.reads || k == targetSave || k == targetRestore
 		case targetUnknown, targetQueue:
 			t.sets, t.refuses = true, true
-		case targetDrop, targetProxy:
+		case targetDrop:
 			t.refuses = true
+		case targetProxy:
+			t.refuses, t.proxies = true, true
 		}
 	}
 	target(r.target.kind)
@@ -317,6 +321,9 @@ func standing(at NetHook, tables []*Table) []baseChain {
 			}
 			if a.sets && (b.reads || b.sets) || b.sets && a.reads {
 				found[i].shared = true
+			}
+			if a.proxies && b.refuses || b.proxies && a.refuses {
+				found[i].rival = true
 			}
 			if a.states && (b.untracks || b.template) {
 				found[i].perhaps = true

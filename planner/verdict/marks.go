@@ -77,6 +77,7 @@ func (s *walk) proxy(r *Rule, t *Target) (leaves outcomes, goesOn bool) {
 		s.decider, s.proxied = r.ref, r.ref
 		return passes, false
 	case opens:
+		s.mayProxy = true
 	case !acks:
 		return 0, true
 	case s.sure && s.p.State&StateEstablished != 0 && s.p.State&StateNew == 0: // an open connection's, which carries no cookie

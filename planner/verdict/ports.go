@@ -2,13 +2,14 @@ package verdict
 
 import (
 	"github.com/ctplan/ctplan/planner/host"
+	"github.com/ctplan/ctplan/planner/nets"
 )
 
 // PortClasses sort ports by what rules make of them: no rule tells two of one
 // class apart.
 type PortClasses struct {
-	ends  map[uint16]bool // the first port of a class; 0 is one
-	exact bool            // some rule looks at ports in another way than by ranges
+	nets.PortClasses
+	exact bool // some rule looks at ports in another way than by ranges
 }
 
 // note notes the ports that a rule names.
@@ -35,29 +36,19 @@ func (c *PortClasses) condition(m *Condition) {
 	switch m.kind {
 	case matchPorts:
 		for _, r := range m.ports {
-			c.add(r)
+			c.Add(r)
 		}
 	case matchNeitherPort:
-		c.add(host.PortRange{From: uint16(m.a), To: uint16(m.a)})
-		c.add(host.PortRange{From: uint16(m.b), To: uint16(m.b)})
+		c.Add(host.PortRange{From: uint16(m.a), To: uint16(m.a)})
+		c.Add(host.PortRange{From: uint16(m.b), To: uint16(m.b)})
 	case matchCT:
 		for _, t := range m.ct.Tuples {
 			if !t.Network.IsValid() {
-				c.add(t.Ports)
+				c.Add(t.Ports)
 			}
 		}
 	case matchSet:
 		c.exact = c.exact || m.set.port
-	}
-}
-
-func (c *PortClasses) add(r host.PortRange) {
-	if c.ends == nil {
-		c.ends = map[uint16]bool{}
-	}
-	c.ends[r.From] = true
-	if r.To < 65535 {
-		c.ends[r.To+1] = true
 	}
 }
 
@@ -67,13 +58,5 @@ func (c *Compiler) PortClass() (class *[1 << 16]uint16, ok bool) {
 	if c.ports.exact {
 		return nil, false
 	}
-	class = new([1 << 16]uint16)
-	n := uint16(0)
-	for port := range class {
-		if port > 0 && c.ports.ends[uint16(port)] {
-			n++
-		}
-		class[port] = n
-	}
-	return class, true
+	return c.ports.Classes(), true
 }

@@ -38,6 +38,9 @@ type walk struct {
 	route            Mark   // where the packet's way is chosen
 	marks            *RuleRef
 	proxied          *RuleRef // what answers in the place of who it is sent to
+	mayProxy         bool     // some rule may answer so
+	answered         *RuleRef // what answers the SYN, unless another chain of its priority refuses it
+	refused          *RuleRef // what refuses it, unless another chain of its priority answers
 	cmark, cmarkBits uint32
 	seen             bool  // by connection tracking
 	decided          bool  // the current base chain has decided on tracking
@@ -95,20 +98,14 @@ func (e *Evaluator) verdict(p *Packet, joins bool) Decision {
 	var open bool // some chain may have refused it
 	var last *RuleRef
 
-	// What the host sends to itself was tracked, or not, as it went out.
 	if p.Hook == HookInput && p.In == "lo" {
-		s.look(wire, "", "lo")
-		for i := range e.loop {
-			s.enter(&e.loop[i])
-			s.chain(e.loop[i].chain)
-			s.leave(&e.loop[i])
-		}
-		s.track(tracked)
-		s.template, s.decider, s.doubt = Yes, nil, nil
-		s.markBits, s.kept = 0, 0 // mangle OUTPUT came in between
+		s.wentOut(e.loop, wire, tracked)
 	}
 	for i := range e.hooks[p.Hook] {
 		h := &e.hooks[p.Hook][i]
+		if h.opens && s.raced() {
+			return s.race(open)
+		}
 		s.join(h.chain.base, joins)
 		if !h.untracked && !s.seen {
 			s.track(tracked)
@@ -135,10 +132,14 @@ func (e *Evaluator) verdict(p *Packet, joins bool) Decision {
 			s.route = s.markNow()
 		}
 		switch {
-		case s.proxied != nil && !open: // no later hook sees it
-			return s.decision(Accepted, s.proxied)
-		case got == refuses:
-			return s.decision(Dropped, s.decider)
+		case s.proxied != nil || got == refuses: // no later hook sees it
+			s.answered = cmp.Or(s.proxied, s.answered)
+			if s.proxied == nil {
+				s.refused = s.decider
+			}
+			if s.proxied = nil; !h.rival {
+				return s.race(open)
+			}
 		case got&refuses != 0:
 			open = true
 			if before != nil {
@@ -154,6 +155,9 @@ func (e *Evaluator) verdict(p *Packet, joins bool) Decision {
 			}
 		}
 	}
+	if s.raced() {
+		return s.race(open)
+	}
 	if !s.seen {
 		s.track(tracked)
 	}
@@ -161,6 +165,38 @@ func (e *Evaluator) verdict(p *Packet, joins bool) Decision {
 		return s.decision(Unknown, s.doubt)
 	}
 	return s.decision(Accepted, last)
+}
+
+// wentOut is what became of what the host sends to itself as it went out: it was
+// tracked then, or not.
+func (s *walk) wentOut(loop []baseChain, wire *host.Tuple, tracked State) {
+	s.look(wire, "", "lo")
+	for i := range loop {
+		s.enter(&loop[i])
+		s.chain(loop[i].chain)
+		s.leave(&loop[i])
+	}
+	s.track(tracked)
+	s.template, s.decider, s.doubt = Yes, nil, nil
+	s.markBits, s.kept = 0, 0 // mangle OUTPUT came in between
+}
+
+// raced is whether a chain has decided while others of its priority may come
+// before it: nobody knows in which order the kernel calls those.
+func (s *walk) raced() bool { return s.answered != nil || s.refused != nil }
+
+// race is what comes of that, when all of the priority have been walked.
+// What may be answered before it comes to who refuses it is not known.
+func (s *walk) race(open bool) Decision {
+	switch {
+	case s.answered != nil && s.refused == nil && !open:
+		s.proxied = s.answered
+		return s.decision(Accepted, s.answered)
+	case s.answered == nil && !s.mayProxy:
+		return s.decision(Dropped, s.refused)
+	}
+	s.wonder(cmp.Or(s.refused, s.answered))
+	return s.decision(Unknown, s.doubt)
 }
 
 // translated is whether translation may make something else of the packet where

@@ -147,10 +147,10 @@ func TestNativeAgainstKernel(t *testing.T) {
 					}
 					continue
 				}
-				if q.decision.Verdict == verdict.Accepted && !q.seen && l.again(q) {
+				if q.arrives() && !q.seen && l.again(q) {
 					lost++
 				}
-				if q.seen != (q.decision.Verdict == verdict.Accepted) {
+				if q.seen != q.arrives() {
 					t.Errorf("%s, ruleset %d: %s by %q, but arrived: %v\n%+v\n%s", f, n, q.decision.Verdict, q.decision.Rule, q.seen, q.packets, text)
 					break
 				}

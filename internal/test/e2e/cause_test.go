@@ -524,10 +524,13 @@ func (h *host) sudo(words ...string) {
 	})
 }
 
-// initialBreak puts a restore in the way that kills whoever runs it.
+// initialBreak puts a restore in the way that kills whoever runs it in earnest:
+// on the host, and not where the way back is tried.
 func (h *host) initialBreak() {
 	h.t.Helper()
-	h.write("/run/test/kill/ip6tables-restore", "#!/bin/sh\ncase \"$*\" in *test*) exit 0;; *ersion*|-V) exit 1;; esac\nkill -9 $PPID\nexit 1\n")
+	here := strings.TrimSpace(h.sh("readlink /proc/self/ns/net"))
+	h.write("/run/test/kill/ip6tables-restore", "#!/bin/sh\ncase \"$*\" in *test*) exit 0;; *ersion*|-V) exit 1;; esac\n"+
+		"[ $(readlink /proc/self/ns/net) = '"+here+"' ] || { PATH=${PATH#*:}; exec ${0##*/} \"$@\"; }\nkill -9 $PPID\nexit 1\n")
 	h.sh(`cd /run/test/kill; sed -i 's/ip6/ip6/' ip6tables-restore; chmod 755 ip6tables-restore
 		for n in iptables-restore iptables-nft-restore iptables-legacy-restore; do cp ip6tables-restore $n; done`)
 }

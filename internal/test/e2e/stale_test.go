@@ -41,7 +41,7 @@ func TestStale(t *testing.T) {
 				{"iptables.ipv4.filter", "iptables -P FORWARD DROP", "iptables -P FORWARD ACCEPT"},
 				{"iptables.ipv4.filter", "iptables -N new; iptables -A new -s 192.0.2.1 -j DROP", "iptables -F new; iptables -X new"},
 				{"iptables.ipv4.filter", "iptables -A bans -s 192.0.2.1 -j REJECT", "iptables -F bans"},
-				{"nftables.inet.fw", "nft add rule inet fw in tcp dport 9 accept", "nft delete rule inet fw in handle $(nft -a list chain inet fw in | sed -n 's/.*dport 9 accept # handle //p')"},
+				{"nftables.inet.fw", "nft add rule inet fw in ip saddr 192.0.2.7 accept", "nft delete rule inet fw in handle $(nft -a list chain inet fw in | sed -n 's/.*192.0.2.7 accept # handle //p')"},
 				{"nftables.inet.fw", "nft add element inet fw s { 192.0.2.9 }", "nft delete element inet fw s { 192.0.2.9 }"},
 				{"iptables.ipv6.mangle", "ip6tables -t mangle -A OUTPUT -j ACCEPT", "ip6tables -t mangle -F"},
 				{"sysctl.net.netfilter.nf_conntrack_udp_timeout", "cat /proc/sys/net/netfilter/nf_conntrack_udp_timeout > was; echo 77 > /proc/sys/net/netfilter/nf_conntrack_udp_timeout", "cat was > /proc/sys/net/netfilter/nf_conntrack_udp_timeout"},

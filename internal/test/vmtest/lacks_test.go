@@ -123,6 +123,8 @@ func TestLacks(t *testing.T) {
 	h.Run("lsmod | grep -q '^nf_conntrack '")
 	h.Reboot()
 	h.unloaded()
+	h.change() // what keeps fragments joined can be loaded now
+	h.unloaded()
 	h.quiet()
 }
 

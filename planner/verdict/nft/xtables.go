@@ -373,6 +373,8 @@ func (b *builder) target(e *host.NFTExpr) {
 		b.do(verdict.Translate)
 	case "NFQUEUE":
 		b.do(verdict.Queue)
+	case "SYNPROXY":
+		b.do(verdict.Proxy)
 	case "NOTRACK":
 		b.do(verdict.Untrack)
 	case "CT": // struct xt_ct_target_info
