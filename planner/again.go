@@ -150,6 +150,9 @@ func moreHurt(was, now *impact.Impact) (out []string) {
 	compare(was.Groups, now.Groups, "open connection")
 	compare(was.Services, now.Services, "listening service")
 	for _, x := range now.Exposed {
+		if x.Declared {
+			continue // an accept block asks for it, however the rules of today name who comes
+		}
 		if !slices.ContainsFunc(was.Exposed, func(o impact.Exposure) bool { return o.Family == x.Family && o.What == x.What }) {
 			out = append(out, x.What)
 		}
