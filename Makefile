@@ -37,7 +37,7 @@ ns-test: ## all tests on this machine; as root they change real rules, in namesp
 
 vm-test: ## whole machines in QEMU without KVM: modules, boots, CUTS power cuts (20)
 	@scripts/setup depmod:kmod mke2fs:e2fsprogs dpkg-deb:dpkg /usr/share/keyrings/debian-archive-keyring.gpg:debian-archive-keyring
-	CTPLAN_VM=1 CUTS=$(CUTS) go test -C internal/test/vmtest -count=1 -timeout $(if $(CUTS),4h,45m) $(ARGS)
+	CTPLAN_VM=1 CUTS=$(CUTS) go test -C internal/test/vmtest -count=1 -timeout $(if $(CUTS),4h,60m) $(ARGS)
 
 lint: ## gofmt, go.mod, go vet, staticcheck, actionlint, shellcheck and the import rule
 	@scripts/setup shellcheck:shellcheck
