@@ -152,9 +152,10 @@ func (h *host) cut(from, to string) cutOutcome {
 	h.t.Helper()
 	old := h.state()
 	h.mode(to)
-	// Most cuts wait for a record of the journal: reading and planning take most
-	// of the time of an apply, and few of its dangers.
-	permille, when := rand.IntN(1000), time.Duration(rand.Int64N(int64(50*time.Millisecond)))
+	// Most cuts wait for a record of the journal: reading, planning and trying take
+	// most of the time of an apply, and few of its dangers. What is to be cut there
+	// is stopped there, or a little later, since it is over before the power is off.
+	permille, when := rand.IntN(1000), time.Duration(rand.Int64N(int64(20*time.Millisecond)))*time.Duration(rand.IntN(2))
 	if rand.IntN(6) == 0 {
 		permille, when = -1, time.Duration(rand.Int64N(int64(6*time.Second)))
 	}
@@ -169,8 +170,12 @@ func (h *host) cut(from, to string) cutOutcome {
 			[ -z "$most" ] || [ ${#records[@]} -lt $((1 + 2 * most * %[1]d / 1000)) ] || break
 			sleep 0.005
 		done
-		echo "of record ${#records[@]} of $((2 * most + 2))"`, permille))
-	time.Sleep(when)
+		[ %[2]d = 0 ] || sleep 0.%03[2]d
+		kill -STOP $pid 2>/dev/null
+		echo "of record ${#records[@]} of $((2 * most + 2))"`, permille, when.Milliseconds()))
+	if permille < 0 {
+		time.Sleep(when)
+	}
 	h.VM.PowerCut()
 	out := cutOutcome{at: fmt.Sprintf("%v %s", when.Round(time.Millisecond), instant)}
 	what := fmt.Sprintf("%s to %s, cut %s", from, to, out.at)
