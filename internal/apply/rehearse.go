@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -94,13 +95,16 @@ func (p program) back() (steps [][]change.Section) {
 func (h *Host) test(ctx context.Context, steps []change.Step) error {
 	all := programs(steps)
 	results := make([]error, len(all))
+	before := loadsFirst(steps)
 	var wg sync.WaitGroup
 	for i, p := range all {
 		live, err := h.rulesNow(ctx, p.key)
 		if err != nil {
 			return err
 		}
-		wg.Go(func() { results[i] = h.rehearse(ctx, p, live) })
+		if results[i] = errUnrehearsed; !before {
+			wg.Go(func() { results[i] = h.rehearse(ctx, p, live) })
+		}
 	}
 	wg.Wait()
 	for i, p := range all {
@@ -114,6 +118,19 @@ func (h *Host) test(ctx context.Context, steps []change.Step) error {
 		}
 	}
 	return ctx.Err()
+}
+
+// loadsFirst is whether what the rules need can be loaded only once the change
+// has begun: it lifts a block of modprobe.d, or loads a module itself.
+func loadsFirst(steps []change.Step) bool {
+	loads := false
+	for _, s := range steps {
+		if s.Rules != nil && loads {
+			return true
+		}
+		loads = loads || s.Module != nil && s.Module.Load || s.File != nil && strings.Contains(s.File.After.Path, "/modprobe.d/")
+	}
+	return false
 }
 
 // rulesNow are the rules that stand, as they were read under the lock.

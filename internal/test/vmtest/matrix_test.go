@@ -163,14 +163,14 @@ func (h *host) cut(from, to string) cutOutcome {
 		last=$(ls | sed -n 's/\.journal$//p' | tail -n 1); next=$(printf %%06d $((10#0$last + 1))).journal
 		setsid ctplan apply --auto-approve ~/host.hcl > /run/apply.log 2>&1 & pid=$!
 		[ %[1]d -ge 0 ] || { echo 'of the command'; exit; }
-		most=; records=()
+		most=; records=(); exec {nap}<> <(:) # no process is started to look and wait
 		while kill -0 $pid 2>/dev/null; do
 			[ ! -e $next ] || mapfile -t records < $next
-			[ ${#records[@]} = 0 ] || [ -n "$most" ] || most=$(sed -n '1s/.*"steps":\([0-9]*\).*/\1/p' $next)
+			[[ -n $most || ! ${records[0]-} =~ \"steps\":([0-9]+) ]] || most=${BASH_REMATCH[1]}
 			[ -z "$most" ] || [ ${#records[@]} -lt $((1 + 2 * most * %[1]d / 1000)) ] || break
-			sleep 0.005
+			read -t 0.001 -u $nap
 		done
-		[ %[2]d = 0 ] || sleep 0.%03[2]d
+		[ %[2]d = 0 ] || read -t 0.%03[2]d -u $nap
 		kill -STOP $pid 2>/dev/null
 		echo "of record ${#records[@]} of $((2 * most + 2))"`, permille, when.Milliseconds()))
 	if permille < 0 {
