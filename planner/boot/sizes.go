@@ -281,9 +281,7 @@ func (f *foresight) assign(v values, list []assignment) {
 // hasOldKeys holds for kernels that still know net.ipv4.ip_conntrack_max; they
 // may be built without.
 func hasOldKeys(release string) bool {
-	var major, minor int
-	n, _ := fmt.Sscanf(release, "%d.%d", &major, &minor)
-	return n == 2 && (major < 4 || major == 4 && minor < 9)
+	return host.KernelBefore(release, 4, 9)
 }
 
 // reload is IPTABLES_SYSCTL_LOAD_LIST: after the rules, the init script sets

@@ -105,12 +105,6 @@ func Editable(f host.File, target string) bool {
 	return f.Path == target || strings.HasPrefix(f.Path, "/etc/")
 }
 
-// Option is the value of a module's option, quotes taken off, if it is of this
-// name.
-func Option(a host.ModprobeArg, name string) (value string, ok bool) {
-	return strings.CutPrefix(strings.ReplaceAll(a.Text, `"`, ""), name+"=")
-}
-
 // Names reports whether the line names its module to what reads it at boot:
 // systemd takes parameters for a part of the name.
 func Names(e host.ModulesLoadEntry, b *host.Boot) bool {

@@ -80,11 +80,7 @@ func isBool(v string) bool { return v != "" && strings.ContainsRune("yY1nN0", ru
 // strictKernel holds for kernels before 3.11, which refuse a module with a
 // parameter that it does not have.
 func strictKernel(release string) bool {
-	var major, minor int
-	if n, _ := fmt.Sscanf(release, "%d.%d", &major, &minor); n != 2 {
-		return false
-	}
-	return major < 3 || major == 3 && minor < 11
+	return host.KernelBefore(release, 3, 11)
 }
 
 // RefusedParam is a parameter with which the kernel does not load nf_conntrack.

@@ -245,8 +245,8 @@ func importSizes(base declared.Desired, l host.Live) []declared.Desired {
 				continue
 			}
 			for _, a := range e.Args {
-				text, _ := etc.Option(a, "hashsize")
-				if n, err := strconv.ParseInt(text, 10, 64); err == nil && (buckets == 0 || sizes.RoundBuckets(n, l.Host.PageSize, l.Host.PointerSize) == l.Conntrack.Hashsize) {
+				p := etc.ParamOf(a.Text)
+				if n, err := strconv.ParseInt(p.Value, 10, 64); p.Name == "hashsize" && err == nil && (buckets == 0 || sizes.RoundBuckets(n, l.Host.PageSize, l.Host.PointerSize) == l.Conntrack.Hashsize) {
 					buckets = n
 				}
 			}

@@ -265,9 +265,7 @@ func automaticHelpers(l host.Live) bool {
 	if v, ok := l.Sysctls["net.netfilter.nf_conntrack_helper"]; ok {
 		return v.Value == "1"
 	}
-	var major, minor int
-	n, _ := fmt.Sscanf(l.Host.Kernel, "%d.%d", &major, &minor)
-	return n == 2 && (major < 4 || major == 4 && minor < 7)
+	return host.KernelBefore(l.Host.Kernel, 4, 7)
 }
 
 // DataLost are the data connections that pass today and will not, what of them

@@ -1,8 +1,9 @@
 package sizes
 
 import (
-	"fmt"
 	"slices"
+
+	"github.com/ctplan/ctplan/planner/host"
 )
 
 // What the kernel makes of the numbers it is given, and what they cost.
@@ -54,12 +55,11 @@ var eras = []era{
 // eraOf is the era of a kernel release, "6.1.0-56-amd64"; nil where it does
 // not begin with two numbers.
 func eraOf(release string) *era {
-	var major, minor int
-	if n, _ := fmt.Sscanf(release, "%d.%d", &major, &minor); n != 2 {
+	if _, _, ok := host.KernelRelease(release); !ok {
 		return nil
 	}
 	for i, e := range eras {
-		if major > e.major || major == e.major && minor >= e.minor {
+		if !host.KernelBefore(release, e.major, e.minor) {
 			return &eras[i]
 		}
 	}

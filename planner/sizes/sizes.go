@@ -258,12 +258,12 @@ func (p *stage) persistHashsize() {
 				continue
 			}
 			for _, a := range e.Args {
-				value, ok := etc.Option(a, "hashsize")
-				if !ok || !etc.Editable(f.File, target) {
+				option := etc.ParamOf(a.Text)
+				if option.Name != "hashsize" || option.Bare || !etc.Editable(f.File, target) {
 					continue
 				}
 				found = true
-				if "hashsize="+value != want {
+				if "hashsize="+option.Value != want {
 					w := p.first.File(f.File, "file.")
 					w.Replace(a.Span, want)
 					w.Because(reason, p.d.Hashsize.Source)
