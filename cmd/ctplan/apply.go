@@ -241,6 +241,11 @@ func (a *applier) again(ctx context.Context, p *planned, file *planfile.Plan) (*
 	} else if was.MachineID != is.MachineID {
 		return nil, hint(fmt.Errorf("the plan is for another machine named %s (host.machine_id differs): nothing was changed", was.Name), "apply it there")
 	}
+	if len(changed) == 0 { // nor would the plan
+		live, err := now.Live()
+		p.live.Rulesets = live.Rulesets
+		return p, err
+	}
 	fresh, err := diff(p.desired, p.digest, now)
 	if err != nil {
 		return nil, err
@@ -255,9 +260,6 @@ func (a *applier) again(ctx context.Context, p *planned, file *planfile.Plan) (*
 // stillGood refuses where the facts that changed make now another plan than
 // was, or a worse one, and tells of them where they do not.
 func (e *env) stillGood(changed []string, since string, was, now planner.Made) error {
-	if len(changed) == 0 {
-		return nil
-	}
 	worse := planner.Worse(was, now)
 	for _, address := range changed {
 		if snapshot.Declared(address) {

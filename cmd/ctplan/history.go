@@ -294,12 +294,15 @@ func (r *rollbacker) approved(ctx context.Context, env apply.Env, id int, was *w
 	if err != nil {
 		return nil, err
 	}
+	changed := snapshot.Compare(was.snapshot, now.snapshot)
+	if len(changed) == 0 {
+		return was, nil
+	}
 	now.snapshot.Connections = was.snapshot.Connections
 	if now.snapshot.Connections != nil {
 		if err := now.judge(); err != nil {
 			return nil, err
 		}
 	}
-	changed := snapshot.Compare(was.snapshot, now.snapshot)
 	return now, r.stillGood(changed, "while the plan was shown", planner.Made{Live: was.live, Plan: was.plan}, planner.Made{Live: now.live, Plan: now.plan})
 }
