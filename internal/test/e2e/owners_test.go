@@ -133,7 +133,7 @@ func TestRemediesOfOwners(t *testing.T) {
 		mend    func(h *host, doc document)
 	}{
 		"nft": {
-			config:  untracked,
+			config: untracked,
 			furnish: func(h *host) {
 				loads(h, natives["maps"])
 				h.sh("nft insert rule inet fw input ct state untracked udp sport 123 drop")
