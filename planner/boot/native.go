@@ -51,7 +51,7 @@ func (f *foresight) nativeTable(t *host.NFTTable) (NativeState, string) {
 			return NativeMade, who
 		}
 	}
-	at, _ := nftables.Origin(f.l.NFTFiles, t, nil, -1)
+	at := nftables.OriginOf(f.l.NFTFiles, t, nil, -1).At
 	switch {
 	case f.boot.Init == "":
 		return NativeUnknown, "ctplan does not know how this host boots"
@@ -103,8 +103,8 @@ func (f *foresight) compare(t *host.NFTTable, at string) (NativeState, string) {
 		switch {
 		case s.Base != base:
 			return NativeOther, fmt.Sprintf("%s calls the chain %s elsewhere", place, c.Name)
-		case c.Base() && policy(s.Policy) != policy(c.Policy):
-			return NativeOther, fmt.Sprintf("%s gives the chain %s policy %s", place, c.Name, policy(s.Policy))
+		case c.Base() && nftables.Policy(s.Policy) != nftables.Policy(c.Policy):
+			return NativeOther, fmt.Sprintf("%s gives the chain %s policy %s", place, c.Name, nftables.Policy(s.Policy))
 		}
 		for k := range max(len(c.Rules), len(s.Texts)) {
 			switch {
@@ -121,13 +121,6 @@ func (f *foresight) compare(t *host.NFTTable, at string) (NativeState, string) {
 		return NativeUnknown, doubt
 	}
 	return NativeSame, at
-}
-
-func policy(p string) string {
-	if p == "" {
-		return "accept"
-	}
-	return p
 }
 
 // flushes is where nftables.service takes away what iptables-nft has loaded, and
