@@ -58,7 +58,7 @@ func find(l *host.Live, ref *verdict.RuleRef) (p place, ok bool) {
 		}
 	}
 	p.owner = nftables.Keeper(p.table, ref.Chain)
-	p.file, p.exact = nftables.Origin(l.NFTFiles, p.table, p.chain, p.rule)
+	p.file, p.exact = nftables.Origin(&l.NFTConf, p.table, p.chain, p.rule)
 	return p, true
 }
 
