@@ -52,7 +52,7 @@ func (f *foresight) nativeTable(t *host.NFTTable) (NativeState, string) {
 			return NativeMade, who
 		}
 	}
-	at, _ := nftables.Origin(&f.l.NFTConf, t, nil, -1)
+	at := nftables.OriginOf(&f.l.NFTConf, t, nil, -1).At
 	switch {
 	case f.boot.Init == "":
 		return NativeUnknown, "ctplan does not know how this host boots"
@@ -110,8 +110,8 @@ func compareChain(s *host.NFTConfChain, c *host.NFTChain) (NativeState, string) 
 	switch {
 	case s.Base != base || !slices.Equal(s.Devices, slices.Sorted(slices.Values(c.Devices))):
 		return NativeOther, fmt.Sprintf("%s calls the chain %s elsewhere", place, c.Name)
-	case c.Base() && policy(s.Policy) != policy(c.Policy):
-		return NativeOther, fmt.Sprintf("%s gives the chain %s policy %s", place, c.Name, policy(s.Policy))
+	case c.Base() && nftables.Policy(s.Policy) != nftables.Policy(c.Policy):
+		return NativeOther, fmt.Sprintf("%s gives the chain %s policy %s", place, c.Name, nftables.Policy(s.Policy))
 	}
 	doubt := ""
 	for k := range max(len(c.Rules), len(s.Rules)) {
@@ -130,13 +130,6 @@ func compareChain(s *host.NFTConfChain, c *host.NFTChain) (NativeState, string) 
 		return NativeUnknown, doubt
 	}
 	return NativeSame, ""
-}
-
-func policy(p string) string {
-	if p == "" {
-		return "accept"
-	}
-	return p
 }
 
 // flushes is where nftables.service takes away what iptables-nft has loaded, and

@@ -1,11 +1,72 @@
 package nftables
 
 import (
+	"fmt"
 	"slices"
+	"strings"
 
-	"github.com/ctplan/ctplan/planner/etc"
 	"github.com/ctplan/ctplan/planner/host"
 )
+
+// Origin is where the files that boot loads say what stands in a chain.
+type Origin struct {
+	// At is "FILE:LINE" of the rule where Exact is set, else of the chain, or of
+	// the table; empty where no file says anything of them.
+	At    string
+	Exact bool
+	// Added is whether the files have the table, and not the rule, the policy or
+	// the chain: somebody has put it there besides.
+	Added bool
+}
+
+// OriginOf finds the origin of a chain's rule by index; of its policy where the
+// index is -1; of the table where the chain is nil. A rule is a file's where both
+// read the same, or where it stands in the place of one, between such, that does
+// the same and may only be spelled otherwise. Where that leaves a doubt, it is
+// neither exact nor added.
+func OriginOf(conf *host.NFTConf, t *host.NFTTable, c *host.NFTChain, index int) Origin {
+	name := ""
+	if c != nil {
+		name = c.Name
+	}
+	table, chain := Find(conf, t.Family, t.Name, name)
+	unsure := conf.Doubt != ""
+	switch {
+	case table == nil:
+		return Origin{}
+	case c == nil:
+		return Origin{At: Place(table.Site)}
+	case chain == nil:
+		return Origin{At: Place(table.Site), Added: !unsure}
+	}
+	out := Origin{At: Place(chain.Site)}
+	switch unsure = unsure || chain.Doubt != ""; {
+	case unsure || index >= len(c.Rules):
+		return out
+	case index < 0:
+		out.Added = Policy(chain.Policy) != Policy(c.Policy)
+		return out
+	}
+	vague := false
+	texts := make([]string, len(chain.Rules))
+	for i := range chain.Rules {
+		r := &chain.Rules[i]
+		if texts[i] = r.Text; r.Vague {
+			texts[i], vague = "\x00"+r.Text, true // like no rule of the kernel's
+		}
+	}
+	kernel := make([]string, len(c.Rules))
+	for i := range c.Rules {
+		kernel[i] = Canonical(Words(c.Rules[i].Text))
+	}
+	switch at, added := align(kernel, texts, index); {
+	case at >= 0:
+		return Origin{At: Place(chain.Rules[at].Site), Exact: true}
+	default:
+		out.Added = added && !vague
+		return out
+	}
+}
 
 // Find is what the files say of a table, and of a chain of it; nil where they do
 // not have it.
@@ -21,90 +82,70 @@ func Find(conf *host.NFTConf, family, table, chain string) (*host.NFTConfTable, 
 	return t, nil
 }
 
-// Origin is where the files that boot loads say what stands in a chain: "FILE:LINE"
-// of its rule by index, where they have a rule that says the same; else of the
-// chain, or of the table. Without an index that is a rule's (-1, for a policy) it
-// is the chain's. It is empty where no file says so. exact is whether it is the
-// rule's.
-func Origin(conf *host.NFTConf, t *host.NFTTable, c *host.NFTChain, index int) (at string, exact bool) {
-	name := ""
-	if c != nil {
-		name = c.Name
-	}
-	table, chain := Find(conf, t.Family, t.Name, name)
-	switch {
-	case table == nil:
-		return "", false
-	case chain == nil:
-		return Place(table.Site), false
-	case index >= 0:
-		if r := same(chain, c, index); r != nil {
-			return Place(r.Site), true
-		}
-	}
-	return Place(chain.Site), false
-}
-
 // Place is "FILE:LINE".
-func Place(s host.NFTSite) string { return etc.Place(s.File, s.Line) }
+func Place(s host.NFTSite) string { return fmt.Sprintf("%s:%d", s.File, s.Line) }
 
-// same is the rule of a file that says what the kernel's rule by index does; of
-// several it is the one that has as many like it before it.
-func same(chain *host.NFTConfChain, c *host.NFTChain, index int) *host.NFTConfRule {
-	text := c.Rules[index].Text
-	before := 0
-	for i := range index {
-		if c.Rules[i].Text == text {
-			before++
-		}
+// Policy is the word for a chain's policy, which is accept where none is said.
+func Policy(word string) string {
+	if word == "" {
+		return "accept"
 	}
-	text = Canonical(Words(text))
-	for i := range chain.Rules {
-		if r := &chain.Rules[i]; !r.Vague && r.Text == text {
-			if before == 0 {
-				return r
-			}
-			before--
-		}
-	}
-	return nil
+	return word
 }
 
-// Align holds the kernel's rules of a chain against those of its files: for each,
-// the index of the file's rule that says the same, in order; -1 where there is
-// none. What stands at both ends is matched first, and the rest one after the
-// other.
-func Align(chain *host.NFTConfChain, c *host.NFTChain) []int {
-	out := make([]int, len(c.Rules))
-	text := make([]string, len(c.Rules))
-	for i := range c.Rules {
-		out[i], text[i] = -1, Canonical(Words(c.Rules[i].Text))
+// align finds the rule of a file that the kernel's rule by index is; -1 for none,
+// or where that cannot be told: added says that the file surely has none.
+func align(kernel, file []string, index int) (at int, added bool) {
+	stands := map[string][]int{}
+	for i, text := range file {
+		stands[text] = append(stands[text], i)
 	}
-	is := func(live, file int) bool { return !chain.Rules[file].Vague && chain.Rules[file].Text == text[live] }
-	first, lastLive, lastFile := 0, len(c.Rules), len(chain.Rules)
-	for first < min(lastLive, lastFile) && is(first, first) {
-		out[first] = first
-		first++
+	count, rank := map[string]int{}, make([]int, len(kernel))
+	for i, text := range kernel {
+		rank[i] = count[text]
+		count[text]++
 	}
-	for lastLive > first && lastFile > first && is(lastLive-1, lastFile-1) {
-		lastLive, lastFile = lastLive-1, lastFile-1
-		out[lastLive] = lastFile
+	// Of rules that read the same, the first is the first.
+	same := func(i int) (int, bool) {
+		s := stands[kernel[i]]
+		if len(s) == 0 || len(s) != count[kernel[i]] {
+			return -1, false
+		}
+		return s[rank[i]], true
 	}
-	places := map[string][]int{}
-	for i := first; i < lastFile; i++ {
-		if r := &chain.Rules[i]; !r.Vague {
-			places[r.Text] = append(places[r.Text], i)
+	if at, ok := same(index); ok {
+		return at, false
+	}
+	if len(stands[kernel[index]]) > 0 {
+		return -1, false // there are more of them here, or there
+	}
+	from, low := index, -1 // the stretch around it that reads otherwise, here and there
+	for ; from > 0; from-- {
+		if at, ok := same(from - 1); ok {
+			low = at
+			break
 		}
 	}
-	next := first
-	for i := first; i < lastLive; i++ {
-		list := places[text[i]]
-		for len(list) > 0 && list[0] < next {
-			list = list[1:]
-		}
-		if places[text[i]] = list; len(list) > 0 {
-			out[i], next = list[0], list[0]+1
+	to, high := index+1, len(file)
+	for ; to < len(kernel); to++ {
+		if at, ok := same(to); ok {
+			high = at
+			break
 		}
 	}
-	return out
+	switch there := high - low - 1; {
+	case there == 0:
+		return -1, true
+	case there == to-from && alike(kernel[index], file[low+1+index-from]):
+		return low + 1 + index - from, false
+	}
+	return -1, false
+}
+
+// alike is whether two rules may be one, spelled in two ways: they begin and end
+// alike.
+func alike(a, b string) bool {
+	first, _, _ := strings.Cut(a, " ")
+	last := a[strings.LastIndexByte(a, ' ')+1:]
+	return (b == first || strings.HasPrefix(b, first+" ")) && (b == last || strings.HasSuffix(b, " "+last))
 }

@@ -1,71 +1,72 @@
 package nftables
 
 import (
-	"slices"
+	"strings"
 	"testing"
 
 	"github.com/ctplan/ctplan/planner/host"
 )
 
-// saved is a chain as a file has it, with its rules at the lines 6, 7, ….
-func saved(rules ...string) *host.NFTConf {
-	c := host.NFTConfChain{Name: "in", Site: host.NFTSite{File: "/etc/nftables.conf", Line: 4}}
-	for i, r := range rules {
-		c.Rules = append(c.Rules, host.NFTConfRule{Site: host.NFTSite{File: "/etc/nftables.conf", Line: 6 + i}, Text: Canonical(Words(r))})
-	}
-	return &host.NFTConf{Tables: []host.NFTConfTable{{Family: "inet", Name: "fw", Site: host.NFTSite{File: "/etc/nftables.conf", Line: 3}, Chains: []host.NFTConfChain{c}}}}
-}
-
-func chain(rules ...string) *host.NFTChain {
-	c := &host.NFTChain{Name: "in"}
-	for _, r := range rules {
-		c.Rules = append(c.Rules, host.NFTRule{Text: r})
-	}
-	return c
-}
-
+// TestOrigin: the file has the rules ssh, http and drop on the lines 6, 9 and 11
+// of a chain at line 4, in a table at line 3.
 func TestOrigin(t *testing.T) {
-	for name, tt := range map[string]struct {
-		conf  *host.NFTConf
-		live  *host.NFTChain
-		index int
-		want  string
-		exact bool
-	}{
-		"a rule":                     {saved("iif lo accept", "drop"), chain(`iif "lo" accept`, "drop"), 1, "/etc/nftables.conf:7", true},
-		"a rule behind one by hand":  {saved("iif lo accept", "drop"), chain(`iif "lo" accept`, "udp dport 53 accept", "drop"), 2, "/etc/nftables.conf:7", true},
-		"a rule by hand":             {saved("iif lo accept", "drop"), chain(`iif "lo" accept`, "udp dport 53 accept", "drop"), 1, "/etc/nftables.conf:4", false},
-		"the second of a kind":       {saved("drop", "accept", "drop"), chain("drop", "accept", "drop"), 2, "/etc/nftables.conf:8", true},
-		"a policy":                   {saved("drop"), chain("drop"), -1, "/etc/nftables.conf:4", false},
-		"a chain that is in no file": {saved(), &host.NFTChain{Name: "out"}, -1, "/etc/nftables.conf:3", false},
-		"a table that is in no file": {&host.NFTConf{}, chain("drop"), 0, "", false},
-	} {
-		table := &host.NFTTable{Family: "inet", Name: "fw"}
-		if got, exact := Origin(tt.conf, table, tt.live, tt.index); got != tt.want || exact != tt.exact {
-			t.Errorf("%s: %q %v, want %q", name, got, exact, tt.want)
+	const ssh, http, drop = "tcp dport 22 accept", "tcp dport { 80, 443 } counter accept", "drop"
+	type edit func(*host.NFTConfChain)
+	files := func(edits ...edit) *host.NFTConf {
+		c := host.NFTConfChain{Name: "in", Site: host.NFTSite{Line: 4}}
+		for i, text := range []string{ssh, http, drop} {
+			c.Rules = append(c.Rules, host.NFTConfRule{Site: host.NFTSite{Line: []int{6, 9, 11}[i]}, Text: Canonical(Words(text))})
 		}
-		if got, _ := Origin(tt.conf, table, nil, -1); len(tt.conf.Tables) > 0 && got != "/etc/nftables.conf:3" {
-			t.Errorf("%s: the table: %q", name, got)
+		for _, e := range edits {
+			e(&c)
 		}
+		return &host.NFTConf{Tables: []host.NFTConfTable{{Family: "inet", Name: "fw", Site: host.NFTSite{Line: 3}, Chains: []host.NFTConfChain{c}}}}
 	}
-}
-
-func TestAlign(t *testing.T) {
+	first := func(text string, vague bool) edit {
+		return func(c *host.NFTConfChain) { c.Rules[0].Text, c.Rules[0].Vague = text, vague }
+	}
+	all := files()
+	unknown := files()
+	unknown.Doubt = "/etc/nftables.conf:1: it includes what was not read"
 	for name, tt := range map[string]struct {
-		file, live []string
-		want       []int
+		files  *host.NFTConf
+		kernel []string
+		index  int
+		want   Origin
 	}{
-		"the same":      {[]string{"accept", "drop"}, []string{"accept", "drop"}, []int{0, 1}},
-		"one by hand":   {[]string{"accept", "drop"}, []string{"accept", "log", "drop"}, []int{0, -1, 1}},
-		"one is gone":   {[]string{"accept", "log", "drop"}, []string{"accept", "drop"}, []int{0, 2}},
-		"one is other":  {[]string{"accept", "log", "drop"}, []string{"accept", "queue", "drop"}, []int{0, -1, 2}},
-		"twins":         {[]string{"log", "accept", "log"}, []string{"log", "log"}, []int{0, 2}},
-		"nothing saved": {nil, []string{"drop"}, []int{-1}},
-		"moved":         {[]string{"tcp dport 1", "tcp dport 2", "tcp dport 3"}, []string{"tcp dport 3", "tcp dport 1", "tcp dport 2"}, []int{2, -1, -1}},
+		"a rule":                        {all, []string{ssh, http, drop}, 1, Origin{At: "9", Exact: true}},
+		"counted":                       {all, []string{ssh, "tcp dport { 443, 80 } counter packets 1 bytes 2 accept", drop}, 1, Origin{At: "9", Exact: true}},
+		"a rule beside another":         {all, []string{"udp dport 53 accept", ssh, http, drop}, 1, Origin{At: "6", Exact: true}},
+		"one that was added":            {all, []string{"udp dport 53 accept", ssh, http, drop}, 0, Origin{At: "4", Added: true}},
+		"added between":                 {all, []string{ssh, "udp dport 53 accept", http, drop}, 1, Origin{At: "4", Added: true}},
+		"added last":                    {all, []string{ssh, http, drop, "accept"}, 3, Origin{At: "4", Added: true}},
+		"added where one was deleted":   {all, []string{"ip saddr 192.0.2.1 drop", http, drop}, 0, Origin{At: "4"}},
+		"spelled otherwise":             {files(first("tcp dport shell accept", false)), []string{ssh, http, drop}, 0, Origin{At: "6", Exact: true}},
+		"spelled so, and one added":     {files(first("tcp dport shell accept", false)), []string{ssh, "tcp dport 23 accept", http, drop}, 1, Origin{At: "4"}},
+		"the same twice, once in it":    {all, []string{ssh, drop, http, drop}, 1, Origin{At: "4"}},
+		"the same twice in both":        {files(first(drop, false)), []string{drop, http, drop}, 2, Origin{At: "11", Exact: true}},
+		"in another order":              {all, []string{http, "accept", ssh, drop}, 1, Origin{At: "4"}},
+		"a policy":                      {all, nil, -1, Origin{At: "4"}},
+		"a policy that was set":         {files(func(c *host.NFTConfChain) { c.Policy = "drop" }), nil, -1, Origin{At: "4", Added: true}},
+		"an order that is not known":    {files(func(c *host.NFTConfChain) { c.Doubt = "by handle" }), []string{"accept"}, 0, Origin{At: "4"}},
+		"files that are not all known":  {unknown, []string{"accept"}, 0, Origin{At: "4"}},
+		"a name that nothing defines":   {files(first("tcp dport $p accept", true)), []string{"udp dport 53 accept", ssh, http, drop}, 0, Origin{At: "4"}},
+		"a chain that is in no file":    {files(func(c *host.NFTConfChain) { c.Name = "out" }), []string{ssh}, 0, Origin{At: "3", Added: true}},
+		"a table that is in no file":    {&host.NFTConf{}, []string{ssh}, 0, Origin{}},
+		"a file whose rules are not it": {files(func(c *host.NFTConfChain) { c.Rules = nil }), []string{ssh}, 0, Origin{At: "4", Added: true}},
 	} {
-		conf := saved(tt.file...)
-		if got := Align(&conf.Tables[0].Chains[0], chain(tt.live...)); !slices.Equal(got, tt.want) {
-			t.Errorf("%s: %v, want %v", name, got, tt.want)
+		table := host.NFTTable{Family: "inet", Name: "fw", Chains: []host.NFTChain{{Name: "in"}}}
+		chain := &table.Chains[0]
+		for _, text := range tt.kernel {
+			chain.Rules = append(chain.Rules, host.NFTRule{Text: text})
+		}
+		got := OriginOf(tt.files, &table, chain, tt.index)
+		got.At = strings.TrimPrefix(got.At, ":")
+		if got != tt.want {
+			t.Errorf("%s: %+v, want %+v", name, got, tt.want)
+		}
+		if got := OriginOf(tt.files, &table, nil, 0); got.Added || got.Exact {
+			t.Errorf("%s: the table is %+v", name, got)
 		}
 	}
 }

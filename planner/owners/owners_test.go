@@ -13,7 +13,7 @@ import (
 
 // rule is a rule of a table with this name, alone in its chain.
 func rule(l *host.Live, family, table, chain, hook string, handle uint64) *verdict.RuleRef {
-	t := host.NFTTable{Family: family, Name: table, Whole: true, Chains: []host.NFTChain{{Name: chain, Hook: hook}}}
+	t := host.NFTTable{Family: family, Name: table, Whole: true, Chains: []host.NFTChain{{Name: chain, Hook: hook, Policy: "drop"}}}
 	ref := &verdict.RuleRef{Family: host.IPv4, Native: family, Table: table, Chain: chain, Handle: handle, Policy: "drop"}
 	if handle != 0 {
 		t.Chains[0].Rules = []host.NFTRule{{Handle: handle, Text: "drop"}}
@@ -43,13 +43,21 @@ func TestToLetThrough(t *testing.T) {
 		commands                   []string
 	}{
 		"a rule that a file loads": {
-			"inet", "fw", "in", "input", 7, dns, "table inet fw {\n\tchain in {\n\t\tdrop\n",
+			"inet", "fw", "in", "input", 7, dns, "table inet fw {\n\tchain in {\n\t\tdrop\n\t}\n}\n",
 			"for good by `meta nfproto ipv4 ct state untracked udp sport 53 accept` before /etc/nftables.conf:3",
 			[]string{"nft insert rule inet fw in position 7 meta nfproto ipv4 ct state untracked udp sport 53 accept"},
 		},
 		"a policy": {
-			"ip", "fw", "in", "input", 0, ssh, "table fw {\n\tchain in {\n",
+			"ip", "fw", "in", "input", 0, ssh, "table fw {\n\tchain in {\n\t\tpolicy drop\n\t}\n}\n",
 			"by `tcp dport 22 accept` as the last of the chain at /etc/nftables.conf:2", []string{"nft add rule ip fw in tcp dport 22 accept"},
+		},
+		"a rule that was added": {
+			"inet", "fw", "in", "input", 7, ssh, "table inet fw {\n\tchain in {\n\t}\n}\n",
+			"tcp dport 22 accept` where that rule comes from: no file that nftables.service loads has it", []string{"nft insert rule inet fw in position 7 meta nfproto ipv4 tcp dport 22 accept"},
+		},
+		"a policy that was set": {
+			"ip", "fw", "in", "input", 0, ssh, "table ip fw {\n\tchain in {\n\t}\n}\n",
+			"where that policy comes from", []string{"nft add rule ip fw in tcp dport 22 accept"},
 		},
 		"a table of nobody known": {
 			"ip", "fw", "in", "input", 7, ssh, "", "no file that nftables.service loads has it", []string{"nft insert rule ip fw in position 7 tcp dport 22 accept"},
@@ -83,10 +91,12 @@ func TestToLetThrough(t *testing.T) {
 func TestWhere(t *testing.T) {
 	var l host.Live
 	ref := rule(&l, "ip", "fw", "in", "input", 7)
-	l.NFTConf = conf("/etc/nft", "table fw { chain in {\ndrop\n} ; }\n")
+	l.NFTConf = conf("/etc/nft", "table fw { chain in {\ndrop\n} ; }\ntable by { chain hand { policy drop; }; }\n")
 	firewalld := rule(&l, "inet", "firewalld", "filter_INPUT", "input", 9)
+	besides := rule(&l, "ip", "by", "hand", "input", 8)
 	for want, r := range map[string]*verdict.RuleRef{
-		"x (nftables.service, /etc/nft:2)": ref, "x (made by firewalld)": firewalld, "x": {Family: host.IPv4, Chain: "INPUT"},
+		"x (added by hand, in no file that nftables.service loads)": besides,
+		"x (nftables.service, /etc/nft:2)":                          ref, "x (made by firewalld)": firewalld, "x": {Family: host.IPv4, Chain: "INPUT"},
 	} {
 		if got := Where(&l, r, "x"); got != want {
 			t.Errorf("%q, want %q", got, want)
