@@ -60,6 +60,7 @@ func Plan(d declared.Desired, l host.Live) (Work, change.Findings) {
 	p.join = p.joinedBy()
 	p.kernelRules()
 	p.nativeNAT()
+	p.nativeTwins()
 	p.savedRules()
 	p.nativeWork()
 	return p.out, p.Findings
