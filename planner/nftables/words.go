@@ -94,6 +94,11 @@ func spell(w string, port bool) string {
 	if host, ok := strings.CutSuffix(w, "/32"); ok && strings.Count(host, ".") == 3 {
 		return host
 	}
+	if hex, ok := strings.CutPrefix(w, "0x"); ok {
+		if n, err := strconv.ParseUint(hex, 16, 64); err == nil {
+			return strconv.FormatUint(n, 10)
+		}
+	}
 	if n := services[w]; port && n != "" {
 		return n
 	}

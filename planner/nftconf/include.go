@@ -51,7 +51,7 @@ func (l *loader) open(name string, from host.NFTSite, depth int) {
 	if l.lexed[i] == nil {
 		tokens, closed := nftables.Tokens(l.files[i].Content)
 		if !closed {
-			l.doubt(&token{tokens[len(tokens)-1], int32(i)}, "a string that nothing ends")
+			l.doubt(&token{nftables.Token{Line: int32(1 + strings.Count(l.files[i].Content, "\n"))}, int32(i)}, "a string, or a comment, that nothing ends: nft does not load it")
 		}
 		l.lexed[i] = append(tokens, nftables.Token{}) // never nil
 	}
