@@ -165,6 +165,9 @@ func (w *work) edits(move bool) change.Edits {
 		if strings.HasSuffix(main.Content, "\r\n") {
 			line += "\r"
 		}
+		if isOpen(main.Path, w.files) {
+			line = "\n" + line
+		}
 		f := out.File(main, "file.")
 		f.AppendLine(line)
 		f.Because(w.Because, w.Source)
