@@ -162,12 +162,20 @@ func natRules(l host.Live) []string {
 // what it would open is left out, whatever that costs.
 func suggestAccepts(l host.Live, o Options, mode declared.Mode, why string) Suggestion {
 	var all []*attempt
-	for _, w := range ways(mode) {
+	list := ways(mode)
+	for i, w := range list {
 		a := try(l, o, mode, w)
-		if a.opens() == 0 && !a.plan.Blocked() {
-			return a.suggestion(l, mode, why)
+		if !a.fits() {
+			all = append(all, a)
+			continue
 		}
-		all = append(all, a)
+		if w.stateful == declared.RemoveStateful && !w.narrow && len(a.d.Accept) > 0 {
+			// Rules that are translated say the same as today's, blocks about the same.
+			if t := try(l, o, mode, list[i+1]); t.fits() && len(t.d.Accept) < len(a.d.Accept) {
+				a = t
+			}
+		}
+		return a.suggestion(l, mode, why)
 	}
 	slices.SortStableFunc(all, func(a, b *attempt) int {
 		return cmp.Compare(a.opens()+len(a.plan.Blocks), b.opens()+len(b.plan.Blocks))
@@ -188,6 +196,9 @@ type attempt struct {
 	plan  planner.Plan
 	cover *cover
 }
+
+// fits is whether it loses nothing and opens nothing.
+func (a *attempt) fits() bool { return a.opens() == 0 && !a.plan.Blocked() }
 
 // try makes the accept blocks for a way.
 func try(l host.Live, o Options, mode declared.Mode, w way) *attempt {
@@ -218,7 +229,7 @@ func (a *attempt) suggestion(l host.Live, mode declared.Mode, why string) Sugges
 		s.Notes = map[string][]string{}
 	}
 	head := []string{fmt.Sprintf("Suggested by ctplan for %s, mode %s: %s.", l.Host.Name, mode, strings.TrimSuffix(why, "."))}
-	head = append(head, a.cover.seen(plan))
+	head = append(head, a.cover.seen(plan, a.way.stateful))
 	for _, t := range a.way.notrack[:min(1, len(a.way.notrack))] {
 		s.Note("notrack "+t.Name, a.way.note)
 	}
