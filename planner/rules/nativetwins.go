@@ -1,6 +1,7 @@
 package rules
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -29,26 +30,39 @@ func (p *stage) nativeTwins() {
 	if p.d.StatefulRules != declared.TranslateStateful || p.d.Mode != declared.Notrack {
 		return
 	}
+	type place struct {
+		native, table string
+		handle        uint64
+	}
 	var found []*nativeTwin
+	at := map[place]*nativeTwin{}
+	takers, lines := nativeTakers{}, map[*host.NFTChain]bool{}
 	for _, f := range host.Families {
 		for _, r := range nft.Rules(p.l.NFT, f, nft.AsksForTracking) {
-			if !owners.TakesLines(&p.l, &r.Ref) {
+			takes, ok := lines[r.Chain]
+			if !ok {
+				takes = owners.TakesLines(&p.l, &r.Ref)
+				lines[r.Chain] = takes
+			}
+			if !takes {
 				continue
 			}
-			got, touched := p.translator.Native(r.Source.Text, p.nativeScope(f, &r))
+			got, touched := p.translator.Native(r.Source.Text, p.nativeScope(f, &r, takers))
 			if !touched || len(got.Lines) == 0 && got.None == "" {
 				continue
 			}
-			i := slices.IndexFunc(found, func(o *nativeTwin) bool {
-				return o.Ref.Native == r.Ref.Native && o.Ref.Table == r.Ref.Table && o.Ref.Handle == r.Ref.Handle
-			})
-			if i < 0 {
-				found = append(found, &nativeTwin{r, got})
+			key := place{r.Ref.Native, r.Ref.Table, r.Ref.Handle}
+			if at[key] != nil {
+				at[key].join(&got)
 				continue
 			}
-			found[i].join(&got)
+			at[key] = &nativeTwin{r, got}
+			found = append(found, at[key])
 		}
 	}
+	slices.SortStableFunc(found, func(a, b *nativeTwin) int {
+		return cmp.Or(strings.Compare(a.Ref.Native, b.Ref.Native), strings.Compare(a.Ref.Table, b.Ref.Table))
+	})
 	for len(found) > 0 {
 		n := 1
 		for n < len(found) && found[n].Ref.Native == found[0].Ref.Native && found[n].Ref.Table == found[0].Ref.Table {
@@ -75,20 +89,33 @@ func (t *nativeTwin) join(more *translate.Lines) {
 	add(&t.Note, more.Note)
 }
 
+// nativeTakers are the first rules that take all packets in a state, by chain and
+// state: their index, or -1.
+type nativeTakers map[nativeTaker]int
+
+type nativeTaker struct {
+	chain *host.NFTChain
+	state string
+}
+
+func (t nativeTakers) first(c *host.NFTChain, state string) int {
+	key := nativeTaker{c, state}
+	at, ok := t[key]
+	if !ok {
+		at = slices.IndexFunc(c.Rules, func(r host.NFTRule) bool { return translate.TakesNative(r.Text, state) })
+		t[key] = at
+	}
+	return at
+}
+
 // nativeScope is what is known of the traffic that a rule of nftables sees.
-func (p *stage) nativeScope(f host.Family, r *nft.Rule) translate.Scope {
+func (p *stage) nativeScope(f host.Family, r *nft.Rule, takers nativeTakers) translate.Scope {
 	chain := builtIn[r.Chain.Hook]
 	in := translate.Scope{Family: f} // accept blocks of iptables let nothing through there
 	taken := func(state string) func() bool {
 		return func() bool {
-			for i := range r.Chain.Rules {
-				if ahead := &r.Chain.Rules[i]; ahead.Handle == r.Source.Handle {
-					return false
-				} else if translate.TakesNative(ahead.Text, state) {
-					return true
-				}
-			}
-			return false
+			at := takers.first(r.Chain, state)
+			return at >= 0 && at < slices.IndexFunc(r.Chain.Rules, func(o host.NFTRule) bool { return o.Handle == r.Source.Handle })
 		}
 	}
 	in.Answered, in.Related = taken("established"), taken("related")
