@@ -18,6 +18,7 @@ type way struct {
 	stateful declared.StatefulPolicy
 	narrow   bool   // accept blocks leave out networks that are refused today
 	note     string // above the first notrack block
+	cure     string // why the table cannot fill then; empty: nothing enters it
 }
 
 // ways are those of a mode, the one that takes most out of the table first.
@@ -34,12 +35,17 @@ func ways(mode declared.Mode) []way {
 	}
 	var out []way
 	for _, w := range without {
-		w.stateful = declared.RemoveStateful
-		translated, narrow := w, w
-		translated.stateful, narrow.narrow = declared.TranslateStateful, true
-		out = append(out, w, translated, narrow)
+		out = append(out, variants(w)...)
 	}
 	return out
+}
+
+// variants are a way with what may become of rules on connection state.
+func variants(w way) []way {
+	w.stateful = declared.RemoveStateful
+	translated, narrow := w, w
+	translated.stateful, narrow.narrow = declared.TranslateStateful, true
+	return []way{w, translated, narrow}
 }
 
 // opens is how much the plan lets in that is refused today.
