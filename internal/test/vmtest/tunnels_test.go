@@ -38,13 +38,16 @@ type conversation struct {
 // itself, of both families, with the script that sets them up. Those of IPv4 are
 // wider than the links under them, so that what they carry travels in fragments.
 func tunnels() (list []conversation, script string) {
-	var setup strings.Builder
+	links := map[string]*strings.Builder{"a": {}, "b": {}, "": {}} // what ip does in each space
+	var talk strings.Builder
 	at := func(space, format string, args ...any) {
-		line := fmt.Sprintf(format, args...)
+		fmt.Fprintf(links[space], format+"\n", args...)
+	}
+	in := func(space, format string, args ...any) {
 		if space != "" {
-			line = "ip netns exec " + space + " " + line
+			space = "ip netns exec " + space + " "
 		}
-		setup.WriteString(line + "\n")
+		fmt.Fprintf(&talk, space+format+"\n", args...)
 	}
 	add := func(name, format string, args ...any) {
 		list = append(list, conversation{name, fmt.Sprintf(format, args...)})
@@ -70,29 +73,35 @@ func tunnels() (list []conversation, script string) {
 					inner = []string{fmt.Sprintf("fd%d::1", n), fmt.Sprintf("fd%d::2", n)}
 				}
 				for i, end := range []struct{ space, local, remote string }{{"a", f.a, to.addr}, {to.space, to.addr, f.a}} {
-					at(end.space, "ip link add t%d%s type "+kind.link, n, wide, end.local, end.remote)
-					at(end.space, "ip addr add %s/%s dev t%d", inner[i], subnet, n)
-					at(end.space, "ip link set t%d up", n)
+					at(end.space, "link add t%d%s type "+kind.link, n, wide, end.local, end.remote)
+					at(end.space, "addr add %s/%s dev t%d", inner[i], subnet, n)
+					at(end.space, "link set t%d up", n)
 				}
 				add(fmt.Sprintf("%s %s %s", kind.name, f.family, to.way), "ip netns exec a %s -c 1 -W 1 -s $SIZE -I %s %s", f.ping, inner[0], inner[1])
 			}
 			// Encrypted, between the neighbour's second address and the other.
 			for _, end := range []struct{ space, local, remote string }{{"a", f.a3, to.esp}, {to.space, to.esp, f.a3}} {
 				for _, way := range [][3]string{{end.local, end.remote, "out"}, {end.remote, end.local, "in"}} {
-					at(end.space, "ip xfrm state add src %s dst %s proto esp spi 0x%d mode transport enc 'cbc(aes)' 0x00112233445566778899aabbccddeeff auth 'hmac(sha256)' 0x00112233445566778899aabbccddeeff", way[0], way[1], 100+n)
-					at(end.space, "ip xfrm policy add src %s/%s dst %s/%s dir %s tmpl proto esp mode transport", way[0], bits, way[1], bits, way[2])
+					at(end.space, "xfrm state add src %s dst %s proto esp spi 0x%d mode transport enc 'cbc(aes)' 0x00112233445566778899aabbccddeeff auth 'hmac(sha256)' 0x00112233445566778899aabbccddeeff", way[0], way[1], 100+n)
+					at(end.space, "xfrm policy add src %s/%s dst %s/%s dir %s tmpl proto esp mode transport", way[0], bits, way[1], bits, way[2])
 				}
 			}
 			add(fmt.Sprintf("esp %s %s", f.family, to.way), "ip netns exec a %s -c 1 -W 1 -s $SIZE -I %s %s", f.ping, f.a3, to.esp)
 			// An association that stays open.
 			n++
-			at(to.space, "socat SCTP-LISTEN:%d,pf=%s,fork,bind=%s PIPE </dev/null >/dev/null 2>&1 &", 5000, strings.Replace(string(f.family), "ipv", "ip", 1), bracketed(to.addr))
-			setup.WriteString(fmt.Sprintf("mkfifo /run/ask%d /run/said%d; sleep 0.3\n", n, n))
-			at("a", "socat 'OPEN:/run/ask%[1]d,rdwr!!OPEN:/run/said%[1]d,rdwr' SCTP:%[2]s:5000,bind=%[3]s </dev/null >/run/socat%[1]d 2>&1 &", n, bracketed(to.addr), bracketed(f.a))
+			in(to.space, "socat SCTP-LISTEN:%d,pf=%s,fork,bind=%s PIPE </dev/null >/dev/null 2>&1 &", 5000, strings.Replace(string(f.family), "ipv", "ip", 1), bracketed(to.addr))
+			in("", "mkfifo /run/ask%[1]d /run/said%[1]d", n)
+			in("a", "socat 'OPEN:/run/ask%[1]d,rdwr!!OPEN:/run/said%[1]d,rdwr' SCTP:%[2]s:5000,bind=%[3]s,retry=50,interval=0.2 </dev/null >/run/socat%[1]d 2>&1 &", n, bracketed(to.addr), bracketed(f.a))
 			add(fmt.Sprintf("sctp %s %s", f.family, to.way), "timeout 0.2 cat /run/said%[1]d >/dev/null; timeout 1 sh -c 'head -c $1 /dev/zero > /run/ask%[1]d' - $SIZE; [ \"$(timeout 1.5 head -c $SIZE /run/said%[1]d | wc -c)\" = $SIZE ]", n)
 		}
 	}
-	return list, setup.String()
+	for space, lines := range links {
+		if space != "" {
+			space = "-n " + space
+		}
+		script += fmt.Sprintf("ip %s -batch - <<'EOF'\n%sEOF\n", space, lines)
+	}
+	return list, script + talk.String()
 }
 
 // bracketed is an address as it stands ahead of a port.
