@@ -275,7 +275,7 @@ func (h *host) foretold(want []string) {
 	if want = slices.Sorted(slices.Values(want)); !slices.Equal(got, want) {
 		h.Fail("the plan calls %q lost, not %q", got, want)
 	}
-	if len(got)+len(kept) < 18 { // and two of ICMP
+	if len(got)+len(kept) < 16 {
 		h.Fail("not all are known: lost %q, kept %q", got, kept)
 	}
 }
