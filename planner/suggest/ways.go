@@ -30,7 +30,8 @@ func ways(mode declared.Mode) []way {
 	if mode == declared.Notrack {
 		without = []way{
 			{notrack: traffic("all", ""), note: "Both directions, and what is routed: what is not tracked fills no table."},
-			{notrack: traffic("tcp", "tcp"), note: "TCP alone, both directions, and what is routed: of other protocols, their state tells what may come in."},
+			{notrack: traffic("tcp", "tcp"), note: "TCP alone, both directions, and what is routed: of other protocols, their state tells what may come in.",
+				cure: "with notrack no connection of TCP enters the table"},
 		}
 	}
 	var out []way

@@ -20,7 +20,7 @@ const between = `set -e
 		ip addr add 10.$n.0.1/24 dev $s; ip addr add fd0$n::1/64 dev $s nodad; ip link set dev $s up
 		ip netns exec $s sh -c "sysctl -qw net.ipv6.conf.default.accept_dad=0
 			ip link set lo up; ip link set eth0 up; ip addr add 10.$n.0.2/24 dev eth0; ip addr add 10.$n.0.3/24 dev eth0
-			ip addr add fd0$n::2/64 dev eth0 nodad; ip addr add fd0$n::3/64 dev eth0 nodad
+			ip addr add fd0$n::2/64 dev eth0 nodad; ip addr add fd0$n::3/64 dev eth0 nodad preferred_lft 0
 			ip route add default via 10.$n.0.1; ip route add default via fd0$n::1"
 		n=2
 	done
@@ -63,7 +63,7 @@ func tunnels() (list []conversation, script string) {
 	} {
 		wide, bits, subnet := " mtu 4500", "32", "24"
 		if f.family == live.IPv6 {
-			wide, bits, subnet = "", "128", "64" // these part what they carry instead
+			wide, bits, subnet = " mtu 1400", "128", "64" // these part what they carry instead
 		}
 		for _, to := range []struct{ way, space, addr, esp string }{{"forward", "b", f.b, f.b3}, {"in", "", f.here, f.one}} {
 			for _, kind := range []struct{ name, link string }{{"gre", f.gre}, {"ipip", f.ipip}, {"vxlan", "vxlan id ID dstport 4789 local %s remote %s"}, {"geneve", "geneve id ID %.0sremote %s"}} {
