@@ -237,3 +237,36 @@ func TestMarksOfTunnels(t *testing.T) {
 		})
 	}
 }
+
+// TestMarksOfPolicies is a router on which answers pass a policy of IPsec by the
+// mark of their connection: what that does without the mark the plan does not know, and
+// says so, with the policy. Here they die.
+func TestMarksOfPolicies(t *testing.T) {
+	for _, b := range backends {
+		t.Run(string(b), func(t *testing.T) {
+			t.Parallel()
+			h := newHost(t, b, "policies")
+			_, near, far := network(t, h)
+			h.sh(uplinks + "ip route replace default via 10.32.0.2 dev far; ip -6 route replace default via fd32::2 dev far\n" +
+				"ip xfrm policy add src 10.31.0.2 dst 198.51.100.9 dir fwd mark 2 action allow priority 1; ip xfrm policy add src 10.31.0.2 dst 198.51.100.9 dir fwd action block priority 2")
+			for family, tool := range map[live.Family]string{live.IPv4: "iptables-restore", live.IPv6: "ip6tables-restore"} {
+				h.RunInput(strings.ReplaceAll(markRules(markNew, restoreIn), "ICMP", map[live.Family]string{live.IPv4: "icmp", live.IPv6: "ipv6-icmp"}[family]), tool)
+			}
+			beyond(t, near, far)
+			talks := open(t, far, near, "udp", away[live.IPv4], nearAddr[live.IPv4], 53, 2, "udp/53 forward")
+			if before := living(talks); before["udp/53 forward ipv4"] != 2 {
+				t.Fatalf("to begin with: %v", before)
+			}
+			config := h.config("conntrack \"x\" {\n mode = \"notrack\"\n stateful_rules = \"remove\"\n allow_risk = [\"connection_marks\"]\n notrack \"all\" { }\n notrack \"through\" { direction = \"forward\" }\n accept \"web\" {\n protocol = \"tcp\"\n local_port = 80\n }\n accept \"dns\" {\n protocol = \"udp\"\n local_port = 53\n }\n" +
+				" accept \"icmp\" { protocol = \"icmp\" }\n accept \"icmpv6\" { protocol = \"ipv6-icmp\" }\n accept \"through\" { direction = \"forward\" }\n}\n")
+			said := h.try("plan", config).stdout
+			if text := strings.Join(strings.Fields(said), " "); !strings.Contains(text, "whether 2 connections survive cannot be told, because of its mark") || !strings.Contains(text, "a policy of IPsec goes by that (mark 0x2/0xffffffff)") || strings.Contains(text, "2 kept") {
+				t.Errorf("the plan says\n%s", said)
+			}
+			h.ctplan(exitOK, "apply", "--auto-approve", config)
+			if after := living(talks); after["udp/53 forward ipv4"] != 0 {
+				t.Errorf("nothing is tried: %v live\n%s", after, h.rules())
+			}
+		})
+	}
+}
