@@ -24,7 +24,7 @@ var ranks = [][]string{
 	{"nftables", "verdict/nft", "verdict/xt"},
 	{"translate"},
 	{"judge", "modules", "owners", "rules"},
-	{"impact", "sizes", "service"},
+	{"carry", "impact", "sizes", "service"},
 	{"sides", "boot"},
 	{"."},
 	{"importer", "suggest"},
