@@ -63,6 +63,14 @@ func (e *env) historyText(all []journal.Transaction) error {
 		} else if t.Reason != "" {
 			result += ": " + firstLine(t.Reason)
 		}
+		if t.Table != nil {
+			if did := view.Table(t.Table); did != "" {
+				result += "; " + did
+			}
+			if t.Table.Trouble != "" {
+				result += "; not all carried over: " + firstLine(t.Table.Trouble)
+			}
+		}
 		when := ""
 		if !t.Time.IsZero() {
 			when = t.Time.Local().Format("2006-01-02 15:04:05")
@@ -107,6 +115,9 @@ type historyEntry struct {
 	Summary string     `json:"summary"`
 	Outcome string     `json:"outcome"`
 	Reason  string     `json:"reason"`
+
+	// What became of the kernel's table of connections; absent where nothing did.
+	Table *journal.Table `json:"table,omitempty"`
 }
 
 type historyReport struct {
@@ -119,7 +130,7 @@ func (e *env) historyJSON(all []journal.Transaction) error {
 	for _, t := range all {
 		entry := historyEntry{
 			ID: t.ID, Time: t.Time, User: t.Who.User, UID: t.Who.UID, SSH: t.Who.SSH, Version: t.Version,
-			Summary: t.Summary, Outcome: string(t.Outcome), Reason: t.Reason,
+			Summary: t.Summary, Outcome: string(t.Outcome), Reason: t.Reason, Table: t.Table,
 		}
 		if !t.Ended.IsZero() {
 			entry.Ended = &t.Ended

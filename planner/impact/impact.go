@@ -38,7 +38,7 @@ type Impact struct {
 	Unknown int64 `json:"unknown"`
 	Gained  int64 `json:"gained"`
 	Kept    int64 `json:"kept"`
-	Carried int64 `json:"carried"` // of Kept: tracking is told of them before it begins
+	Carried int64 `json:"carried,omitempty"` // of Kept: tracking is told of them before it begins
 
 	// Table is what becomes of the kernel's table; nil where nothing does.
 	Table *Table `json:"table,omitempty"`
