@@ -247,7 +247,8 @@ func (tx *transaction) carryBack(ctx context.Context) {
 	})
 }
 
-// backDone is for the table once everything is as it was.
+// backDone is for the table once everything is as it was: entries that a way back
+// had put in go again.
 func (tx *transaction) backDone(ctx context.Context) {
 	if tx.carrier == nil || !tx.header.Carry || tx.rebooted || tx.env.Rules == nil {
 		return
@@ -255,6 +256,9 @@ func (tx *transaction) backDone(ctx context.Context) {
 	tx.carrier.bounded(ctx, func(ctx context.Context, c *carrier) error {
 		if c.rules != nil {
 			c.trouble(c.stay(ctx))
+		}
+		if !tx.header.Back { // what would have been tracked is so now, and nothing to take out
+			return nil
 		}
 		rules, err := tx.env.Rules(ctx)
 		if err != nil {
