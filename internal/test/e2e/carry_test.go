@@ -1,15 +1,20 @@
 package e2e
 
 import (
+	"bytes"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/ctplan/ctplan/internal/test/nstest"
 	live "github.com/ctplan/ctplan/planner/host"
+	"github.com/ctplan/ctplan/providers/flows"
 )
 
 // strict lets in what tracking knows, and connections to a few ports that begin
@@ -194,5 +199,152 @@ func TestCarriedBack(t *testing.T) {
 				allLive(t, h, "a change that nobody confirmed", talks)
 			})
 		}
+	}
+}
+
+// TestCarriedThroughRecovery kills apply and rollback half way, when rules have
+// changed; connections come up then, and all live once ctplan recover has been.
+func TestCarriedThroughRecovery(t *testing.T) {
+	for _, b := range backends {
+		t.Run(string(b), func(t *testing.T) {
+			h, here, near, far := strictHost(t, b, 0)
+			open := openers(t, here, near, far)
+			talks := open(3)
+			path := h.config(untrackedAll)
+			before := h.rules()
+			h.killed("apply", "--auto-approve", path)
+			talks = append(talks, open(3)...)
+			h.ctplan(exitOK, "recover")
+			if b == live.NFT { // legacy keeps an empty table
+				same(t, "after recovery", before, h.rules())
+			}
+			allLive(t, h, "apply that was killed", talks)
+
+			h.ctplan(exitOK, "apply", "--auto-approve", path)
+			talks = append(talks, open(3)...)
+			h.killed("rollback", "--auto-approve")
+			allLive(t, h, "rollback that was killed", talks)
+			h.ctplan(exitOK, "recover")
+			allLive(t, h, "its recovery", talks)
+			h.ctplan(exitOK, "rollback", "--auto-approve")
+			if b == live.NFT { // legacy keeps an empty table
+				same(t, "after rollback", before, h.rules())
+			}
+			allLive(t, h, "rollback", talks)
+		})
+	}
+}
+
+// killed runs ctplan, and kills it when its first step that changes rules is done.
+func (h *host) killed(args ...string) {
+	h.t.Helper()
+	known, _ := filepath.Glob(h.Path("/var/lib/ctplan/*.journal"))
+	cmd := h.command(args...)
+	if err := cmd.Start(); err != nil {
+		h.t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	for {
+		select {
+		case err := <-ended:
+			h.t.Fatalf("ctplan %s ended before it was killed: %v", strings.Join(args, " "), err)
+		case <-time.After(time.Millisecond):
+		}
+		now, _ := filepath.Glob(h.Path("/var/lib/ctplan/*.journal"))
+		if len(now) == len(known) {
+			continue
+		}
+		if text, _ := os.ReadFile(now[len(now)-1]); bytes.Contains(text, []byte(`{"kind":"done"`)) {
+			cmd.Process.Kill()
+			<-ended
+			return
+		}
+	}
+}
+
+// TestFullTableEmptied is the cure for a table that one service has filled: what it
+// tracks no more leaves, and others open connections at once. On the way back what
+// was routed and taken out is there again.
+func TestFullTableEmptied(t *testing.T) {
+	for _, b := range backends {
+		t.Run(string(b), func(t *testing.T) {
+			nstest.Machine(t)
+			h, here, near, far := strictHost(t, b, 0)
+			h.sh("iptables -A FORWARD -p tcp --dport 8001 -j ACCEPT; iptables -A FORWARD -p tcp --sport 8001 -j ACCEPT")
+			open := openers(t, here, near, far)
+			talks := open(3)
+			const most = 3000
+			if err := os.WriteFile(nstest.Max, []byte(strconv.Itoa(most)), 0); err != nil {
+				t.Fatal(err)
+			}
+			fill := func(n int, dst string) {
+				here.do(t, func() error {
+					table, err := flows.OpenTable()
+					for i := 0; err == nil && i < n; i++ {
+						a, to := netip.AddrFrom4([4]byte{10, 31, 100 + byte(i>>8), byte(i)}), netip.MustParseAddr(dst)
+						err = table.Put(&live.Flow{Protocol: 6, Orig: live.Tuple{Src: a, Dst: to, SrcPort: 4000, DstPort: 8001}, Reply: live.Tuple{Src: to, Dst: a, SrcPort: 8001, DstPort: 4000}}, 400_000)
+					}
+					if err == nil {
+						_, err = table.Close()
+					}
+					return err
+				})
+			}
+			const routed = 200
+			fill(routed, farAddr[live.IPv4])
+			fill(most-routed, nearHost[live.IPv4])
+			if n := h.entries(); n < most {
+				t.Fatalf("%d entries: the table is not full", n)
+			}
+			l := listen(t, far, net.JoinHostPort(farAddr[live.IPv4], "4443"))
+			try := func() (err error) {
+				here.do(t, func() error {
+					var c net.Conn
+					if c, err = net.DialTimeout("tcp", l.Addr().String(), crossing); err == nil {
+						c.Close()
+					}
+					return nil
+				})
+				return err
+			}
+			if try() == nil {
+				t.Fatal("a connection opens though the table is full")
+			}
+			path := h.config(`
+conntrack "x" {
+  mode       = "notrack"
+  families   = ["ipv4"]
+  allow_risk = ["stateful_rules", "exposed", "one_sided"]
+  notrack "service" {
+    protocol   = "tcp"
+    local_port = 8001
+  }
+  notrack "behind" {
+    protocol    = "tcp"
+    remote_port = 8001
+    direction   = "forward"
+  }
+  accept "service" {
+    protocol   = "tcp"
+    local_port = 8001
+  }
+}
+`)
+			r := h.ctplan(exitOK, "apply", "--auto-approve", path)
+			said(t, r.stdout, "leave with their connections, and are taken out", fmt.Sprintf("of %d will be left", most))
+			if n := h.entries(); n > 9 {
+				t.Errorf("%d entries are left", n)
+			}
+			if err := try(); err != nil {
+				t.Errorf("a connection that is tracked does not open: %v", err)
+			}
+			allLive(t, h, "the table was emptied", talks)
+			h.ctplan(exitOK, "rollback", "--auto-approve")
+			if n := h.entries(); n < routed+len(talks) || n > routed+len(talks)+4 {
+				t.Errorf("%d entries for %d connections that are open and %d that were routed", n, len(talks), routed)
+			}
+			allLive(t, h, "rollback", talks)
+		})
 	}
 }
