@@ -2,7 +2,6 @@ package flows
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -133,13 +132,14 @@ func EachSaved(r io.Reader, fn func(*Saved) error) error {
 // packet comes. Where its window is not to be relied on, since packets passed
 // that nobody tracked, TCP is not held to it.
 func (t *Table) Restore(s *Saved, timeout uint32) error {
-	return t.ask(msgNewConntrack, unix.NLM_F_CREATE|unix.NLM_F_EXCL, s.request(timeout))
+	t.scratch = s.request(t.scratch[:0], timeout)
+	return t.ask(msgNewConntrack, unix.NLM_F_CREATE|unix.NLM_F_EXCL, t.scratch)
 }
 
 // Remove takes a saved entry out: that one, and not another that has come for the
 // same tuple since.
 func (t *Table) Remove(s *Saved) error {
-	b := bytes.Clone(s.msg[:4])
+	b := append(t.scratch[:0], s.msg[:4]...)
 	for a := netlink.Walk(s.msg[4:]); a.Next(); {
 		switch a.Type {
 		case ctaTupleOrig:
@@ -148,14 +148,15 @@ func (t *Table) Remove(s *Saved) error {
 			b = netlink.AppendAttribute(b, a.Type, a.Value)
 		}
 	}
+	t.scratch = b
 	return t.ask(msgDeleteConntrack, 0, b)
 }
 
-// request asks for the entry as it was. The kernel is told the tuples from before
-// translation, and what they are translated to (ctnetlink_create_conntrack in
-// net/netfilter/nf_conntrack_netlink.c): bits of status that say so cannot be set.
-func (s *Saved) request(timeout uint32) []byte {
-	b := bytes.Clone(s.msg[:4])
+// request adds a request for the entry as it was to b. The kernel is told the tuples
+// from before translation, and what they are translated to (ctnetlink_create_conntrack
+// in net/netfilter/nf_conntrack_netlink.c): bits of status that say so cannot be set.
+func (s *Saved) request(b []byte, timeout uint32) []byte {
+	b = append(b, s.msg[:4]...)
 	status := s.Status&(host.StatusSeenReply|host.StatusAssured) | host.StatusConfirmed
 	var orig, reply []byte
 	for a := netlink.Walk(s.msg[4:]); a.Next(); {
@@ -176,8 +177,11 @@ func (s *Saved) request(timeout uint32) []byte {
 			b = append(b, protoInfo(a.Value)...)
 		}
 	}
-	b = append(b, attribute(ctaStatus, be32(status))...)
-	b = append(b, attribute(ctaTimeout, be32(timeout))...)
+	var number [4]byte
+	binary.BigEndian.PutUint32(number[:], status)
+	b = netlink.AppendAttribute(b, ctaStatus, number[:])
+	binary.BigEndian.PutUint32(number[:], timeout)
+	b = netlink.AppendAttribute(b, ctaTimeout, number[:])
 	if s.Status&(host.StatusSNAT|host.StatusDNAT) == 0 {
 		return netlink.AppendAttribute(b, ctaTupleReply|unix.NLA_F_NESTED, reply)
 	}

@@ -69,6 +69,7 @@ type Table struct {
 	batch   *netlink.Batch
 	written Written
 	asked   int64
+	scratch []byte   // a request in the making
 	again   [][]byte // refused with something that can be left out
 }
 

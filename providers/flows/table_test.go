@@ -291,7 +291,7 @@ func FuzzSaved(f *testing.F) {
 	f.Fuzz(func(t *testing.T, data []byte) {
 		n := 0
 		_ = EachSaved(bytes.NewReader(data), func(s *Saved) error {
-			body := s.request(60)
+			body := s.request(nil, 60)
 			if bare, _ := without(body); len(body) < 4 || len(bare) < 4 {
 				t.Fatalf("a request of %d bytes", len(body))
 			}
