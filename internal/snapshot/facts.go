@@ -82,6 +82,7 @@ func (s *Snapshot) Facts() []Fact {
 			}
 			add("boot.restorers", values...)
 		}
+		add("boot.nftables", b.NFTables...)
 	}
 	s.holderFacts(add)
 	for _, f := range s.Files {
