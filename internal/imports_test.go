@@ -26,7 +26,7 @@ var ranks = [][]string{
 	{"translate"},
 	{"owners"},
 	{"judge", "modules", "rules"},
-	{"impact", "sizes", "service"},
+	{"carry", "impact", "sizes", "service"},
 	{"sides", "boot"},
 	{"."},
 	{"importer", "suggest"},

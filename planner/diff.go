@@ -189,15 +189,19 @@ func Steps(p Plan) []change.Step { return change.StepsOf(p.Changes) }
 // Judged returns the plan of a way back with what its steps do to the
 // connections that are open. What they lose is a warning, and no block: who
 // goes back may have to, and has no HCL to accept a risk in. split takes the
-// words of a rule apart, as iptables-restore does.
-func (p Plan) Judged(l host.Live, steps []change.Step, split func(rule string) []string) Plan {
+// words of a rule apart, as iptables-restore does. Of d the mode does not count.
+func (p Plan) Judged(d declared.Desired, l host.Live, steps []change.Step, split func(rule string) []string) Plan {
 	if l.Connections == nil || !NeedsConnections(p) {
 		return p
 	}
-	d := declared.Desired{Mode: p.Mode}
-	lost, found := impact.Of(d, l, judge.Kernel(d, l, steps, split), nil)
+	d.Mode = p.Mode
+	judges := judge.Kernel(d, l, steps, split)
+	lost, found := impact.Of(d, l, judges, nil)
 	for _, b := range found.Blocks {
 		found.Warnings = append(found.Warnings, change.Warning{Address: b.Address, Text: fmt.Sprintf("%s (%s)", b.Why, b.Where)})
+	}
+	if slices.ContainsFunc(judges.All(), (*judge.Judge).RoutedBegins) {
+		found.Warnings = append(found.Warnings, change.Warning{Address: "connections", Text: "routed connections that are not tracked today are known to nobody: those that were opened since are in no number, and may be cut off when they are tracked again"})
 	}
 	all := change.Findings{Blocks: p.Blocks, Warnings: slices.Clone(p.Warnings)}
 	all.Add(change.Findings{Warnings: found.Warnings})
