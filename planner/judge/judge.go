@@ -14,6 +14,7 @@ import (
 	"github.com/ctplan/ctplan/planner/change"
 	"github.com/ctplan/ctplan/planner/declared"
 	"github.com/ctplan/ctplan/planner/host"
+	"github.com/ctplan/ctplan/planner/nftables"
 	"github.com/ctplan/ctplan/planner/protocol"
 	"github.com/ctplan/ctplan/planner/routing"
 	"github.com/ctplan/ctplan/planner/verdict"
@@ -39,7 +40,8 @@ type Judge struct {
 	specs       map[verdict.RuleRef]xtables.Spec    // of those of iptables among them
 	matched     map[verdict.RuleRef]xtables.Packets // by each of Untracks
 	sets        []*host.Ruleset
-	coming      [][]string // the words of rules that steps bring
+	coming      [][]string      // the words of rules that steps bring
+	native      []host.NFTTable // tables of nftables' own: as they stand, and as those will that steps change
 	facts       verdict.Facts
 	Places      *placeMap
 	entrances   []host.Address          // see doors
@@ -67,7 +69,9 @@ type tableStates struct {
 	models   map[verdict.TableID]*xtables.TableModel
 	compiled map[verdict.TableID]*verdict.Table
 	order    []verdict.TableID // in which tables of one priority come
-	native   []*verdict.Table  // of nftables' own, which no plan changes
+	native   []*verdict.Table  // of nftables' own
+	nft      []host.NFTTable   // the same as they stand
+	links    map[string]uint32
 	words    map[string][]string
 }
 
@@ -101,6 +105,34 @@ func (t *tableStates) change(id verdict.TableID, ops []change.RuleOp, split func
 	return t.stage("iptables." + string(t.family) + "." + id.Table)
 }
 
+// changeNative is the state after operations on tables of nftables' own.
+func (t *tableStates) changeNative(step *change.NFTStep) Stage {
+	was := t.nft
+	t.nft = nftables.Apply(was, step.Ops)
+	compiled := map[verdict.TableID]*verdict.Table{}
+	for _, n := range t.native {
+		compiled[n.ID()] = n
+	}
+	name := "nftables"
+	t.native = nil
+	for i := range t.nft {
+		table := &t.nft[i]
+		id := verdict.TableID{Native: table.Family, Table: table.Name}
+		if step.Touches(table.Family, table.Name) {
+			t.native = append(t.native, nft.Tables(t.compiler, t.family, t.nft[i:i+1], t.links, "")...)
+		} else if n := compiled[id]; n != nil {
+			t.native = append(t.native, n)
+		}
+		delete(compiled, id)
+	}
+	for id, n := range compiled {
+		if id.Native == verdict.Unread {
+			t.native = append(t.native, n)
+		}
+	}
+	return t.stage(name)
+}
+
 func (t *tableStates) stage(name string) Stage {
 	tables := make([]*verdict.Table, len(t.order), len(t.order)+len(t.native))
 	for i, id := range t.order {
@@ -127,13 +159,13 @@ func Kernel(d declared.Desired, l host.Live, steps []change.Step, split func(rul
 					sets = append(sets, &l.Rulesets[i])
 				}
 			}
-			var work []*change.RulesStep
+			var work []change.Step
 			for _, s := range steps {
-				if s.Rules != nil && s.Rules.Family == f {
-					work = append(work, s.Rules)
+				if s.Rules != nil && s.Rules.Family == f || s.NFT != nil {
+					work = append(work, s)
 				}
 			}
-			if len(sets) == 0 && len(l.NFT) == 0 && l.NFTUnread == "" {
+			if len(sets) == 0 && len(l.NFT) == 0 && l.NFTUnread == "" && len(work) == 0 {
 				return nil
 			}
 			return New(d, l, f, sets, work, split)
@@ -157,9 +189,9 @@ func (js Judges) All() []*Judge {
 }
 
 // New compiles rulesets of one family, and what becomes of them in the
-// sections of work. Beside them stand the tables of nftables' own, as they are
+// steps of work. Beside them stand the tables of nftables' own, as they are
 // now, for a saved file too.
-func New(d declared.Desired, l host.Live, f host.Family, sets []*host.Ruleset, work []*change.RulesStep, split func(string) []string) *Judge {
+func New(d declared.Desired, l host.Live, f host.Family, sets []*host.Ruleset, work []change.Step, split func(string) []string) *Judge {
 	conns := l.Connections
 	if conns == nil {
 		conns = &host.Connections{PolicyRouting: true}
@@ -178,7 +210,7 @@ func New(d declared.Desired, l host.Live, f host.Family, sets []*host.Ruleset, w
 			words[r.Text] = r.Words
 		}
 	}
-	state := &tableStates{compiler: c, family: f, models: map[verdict.TableID]*xtables.TableModel{}, compiled: map[verdict.TableID]*verdict.Table{}, words: words}
+	state := &tableStates{compiler: c, family: f, nft: l.NFT, links: l.Links, models: map[verdict.TableID]*xtables.TableModel{}, compiled: map[verdict.TableID]*verdict.Table{}, words: words}
 	state.native = nft.Tables(c, f, l.NFT, l.Links, l.NFTUnread)
 	for _, r := range sets {
 		for _, name := range r.TableNames() {
@@ -208,16 +240,26 @@ func New(d declared.Desired, l host.Live, f host.Family, sets []*host.Ruleset, w
 	}
 	j.Admitting = Stage{Evaluator: j.Stages[0].Admitting()}
 	for _, step := range work {
-		for _, section := range step.Sections {
+		if step.NFT != nil {
+			j.Stages = append(j.Stages, state.changeNative(step.NFT))
+			continue
+		}
+		for _, section := range step.Rules.Sections {
 			j.comes(section.Ops, words)
-			j.Stages = append(j.Stages, state.change(verdict.TableID{Backend: step.Backend, Table: section.Table}, section.Ops, split))
+			j.Stages = append(j.Stages, state.change(verdict.TableID{Backend: step.Rules.Backend, Table: section.Table}, section.Ops, split))
+		}
+	}
+	j.native = slices.Clone(l.NFT)
+	for i := range state.nft {
+		if t := &state.nft[i]; slices.ContainsFunc(work, func(s change.Step) bool { return s.NFT != nil && s.NFT.Touches(t.Family, t.Name) }) {
+			j.native = append(j.native, *t)
 		}
 	}
 	j.classes, _ = c.PortClass()
 	for _, r := range sets {
 		j.rawRules(r.Backend, state.models[verdict.TableID{Backend: r.Backend, Table: "raw"}], words)
 	}
-	for _, r := range nft.Rules(l.NFT, f, nft.DecidesTracking) {
+	for _, r := range nft.Rules(state.nft, f, nft.DecidesTracking) {
 		j.Untracks = append(j.Untracks, r.Ref)
 		j.matched[r.Ref] = r.Packets
 	}
