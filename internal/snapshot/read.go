@@ -3,8 +3,10 @@ package snapshot
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"maps"
+	"os"
 	"runtime"
 	"slices"
 	"strings"
@@ -110,6 +112,17 @@ func lacksNFT(root string) bool {
 	return root == "" && !nft.Answers()
 }
 
+// legacyTables reports whether iptables-legacy has rules in the kernel, which
+// nothing can read without it.
+func legacyTables(root string) bool {
+	for _, name := range []string{"ip_tables_names", "ip6_tables_names"} {
+		if data, err := os.ReadFile(root + "/proc/net/" + name); err == nil && len(data) > 0 {
+			return true
+		}
+	}
+	return false
+}
+
 // Host is who the host is.
 func (r *Reader) Host() host.Host { return r.s.Host }
 
@@ -134,7 +147,10 @@ func (r *Reader) Finish(files declared.Files, initScripts []string) (*Snapshot, 
 	s.Notes = append(s.Notes, rest.notes...)
 
 	rules := <-r.rules
-	if rules.err != nil {
+	switch {
+	case errors.Is(rules.err, iptables.ErrNotInstalled) && !legacyTables(r.root):
+		// Then nothing stands in the way of nftables, which needs no program.
+	case rules.err != nil:
 		return nil, rules.err
 	}
 	for _, raw := range rules.raws {

@@ -173,6 +173,16 @@ func adopt(t *host.NFTTable, rules []host.NFTRule, sets []host.NFTSet) []host.NF
 	return out
 }
 
+const indent = "    "
+
+// RuleLine is a rule as a line of Lines.
+func RuleLine(r *host.NFTRule) string {
+	if r.Text == "" {
+		return indent + indent + "counter" // which texts leave out
+	}
+	return indent + indent + r.Text
+}
+
 // Lines prints a table's chains of these names about as nft lists them.
 func Lines(t *host.NFTTable, chains []string) []string {
 	out := []string{"table " + t.Family + " " + nftName(t.Name) + " {"}
@@ -184,14 +194,14 @@ func Lines(t *host.NFTTable, chains []string) []string {
 		if len(out) > 1 {
 			out = append(out, "")
 		}
-		out = append(out, "\tchain "+nftName(c.Name)+" {")
+		out = append(out, indent+"chain "+nftName(c.Name)+" {")
 		if c.Base() {
-			out = append(out, "\t\ttype "+c.Type+" hook "+c.Hook+" priority "+Priority(c.Priority)+"; policy "+c.Policy+";")
+			out = append(out, indent+indent+"type "+c.Type+" hook "+c.Hook+" priority "+Priority(c.Priority)+"; policy "+c.Policy+";")
 		}
 		for k := range c.Rules {
-			out = append(out, "\t\t"+c.Rules[k].Text)
+			out = append(out, RuleLine(&c.Rules[k]))
 		}
-		out = append(out, "\t}")
+		out = append(out, indent+"}")
 	}
 	return append(out, "}")
 }

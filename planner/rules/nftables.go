@@ -136,7 +136,7 @@ func (w *nativeTable) set(chain host.NFTChain, want *declared.NFTChain) {
 		return
 	}
 	for _, r := range want.Rules {
-		w.origin["\t\t"+r.Text] = r.Source
+		w.origin[nftables.RuleLine(&r.NFTRule)] = r.Source
 	}
 	list := &w.made
 	if was != nil {
@@ -389,4 +389,11 @@ func (w *nativeTable) why() (out []string) {
 		out = append(out, w.p.reason)
 	}
 	return out
+}
+
+// nativeUnsaved says that what is planned for nftables does not outlive a boot.
+func (p *stage) nativeUnsaved() {
+	if len(p.d.Native) > 0 {
+		p.Warn("nftables", "what ctplan puts into nftables, and takes out of it, is changed in the kernel alone: it does not survive a reboot, nor a restart or reload of nftables.service. Run ctplan apply again after either", p.d.ModeSource)
+	}
 }

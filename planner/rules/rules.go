@@ -113,6 +113,13 @@ func (p *stage) kernelRules() {
 			p.out.Kernel = append(p.out.Kernel, p.rulesChange(w, r))
 		}
 	}
+	if p.carrier == declared.IPTables && p.d.Firewall == p.carrier && len(p.d.Chains) > 0 && !slices.ContainsFunc(p.l.Rulesets, func(r host.Ruleset) bool { return r.Primary }) {
+		p.Block(change.Block{
+			Risk: declared.RiskOldIptables, Address: "iptables", Where: fmt.Sprintf("firewall = %q", p.d.Firewall), Why: "iptables is not installed here, so it cannot carry the rules that are declared",
+			Remedy: "install the package iptables (on some systems iptables-nft), or leave firewall out, for nftables", Source: p.d.FirewallSource,
+		})
+		return
+	}
 	for _, f := range host.Families {
 		if p.carrier == declared.IPTables && len(p.d.ChainsOf(f)) > 0 && !slices.ContainsFunc(p.l.Rulesets, func(r host.Ruleset) bool { return r.Family == f && r.Primary }) {
 			p.Warn("iptables."+string(f), fmt.Sprintf("%s is not filtered on this host (no %s): the rules declared for it are left out", f, xtables.ToolName(f, "", true)), p.d.Source)
@@ -182,6 +189,7 @@ func (p *stage) savedRules() {
 		}
 	}
 	if p.carrier == declared.NFTables {
+		p.nativeUnsaved()
 		return
 	}
 	for _, f := range p.d.Families {

@@ -17,7 +17,9 @@ import (
 // has it, so that it can be put back: with what ctplan has no words for, and with
 // the sets that go with it. It is an error where such a rule does not stand.
 func Keep(ops []change.NFTOp) ([]change.NFTOp, error) {
-	deletes := func(op change.NFTOp) bool { return op.Kind == change.DeleteNFTRule && op.Kept == nil && len(op.Rule.Exprs) > 0 }
+	deletes := func(op change.NFTOp) bool {
+		return op.Kind == change.DeleteNFTRule && op.Kept == nil && len(op.Rule.Exprs) > 0
+	}
 	if !slices.ContainsFunc(ops, deletes) {
 		return ops, nil
 	}
