@@ -123,6 +123,14 @@ func legacyTables(root string) bool {
 	return false
 }
 
+// madeByIptables reports whether a table looks like one of iptables-nft, which has
+// to be written through it.
+func madeByIptables(t host.NFTTable) bool {
+	return (t.Family == "ip" || t.Family == "ip6") && slices.Contains(builtinTables, t.Name) && slices.ContainsFunc(t.Chains, func(c host.NFTChain) bool {
+		return c.Base() && c.Name == strings.ToUpper(c.Hook)
+	})
+}
+
 // Host is who the host is.
 func (r *Reader) Host() host.Host { return r.s.Host }
 
@@ -147,10 +155,8 @@ func (r *Reader) Finish(files declared.Files, initScripts []string) (*Snapshot, 
 	s.Notes = append(s.Notes, rest.notes...)
 
 	rules := <-r.rules
-	switch {
-	case errors.Is(rules.err, iptables.ErrNotInstalled) && !legacyTables(r.root):
-		// Then nothing stands in the way of nftables, which needs no program.
-	case rules.err != nil:
+	missing := errors.Is(rules.err, iptables.ErrNotInstalled)
+	if rules.err != nil && !missing {
 		return nil, rules.err
 	}
 	for _, raw := range rules.raws {
@@ -158,6 +164,10 @@ func (r *Reader) Finish(files declared.Files, initScripts []string) (*Snapshot, 
 	}
 	if !r.noNFT {
 		r.nft(s)
+	}
+	// Where iptables has nothing either, nftables needs no program.
+	if missing && (legacyTables(r.root) || s.NFTUnread != "" || slices.ContainsFunc(s.NFT, madeByIptables)) {
+		return nil, rules.err
 	}
 	others := <-r.other
 	s.Namespaces = others.list
