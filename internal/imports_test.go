@@ -22,7 +22,7 @@ var ranks = [][]string{
 	{"change", "etc", "routing", "verdict"},
 	{"xtables"},
 	{"nftables", "verdict/nft", "verdict/xt"},
-	{"translate"},
+	{"carrier", "translate"},
 	{"judge", "modules", "owners", "rules"},
 	{"impact", "sizes", "service"},
 	{"sides", "boot"},

@@ -6,9 +6,9 @@ import (
 	"strings"
 	"time"
 
+	"github.com/ctplan/ctplan/planner/carrier"
 	"github.com/ctplan/ctplan/planner/declared"
 	"github.com/ctplan/ctplan/planner/host"
-	"github.com/ctplan/ctplan/planner/owners"
 )
 
 // BlockSeen is what was seen of one notrack block.
@@ -85,8 +85,8 @@ func Standing(d declared.Desired, live host.Live, block string) (standing, decla
 
 // native is whether nftables carries the rules.
 func native(d declared.Desired, live host.Live) bool {
-	carrier, _ := owners.Carrier(d, live)
-	return carrier == declared.NFTables
+	through, _ := carrier.Of(d, live)
+	return through == declared.NFTables
 }
 
 // standingNative is Standing where nftables carries the rules.

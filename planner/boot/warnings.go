@@ -5,11 +5,11 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/ctplan/ctplan/planner/carrier"
 	"github.com/ctplan/ctplan/planner/change"
 	"github.com/ctplan/ctplan/planner/declared"
 	"github.com/ctplan/ctplan/planner/etc"
 	"github.com/ctplan/ctplan/planner/host"
-	"github.com/ctplan/ctplan/planner/owners"
 	"github.com/ctplan/ctplan/planner/sizes"
 	"github.com/ctplan/ctplan/planner/words"
 )
@@ -143,8 +143,8 @@ func (w *bootWarner) rules() {
 
 // throughXtables is whether iptables carries ctplan's rules.
 func (w *bootWarner) throughXtables() bool {
-	carrier, _ := owners.Carrier(w.d, w.l)
-	return carrier == declared.IPTables
+	through, _ := carrier.Of(w.d, w.l)
+	return through == declared.IPTables
 }
 
 // native warns of tables that a boot may leave otherwise than the plan was judged

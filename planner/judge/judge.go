@@ -68,9 +68,10 @@ type tableStates struct {
 	family   host.Family
 	models   map[verdict.TableID]*xtables.TableModel
 	compiled map[verdict.TableID]*verdict.Table
-	order    []verdict.TableID // in which tables of one priority come
-	native   []*verdict.Table  // of nftables' own
-	nft      []host.NFTTable   // the same as they stand
+	order    []verdict.TableID                    // in which tables of one priority come
+	nft      []host.NFTTable                      // tables of nftables' own
+	native   map[verdict.TableID][]*verdict.Table // the same; none where no packet of the family meets it
+	unread   []*verdict.Table                     // what stands for those that could not be read
 	links    map[string]uint32
 	words    map[string][]string
 }
@@ -105,40 +106,39 @@ func (t *tableStates) change(id verdict.TableID, ops []change.RuleOp, split func
 	return t.stage("iptables." + string(t.family) + "." + id.Table)
 }
 
-// changeNative is the state after operations on tables of nftables' own.
+// standNative compiles the tables of nftables' own as they stand.
+func (t *tableStates) standNative(tables []host.NFTTable, unread string) {
+	t.nft, t.native = tables, map[verdict.TableID][]*verdict.Table{}
+	for i := range tables {
+		t.native[nativeID(&tables[i])] = nft.Tables(t.compiler, t.family, tables[i:i+1], t.links, "")
+	}
+	t.unread = nft.Tables(t.compiler, t.family, nil, t.links, unread)
+}
+
+func nativeID(t *host.NFTTable) verdict.TableID {
+	return verdict.TableID{Native: t.Family, Table: t.Name}
+}
+
+// changeNative is the state after a step of nftables.
 func (t *tableStates) changeNative(step *change.NFTStep) Stage {
-	was := t.nft
-	t.nft = nftables.Apply(was, step.Ops)
-	compiled := map[verdict.TableID]*verdict.Table{}
-	for _, n := range t.native {
-		compiled[n.ID()] = n
-	}
-	name := "nftables"
-	t.native = nil
+	t.nft = nftables.Apply(t.nft, step.Ops)
 	for i := range t.nft {
-		table := &t.nft[i]
-		id := verdict.TableID{Native: table.Family, Table: table.Name}
-		if step.Touches(table.Family, table.Name) {
-			t.native = append(t.native, nft.Tables(t.compiler, t.family, t.nft[i:i+1], t.links, "")...)
-		} else if n := compiled[id]; n != nil {
-			t.native = append(t.native, n)
-		}
-		delete(compiled, id)
-	}
-	for id, n := range compiled {
-		if id.Native == verdict.Unread {
-			t.native = append(t.native, n)
+		if table := &t.nft[i]; step.Touches(table.Family, table.Name) {
+			t.native[nativeID(table)] = nft.Tables(t.compiler, t.family, t.nft[i:i+1], t.links, "")
 		}
 	}
-	return t.stage(name)
+	return t.stage("nftables")
 }
 
 func (t *tableStates) stage(name string) Stage {
-	tables := make([]*verdict.Table, len(t.order), len(t.order)+len(t.native))
+	tables := make([]*verdict.Table, len(t.order), len(t.order)+len(t.nft)+1)
 	for i, id := range t.order {
 		tables[i] = t.compiled[id]
 	}
-	tables = append(tables, t.native...)
+	for i := range t.nft {
+		tables = append(tables, t.native[nativeID(&t.nft[i])]...)
+	}
+	tables = append(tables, t.unread...)
 	return Stage{t.compiler.Evaluator(tables), name}
 }
 
@@ -210,8 +210,8 @@ func New(d declared.Desired, l host.Live, f host.Family, sets []*host.Ruleset, w
 			words[r.Text] = r.Words
 		}
 	}
-	state := &tableStates{compiler: c, family: f, nft: l.NFT, links: l.Links, models: map[verdict.TableID]*xtables.TableModel{}, compiled: map[verdict.TableID]*verdict.Table{}, words: words}
-	state.native = nft.Tables(c, f, l.NFT, l.Links, l.NFTUnread)
+	state := &tableStates{compiler: c, family: f, links: l.Links, models: map[verdict.TableID]*xtables.TableModel{}, compiled: map[verdict.TableID]*verdict.Table{}, words: words}
+	state.standNative(l.NFT, l.NFTUnread)
 	for _, r := range sets {
 		for _, name := range r.TableNames() {
 			sections := r.Standing(name)
@@ -239,22 +239,7 @@ func New(d declared.Desired, l host.Live, f host.Family, sets []*host.Ruleset, w
 		j.File, j.backend = sets[0].File, sets[0].Backend
 	}
 	j.Admitting = Stage{Evaluator: j.Stages[0].Admitting()}
-	for _, step := range work {
-		if step.NFT != nil {
-			j.Stages = append(j.Stages, state.changeNative(step.NFT))
-			continue
-		}
-		for _, section := range step.Rules.Sections {
-			j.comes(section.Ops, words)
-			j.Stages = append(j.Stages, state.change(verdict.TableID{Backend: step.Rules.Backend, Table: section.Table}, section.Ops, split))
-		}
-	}
-	j.native = slices.Clone(l.NFT)
-	for i := range state.nft {
-		if t := &state.nft[i]; slices.ContainsFunc(work, func(s change.Step) bool { return s.NFT != nil && s.NFT.Touches(t.Family, t.Name) }) {
-			j.native = append(j.native, *t)
-		}
-	}
+	j.play(state, work, words, split)
 	j.classes, _ = c.PortClass()
 	for _, r := range sets {
 		j.rawRules(r.Backend, state.models[verdict.TableID{Backend: r.Backend, Table: "raw"}], words)
@@ -279,6 +264,26 @@ func New(d declared.Desired, l host.Live, f host.Family, sets []*host.Ruleset, w
 	}
 	j.liberal = l.Sysctls["net.netfilter.nf_conntrack_tcp_be_liberal"].Value == "1"
 	return j
+}
+
+// play has the steps happen, one stage after the other.
+func (j *Judge) play(state *tableStates, work []change.Step, words map[string][]string, split func(string) []string) {
+	for _, step := range work {
+		if step.NFT != nil {
+			j.Stages = append(j.Stages, state.changeNative(step.NFT))
+			continue
+		}
+		for _, section := range step.Rules.Sections {
+			j.comes(section.Ops, words)
+			j.Stages = append(j.Stages, state.change(verdict.TableID{Backend: step.Rules.Backend, Table: section.Table}, section.Ops, split))
+		}
+	}
+	j.native = slices.Clone(j.Live.NFT)
+	for i := range state.nft {
+		if t := &state.nft[i]; slices.ContainsFunc(work, func(s change.Step) bool { return s.NFT != nil && s.NFT.Touches(t.Family, t.Name) }) {
+			j.native = append(j.native, *t)
+		}
+	}
 }
 
 // Spec is what a rule of Untracks says that is one of iptables.

@@ -4,11 +4,11 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/ctplan/ctplan/planner/carrier"
 	"github.com/ctplan/ctplan/planner/change"
 	"github.com/ctplan/ctplan/planner/declared"
 	"github.com/ctplan/ctplan/planner/host"
 	"github.com/ctplan/ctplan/planner/nftables"
-	"github.com/ctplan/ctplan/planner/owners"
 	"github.com/ctplan/ctplan/planner/verdict/nft"
 	"github.com/ctplan/ctplan/planner/words"
 	"github.com/ctplan/ctplan/planner/xtables"
@@ -38,7 +38,7 @@ func (p *stage) nativeRules() {
 		t := &p.l.NFT[i]
 		switch {
 		case t.Family == "inet" && t.Name == declared.OwnTable:
-		case owners.TakesRules(t):
+		case carrier.TakesRules(t):
 			w := p.workOn(t)
 			w.accepts()
 			w.remove(p.nativeLeaves(t))

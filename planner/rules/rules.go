@@ -6,11 +6,11 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/ctplan/ctplan/planner/carrier"
 	"github.com/ctplan/ctplan/planner/change"
 	"github.com/ctplan/ctplan/planner/declared"
 	"github.com/ctplan/ctplan/planner/etc"
 	"github.com/ctplan/ctplan/planner/host"
-	"github.com/ctplan/ctplan/planner/owners"
 	"github.com/ctplan/ctplan/planner/translate"
 	"github.com/ctplan/ctplan/planner/xtables"
 )
@@ -44,7 +44,7 @@ type stage struct {
 // where they belong, and the rules of others that cannot stay.
 func Plan(d declared.Desired, l host.Live) (Work, change.Findings) {
 	p := &stage{Report: change.NewReport(d), d: d, l: l, out: Work{Saved: map[*host.Ruleset]*change.RulesStep{}}, translator: translate.New()}
-	p.carrier, p.reason = owners.Carrier(d, l)
+	p.carrier, p.reason = carrier.Of(d, l)
 	for _, c := range d.Chains {
 		if c.Table == "raw" {
 			for _, r := range c.Rules {

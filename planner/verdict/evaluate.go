@@ -212,9 +212,6 @@ type Table struct {
 	joins              Truth
 }
 
-// ID is which table it is.
-func (t *Table) ID() TableID { return t.id }
-
 // note takes in what a rule of the table does.
 func (t *Table) note(r *Rule) {
 	if r.joins {

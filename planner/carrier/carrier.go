@@ -1,4 +1,6 @@
-package owners
+// Package carrier is which firewall carries ctplan's rules on a host: iptables or
+// nftables, and where in nftables there is a place for them.
+package carrier
 
 import (
 	"fmt"
@@ -11,11 +13,11 @@ import (
 	"github.com/ctplan/ctplan/planner/xtables"
 )
 
-// Carrier is what carries ctplan's rules on a host, and why: what holds the
+// Of is what carries ctplan's rules on a host, and why: what holds the
 // host's policy. Where both have rules, what boot restores decides, and iptables
 // where that does not tell. Tables that a program makes and makes again, such as
 // firewalld's, are no place for rules of others, and do not count.
-func Carrier(d declared.Desired, l host.Live) (carrier declared.Firewall, why string) {
+func Of(d declared.Desired, l host.Live) (firewall declared.Firewall, why string) {
 	native := nativePolicy(&l)
 	xt := xtablesPolicy(&l)
 	switch {
