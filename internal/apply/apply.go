@@ -282,7 +282,7 @@ func (tx *transaction) forward(ctx context.Context, steps []change.Step) (left t
 func (tx *transaction) doAll(ctx context.Context, steps []change.Step) error {
 	first, last := -1, -1 // that change rules
 	for i, s := range steps {
-		if s.Rules != nil {
+		if s.Rules != nil || s.NFT != nil {
 			if last = i; first < 0 {
 				first = i
 			}
@@ -383,7 +383,7 @@ func (tx *transaction) back(ctx context.Context, cause error) (Result, error) {
 	stuck, carried := map[string]bool{}, false
 	for _, i := range undoOrder(tx.began) {
 		u := tx.began[i]
-		if u.Step.Rules != nil && !u.Undone && !carried {
+		if (u.Step.Rules != nil || u.Step.NFT != nil) && !u.Undone && !carried {
 			carried = true
 			tx.carryBack(ctx)
 		}
