@@ -23,7 +23,7 @@ var ranks = [][]string{
 	{"xtables"},
 	{"nftables", "verdict/nft", "verdict/xt"},
 	{"nftconf"},
-	{"translate"},
+	{"carrier", "translate"},
 	{"owners"},
 	{"judge", "modules", "rules"},
 	{"carry", "impact", "sizes", "service"},
