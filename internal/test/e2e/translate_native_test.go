@@ -47,7 +47,7 @@ func TestTranslateNative(t *testing.T) {
 	c := gatewayCrowd(t, here, near, far)
 	c.open(t)
 	c.hold(t, h, "before")
-	path := h.config("conntrack \"x\" {\n mode = \"notrack\"\n stateful_rules = \"translate\"\n notrack \"tcp\" { protocol = \"tcp\" }\n notrack \"through\" {\n protocol = \"tcp\"\n direction = \"forward\"\n }\n}\n")
+	path := h.config("conntrack \"x\" {\n mode = \"notrack\"\n firewall = \"iptables\"\n stateful_rules = \"translate\"\n notrack \"tcp\" { protocol = \"tcp\" }\n notrack \"through\" {\n protocol = \"tcp\"\n direction = \"forward\"\n }\n}\n")
 	type document struct {
 		Warnings []struct {
 			Text     string   `json:"text"`
