@@ -128,7 +128,7 @@ func TestBoot(t *testing.T) {
 			if diags.HasErrors() {
 				t.Fatal(diags)
 			}
-			d.Chains = iptables.Render(d)
+			d.Chains = iptables.Render(d, host.Live{})
 			settled := func(t *testing.T) *snapshot.Snapshot {
 				s := bootHost(boot.init, boot.as)
 				p := bootPlan(t, d, s)

@@ -144,7 +144,7 @@ func FuzzEditors(f *testing.F) {
 		if diags.HasErrors() {
 			f.Fatal(diags)
 		}
-		d.Chains = iptables.Render(d)
+		d.Chains = iptables.Render(d, host.Live{})
 		desired = append(desired, d)
 	}
 

@@ -150,7 +150,7 @@ func checkSuggestion(t *testing.T, s *snapshot.Snapshot, mode declared.Mode) sug
 	want := got.Desired
 	want.Chains = nil
 	sameDesired(t, hcl, want, desired)
-	desired.Chains = iptables.Render(desired)
+	desired.Chains = iptables.Render(desired, live)
 	plan := planner.Diff(desired, live)
 	if plan.Blocked() != got.Blocked {
 		t.Fatalf("blocked: %v, suggested as %v\n%s\n%+v", plan.Blocked(), got.Blocked, hcl, plan.Blocks)
@@ -234,7 +234,7 @@ func TestSuggest(t *testing.T) {
 		// Without the accept blocks there is something to lose, or this shows nothing.
 		bare := got.Desired
 		bare.Accept = nil
-		bare.Chains = iptables.Render(bare)
+		bare.Chains = iptables.Render(bare, host.Live{})
 		live, _ := s.Live()
 		if p := planner.Diff(bare, live); p.Impact != nil && p.Impact.Lost > 0 {
 			lost++

@@ -52,7 +52,7 @@ func openConfig(e *env, args []string, v varFlags) (*config, error) {
 }
 
 // evaluate loads the configuration for a host and returns what it declares
-// for it, rules rendered. Diagnostics go to stderr; after an error of theirs
+// for it, without its rules. Diagnostics go to stderr; after an error of theirs
 // the error is a status.
 func (c *config) evaluate(facts *schema.Facts) (declared.Desired, string, error) {
 	conf, diags := schema.Load(c.sources, c.vars, facts)
@@ -63,7 +63,6 @@ func (c *config) evaluate(facts *schema.Facts) (declared.Desired, string, error)
 	if err := c.diagnose(diags); err != nil {
 		return declared.Desired{}, "", err
 	}
-	desired.Chains = iptables.Render(desired)
 	return desired, conf.Digest(), nil
 }
 
@@ -107,6 +106,7 @@ func planBy(plan func(declared.Desired, host.Live) (planner.Plan, error), desire
 	if err != nil {
 		return nil, err
 	}
+	desired.Chains = iptables.Render(desired, live)
 	made, err := plan(desired, live)
 	if err != nil {
 		return nil, err

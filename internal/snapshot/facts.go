@@ -61,6 +61,9 @@ func (s *Snapshot) Facts() []Fact {
 			add("sysctl."+key, v.Value, fmt.Sprint(v.Writable))
 		}
 	}
+	if s.Addresses != nil {
+		add("host.addresses", fmt.Sprint(s.Addresses))
+	}
 	for _, r := range s.Rules {
 		prefix := fmt.Sprintf("iptables.%s.", r.Family)
 		if !r.Primary {

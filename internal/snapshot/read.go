@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"net/netip"
 	"runtime"
 	"slices"
 	"strings"
@@ -17,6 +18,7 @@ import (
 	"github.com/ctplan/ctplan/planner/host"
 	"github.com/ctplan/ctplan/planner/modules"
 	"github.com/ctplan/ctplan/providers/boot"
+	"github.com/ctplan/ctplan/providers/flows"
 	"github.com/ctplan/ctplan/providers/initscript"
 	"github.com/ctplan/ctplan/providers/iptables"
 	"github.com/ctplan/ctplan/providers/kmod"
@@ -95,7 +97,13 @@ func Start(ctx context.Context, root string, runner run.Runner) (*Reader, error)
 
 func readSysctls(root string) restResult {
 	values, err := sysctl.ReadKeys(root, nil)
-	maps.Copy(values, sysctl.ReadBeside(root))
+	beside := sysctl.ReadBeside(root)
+	for _, key := range []string{host.SysctlBridged4, host.SysctlBridged6} {
+		if beside[key].Value == "1" && !flows.Bridged(root) {
+			delete(beside, key) // it is at work for nothing
+		}
+	}
+	maps.Copy(values, beside)
 	return restResult{values, note(err, "what depends on it is not planned")}
 }
 
@@ -132,6 +140,7 @@ func (r *Reader) Finish(files declared.Files, initScripts []string) (*Snapshot, 
 	rest := <-r.rest
 	s.Sysctls = rest.sysctls
 	s.Notes = append(s.Notes, rest.notes...)
+	s.readAddresses(r.root, flows.Addresses)
 
 	rules := <-r.rules
 	if rules.err != nil {
@@ -151,6 +160,26 @@ func (r *Reader) Finish(files declared.Files, initScripts []string) (*Snapshot, 
 		s.Notes[i] = strings.ToValidUTF8(n, "\uFFFD")
 	}
 	return s, nil
+}
+
+// readAddresses reads the host's addresses where it routes. They are those of
+// the running kernel, not of files.
+func (s *Snapshot) readAddresses(root string, read func() ([]host.Address, error)) {
+	live := host.Live{Sysctls: s.Sysctls}
+	if root != "" || !live.Routes(host.IPv4) && !live.Routes(host.IPv6) {
+		return
+	}
+	list, err := read()
+	if err != nil {
+		s.Notes = append(s.Notes, note(err, "what is for this host and what it routes cannot be told apart everywhere")...)
+		return
+	}
+	s.Addresses = []netip.Prefix{}
+	for _, a := range list {
+		s.Addresses = append(s.Addresses, a.Prefix)
+	}
+	slices.SortFunc(s.Addresses, netip.Prefix.Compare)
+	s.Addresses = slices.Compact(s.Addresses)
 }
 
 // readFiles reads every file that boot reads and that can hold connection

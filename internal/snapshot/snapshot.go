@@ -3,6 +3,7 @@ package snapshot
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"sync"
 
 	"github.com/ctplan/ctplan/planner/host"
@@ -20,6 +21,7 @@ type Snapshot struct {
 	Modules       []host.Module          `json:"modules"`           // null: the kernel has no module support
 	Loading       *host.Loading          `json:"loading,omitempty"` // absent: the kernel loads nothing, or it was not read
 	Sysctls       map[string]host.Sysctl `json:"sysctls"`
+	Addresses     []netip.Prefix         `json:"addresses,omitempty"` // of the host, where it routes; absent: not read
 	Rules         []Rules                `json:"rules"`
 	NFT           []host.NFTTable        `json:"nftables,omitempty"`        // what Rules do not hold
 	NFTUnread     string                 `json:"nftables_unread,omitempty"` // why they could not be read
@@ -81,6 +83,7 @@ func (s *Snapshot) Live() (host.Live, error) {
 		Modules:   s.Modules,
 		Loading:   s.Loading,
 		Sysctls:   s.Sysctls,
+		Addresses: s.Addresses,
 		Notes:     s.Notes,
 		NFT:       s.NFT,
 		NFTUnread: s.NFTUnread,

@@ -111,6 +111,7 @@ run sed -n '/^KernelPageSize/p' /proc/self/smaps
 # Connection tracking, its settings, modules.
 kernel /proc/modules /proc/net/stat/nf_conntrack /proc/sys/net/nf_conntrack_max /proc/sys/net/core/netdev_max_backlog \
 	/proc/sys/net/netfilter/nf_conntrack_* /proc/sys/net/ipv4/vs/conntrack /proc/sys/net/bridge/bridge-nf-call-ip*tables \
+	/proc/sys/net/ipv[46]/conf/all/forwarding \
 	/sys/module/nf_conntrack /sys/module/nf_conntrack/initstate \
 	/sys/module/nf_conntrack/parameters/hashsize /sys/module/nf_tables /sys/module/nf_tables/initstate
 tree=/lib/modules/$(uname -r)

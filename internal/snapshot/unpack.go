@@ -191,6 +191,9 @@ func (a *Archive) readUnpacked(root string, files declared.Files, initScripts []
 	}
 	a.describe(s)
 	s.readConnections(flows.Options{Root: root, Recorded: a.connections()})
+	if s.Connections.Addresses != nil {
+		s.readAddresses("", func() ([]host.Address, error) { return s.Connections.Addresses, nil })
+	}
 	if slices.ContainsFunc(s.Rules, func(r Rules) bool { return strings.Contains(r.Text, "--match-set ") }) {
 		s.Notes = append(s.Notes, "the snapshot script reads no ipsets: what rules with them do is not known")
 	}

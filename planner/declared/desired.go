@@ -203,6 +203,9 @@ type Chain struct {
 type TargetRule struct {
 	host.Rule
 	Source Pos
+	// Own is whether, in raw PREROUTING of a host that routes, the rule matches
+	// what is for this host alone.
+	Own bool
 }
 
 // TimeoutKeys maps the names that timeouts accepts to the sysctl that holds

@@ -4,7 +4,11 @@
 // It knows nothing of plans. Every string in it may have been written by anyone.
 package host
 
-import "slices"
+import (
+	"net/netip"
+	"slices"
+	"strings"
+)
 
 // Live is what a host is, as the providers parsed it. The planner trusts its
 // shape, not its content: every string in it may have been written by anyone.
@@ -14,6 +18,7 @@ type Live struct {
 	Modules   []Module          // loaded modules; nil on a kernel without module support
 	Loading   *Loading          // what the kernel can load; nil where it loads nothing, or it was not read
 	Sysctls   map[string]Sysctl // the conntrack keys that exist, by dotted name
+	Addresses []netip.Prefix    // of this host, with the lengths of their networks; nil where it routes nothing, or they were not read
 
 	Rulesets   []Ruleset         // in the kernel: what iptables-save prints, the backend ctplan writes through first
 	NFT        []NFTTable        // nftables in the kernel, as far as Rulesets do not hold them
@@ -101,9 +106,29 @@ func (l *Loading) Lacks(module string) bool { return l != nil && !slices.Contain
 // Keys beside those of connection tracking that plans ask for.
 const (
 	SysctlIPVSConntrack = "net.ipv4.vs.conntrack"               // IPVS enters what it sends on into the table
-	SysctlBridged4      = "net.bridge.bridge-nf-call-iptables"  // frames between the ports of a bridge meet the rules of IPv4
+	SysctlBridged4      = "net.bridge.bridge-nf-call-iptables"  // frames between the ports of a bridge meet the rules of IPv4; 1 only where there is one
 	SysctlBridged6      = "net.bridge.bridge-nf-call-ip6tables" // the same of IPv6
 )
+
+// Forwarding is the key by which an interface forwards packets of a family;
+// "all" stands for each.
+func Forwarding(f Family, iface string) string {
+	return "net." + string(f) + ".conf." + iface + ".forwarding"
+}
+
+// Routes reports whether packets that are not for this host are known to pass
+// its rules: some interface forwards them, or they meet the rules on their way
+// between the ports of a bridge.
+func (l *Live) Routes(f Family) bool {
+	bridged := map[Family]string{IPv4: SysctlBridged4, IPv6: SysctlBridged6}[f]
+	before, after, _ := strings.Cut(Forwarding(f, "*"), "*")
+	for key, v := range l.Sysctls {
+		if v.Value == "1" && (key == bridged || strings.HasPrefix(key, before) && strings.HasSuffix(key, after)) {
+			return true
+		}
+	}
+	return false
+}
 
 // Sysctl is a key under /proc/sys.
 type Sysctl struct {

@@ -65,7 +65,7 @@ func faults(args []string) error {
 	if err != nil {
 		return err
 	}
-	saved.Desired.Chains = iptables.Render(saved.Desired)
+	saved.Desired.Chains = iptables.Render(saved.Desired, live)
 	plan := planner.Diff(saved.Desired, live)
 	if plan.Blocked() {
 		return fmt.Errorf("the plan is blocked: %+v", plan.Blocks)
