@@ -115,6 +115,11 @@ func (s *Snapshot) Check() error {
 			}
 		}
 	}
+	for _, t := range s.Trees {
+		if t.Release == "" || strings.ContainsAny(t.Release, "/\x00\n") {
+			return fmt.Errorf("module_trees: release %q", t.Release)
+		}
+	}
 	for _, k := range slices.Sorted(maps.Keys(s.Sysctls)) {
 		if !plainName(k) {
 			return fmt.Errorf("sysctl name %q", k)

@@ -56,6 +56,9 @@ func (s *Snapshot) Facts() []Fact {
 	if k := s.Loading; k != nil {
 		add("module", append([]string{fmt.Sprint(k.Disabled, k.Tree)}, k.Usable...)...)
 	}
+	for _, t := range s.Trees {
+		add("module."+t.Release, fmt.Sprint(t))
+	}
 	for key, v := range s.Sysctls {
 		if key != "net.netfilter.nf_conntrack_count" {
 			add("sysctl."+key, v.Value, fmt.Sprint(v.Writable))

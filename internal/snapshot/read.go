@@ -64,6 +64,7 @@ type rulesResult struct {
 
 type restResult struct {
 	sysctls map[string]host.Sysctl
+	trees   []host.ModuleTree
 	notes   []string
 }
 
@@ -88,14 +89,15 @@ func Start(ctx context.Context, root string, runner run.Runner) (*Reader, error)
 	}
 	rest := make(chan restResult, 1)
 	r.rest = rest
-	go func() { rest <- readSysctls(root) }()
+	go func() { rest <- readRest(root) }()
 	others := make(chan othersResult, 1)
 	r.other = others
 	go func() { others <- readOthers(ctx, root, runner, r.s.Conntrack, noNFT) }()
 	return r, nil
 }
 
-func readSysctls(root string) restResult {
+// readRest reads what the rules do not wait for.
+func readRest(root string) restResult {
 	values, err := sysctl.ReadKeys(root, nil)
 	beside := sysctl.ReadBeside(root)
 	for _, key := range []string{host.SysctlBridged4, host.SysctlBridged6} {
@@ -104,7 +106,7 @@ func readSysctls(root string) restResult {
 		}
 	}
 	maps.Copy(values, beside)
-	return restResult{values, note(err, "what depends on it is not planned")}
+	return restResult{values, kmod.ReadTrees(root), note(err, "what depends on it is not planned")}
 }
 
 // lacksNFT reports whether nf_tables is not loaded: to ask it would load it,
@@ -138,7 +140,7 @@ func (r *Reader) Finish(files declared.Files, initScripts []string) (*Snapshot, 
 		return nil, err
 	}
 	rest := <-r.rest
-	s.Sysctls = rest.sysctls
+	s.Sysctls, s.Trees = rest.sysctls, rest.trees
 	s.Notes = append(s.Notes, rest.notes...)
 	s.readAddresses(r.root, flows.Addresses)
 

@@ -20,6 +20,7 @@ type Snapshot struct {
 	Conntrack     host.Conntrack         `json:"conntrack"`
 	Modules       []host.Module          `json:"modules"`           // null: the kernel has no module support
 	Loading       *host.Loading          `json:"loading,omitempty"` // absent: the kernel loads nothing, or it was not read
+	Trees         []host.ModuleTree      `json:"module_trees,omitempty"`
 	Sysctls       map[string]host.Sysctl `json:"sysctls"`
 	Addresses     []netip.Prefix         `json:"addresses,omitempty"` // of the host, where it routes; absent: not read
 	Rules         []Rules                `json:"rules"`
@@ -82,6 +83,7 @@ func (s *Snapshot) Live() (host.Live, error) {
 		Conntrack: s.Conntrack,
 		Modules:   s.Modules,
 		Loading:   s.Loading,
+		Trees:     s.Trees,
 		Sysctls:   s.Sysctls,
 		Addresses: s.Addresses,
 		Notes:     s.Notes,

@@ -177,7 +177,7 @@ func (a *Archive) readUnpacked(root string, files declared.Files, initScripts []
 	}
 	raws, notes, err := a.rules(!there)
 	rules <- rulesResult{raws, notes, err}
-	settings := readSysctls(root)
+	settings := readRest(root)
 	if a.readOnly("/proc/sys/net") {
 		for key, v := range settings.sysctls {
 			settings.sysctls[key] = host.Sysctl{Value: v.Value}

@@ -17,6 +17,7 @@ type Live struct {
 	Conntrack Conntrack
 	Modules   []Module          // loaded modules; nil on a kernel without module support
 	Loading   *Loading          // what the kernel can load; nil where it loads nothing, or it was not read
+	Trees     []ModuleTree      // of the running kernel, and of a newer one; nil where none was read
 	Sysctls   map[string]Sysctl // the conntrack keys that exist, by dotted name
 	Addresses []netip.Prefix    // of this host, with the lengths of their networks; nil where it routes nothing, or they were not read
 
@@ -98,6 +99,26 @@ type Loading struct {
 	Tree bool `json:"tree"`
 	// Usable are those that are loaded, built in, or can be loaded, sorted.
 	Usable []string `json:"usable"`
+}
+
+// ModuleTree is what a kernel's folder of /lib/modules says of connection
+// tracking: of the running kernel, or of a newer one that is installed.
+type ModuleTree struct {
+	Release string `json:"release"`
+	// Builtin is whether it has nf_conntrack built in.
+	Builtin bool `json:"builtin,omitempty"`
+	// Tracks are nf_conntrack and the modules that are loaded after it, by name,
+	// sorted (modules.dep).
+	Tracks []string `json:"tracks,omitempty"`
+	// Aliases are other names of those (modules.alias).
+	Aliases []ModuleAlias `json:"aliases,omitempty"`
+}
+
+// ModuleAlias is a pattern of fnmatch(3), with "_" for "-", and the module that
+// such a name loads where no module has it.
+type ModuleAlias struct {
+	Name   string `json:"name"`
+	Module string `json:"module"`
 }
 
 // Lacks reports whether a module is known to be out of reach.
