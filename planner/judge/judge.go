@@ -258,6 +258,9 @@ func (j *Judge) comes(ops []change.RuleOp, words map[string][]string) {
 	}
 }
 
+// Sets are the rulesets that are judged, as they stand today.
+func (j *Judge) Sets() []*host.Ruleset { return j.sets }
+
 // End is the rules as they will stand.
 func (j *Judge) End() Stage { return j.Stages[len(j.Stages)-1] }
 
@@ -388,6 +391,10 @@ func StateAlone(proto uint8) verdict.State {
 
 // TranslationEnds stands for the rule where address translation needs tracking.
 var TranslationEnds = &verdict.RuleRef{Policy: "addresses are no longer translated: what is not tracked is not"}
+
+// Carries reports whether connections that tracking does not know are made known
+// to it before the rules change.
+func (j *Judge) Carries() bool { return !j.Desired.NoCarry }
 
 // Name is the rule, with its backend where both have rules.
 func (j *Judge) Name(r *verdict.RuleRef) string {
