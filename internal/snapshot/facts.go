@@ -56,17 +56,12 @@ func (s *Snapshot) Facts() []Fact {
 	if k := s.Loading; k != nil {
 		add("module", append([]string{fmt.Sprint(k.Disabled, k.Tree)}, k.Usable...)...)
 	}
-	for _, t := range s.Trees {
-		add("module."+t.Release, fmt.Sprint(t))
-	}
 	for key, v := range s.Sysctls {
 		if key != "net.netfilter.nf_conntrack_count" {
 			add("sysctl."+key, v.Value, fmt.Sprint(v.Writable))
 		}
 	}
-	if s.Addresses != nil {
-		add("host.addresses", fmt.Sprint(s.Addresses))
-	}
+	s.kernelFacts(add)
 	for _, r := range s.Rules {
 		prefix := fmt.Sprintf("iptables.%s.", r.Family)
 		if !r.Primary {
@@ -102,6 +97,16 @@ func (s *Snapshot) Facts() []Fact {
 		return strings.Compare(a.Address+"\x00"+a.Digest, b.Address+"\x00"+b.Digest)
 	})
 	return facts
+}
+
+// kernelFacts are those of the installed kernels, and of the host's addresses.
+func (s *Snapshot) kernelFacts(add func(address string, values ...string)) {
+	for _, t := range s.Trees {
+		add("module."+t.Release, fmt.Sprint(t))
+	}
+	if s.Addresses != nil {
+		add("host.addresses", fmt.Sprint(s.Addresses))
+	}
 }
 
 // Declared reports whether a configuration can read the fact at the address,
