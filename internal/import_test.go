@@ -17,7 +17,6 @@ import (
 	"github.com/ctplan/ctplan/planner/host"
 	"github.com/ctplan/ctplan/planner/importer"
 	"github.com/ctplan/ctplan/planner/xtables"
-	"github.com/ctplan/ctplan/providers/iptables"
 	"github.com/ctplan/ctplan/schema"
 )
 
@@ -128,12 +127,12 @@ func checkImport(t *testing.T, s *snapshot.Snapshot, want declared.Desired) {
 	if again := planner.Diff(want, direct); !again.Empty() {
 		t.Fatalf("the declaration itself is not carried out: %+v %+v", again.Changes, again.Blocks)
 	}
-	got := importer.Import(live, iptables.Render)
+	got := importer.Import(live, render)
 	hcl, desired := reload(t, got.Declaration, after)
 	if !got.Plan.Empty() {
 		t.Fatalf("not empty:\n%s\n%s", hcl, after.Rules[0].Text)
 	}
-	desired.Chains = iptables.Render(desired, live)
+	render(&desired, live)
 	if plan := planner.Diff(desired, live); !plan.Empty() {
 		t.Fatalf("loaded again, its plan is not empty: %+v %+v\n%s", plan.Changes, plan.Blocks, hcl)
 	}
@@ -184,7 +183,7 @@ func TestImportExamples(t *testing.T) {
 				if want.Mode == declared.Unmanaged {
 					t.Skip("not managed")
 				}
-				want.Chains = iptables.Render(want, nothing)
+				render(&want, nothing)
 				checkImport(t, s, want)
 			})
 		}
@@ -297,7 +296,7 @@ func importRandom(t *testing.T, r *rand.Rand) {
 		return // no such traffic, such as ICMP over IPv6 alone
 	}
 	want, _ := config.For("h")
-	want.Chains = iptables.Render(want, host.Live{Sysctls: s.Sysctls})
+	render(&want, host.Live{Sysctls: s.Sysctls})
 	defer func() {
 		if t.Failed() {
 			t.Log(b.String())
@@ -331,9 +330,9 @@ func FuzzImport(f *testing.F) {
 		if err != nil {
 			return
 		}
-		got := importer.Import(live, iptables.Render)
+		got := importer.Import(live, render)
 		hcl, desired := reload(t, got.Declaration, s)
-		desired.Chains = iptables.Render(desired, live)
+		render(&desired, live)
 		if plan := planner.Diff(desired, live); plan.Empty() != got.Plan.Empty() || plan.Blocked() != got.Plan.Blocked() {
 			t.Fatalf("imported as empty %v, blocked %v; loaded again it is %v, %v\n%s", got.Plan.Empty(), got.Plan.Blocked(), plan.Empty(), plan.Blocked(), hcl)
 		}

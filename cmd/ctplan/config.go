@@ -15,6 +15,7 @@ import (
 	"github.com/ctplan/ctplan/planner/declared"
 	"github.com/ctplan/ctplan/planner/host"
 	"github.com/ctplan/ctplan/providers/iptables"
+	"github.com/ctplan/ctplan/providers/nft"
 	"github.com/ctplan/ctplan/schema"
 )
 
@@ -66,6 +67,11 @@ func (c *config) evaluate(facts *schema.Facts) (declared.Desired, string, error)
 	return desired, conf.Digest(), nil
 }
 
+// render turns what is declared into rules for a host.
+func render(d *declared.Desired, l host.Live) {
+	d.Chains, d.Native = iptables.Render(*d, l), nft.Render(*d)
+}
+
 // diagnose is env.diagnose, without saying a thing twice.
 func (c *config) diagnose(d schema.Diagnostics) error {
 	var key bytes.Buffer
@@ -106,7 +112,7 @@ func planBy(plan func(declared.Desired, host.Live) (planner.Plan, error), desire
 	if err != nil {
 		return nil, err
 	}
-	desired.Chains = iptables.Render(desired, live)
+	render(&desired, live)
 	made, err := plan(desired, live)
 	if err != nil {
 		return nil, err

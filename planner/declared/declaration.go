@@ -19,9 +19,9 @@ type Declaration struct {
 // NoteHead is the key of the comments that begin the file.
 const NoteHead = ""
 
-// Renderer turns the notrack and accept blocks into chains for a host, as
-// providers/iptables does.
-type Renderer func(Desired, host.Live) []Chain
+// Renderer turns the notrack and accept blocks into Chains and Native for a host,
+// as providers/iptables and providers/nft do.
+type Renderer func(*Desired, host.Live)
 
 // Note adds a paragraph of comment above what stands at a key of Notes.
 func (d *Declaration) Note(at string, text string) {

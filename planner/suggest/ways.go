@@ -79,7 +79,7 @@ func (a *attempt) narrow(l host.Live, o Options) {
 		if len(changed) == 0 {
 			return
 		}
-		next.Chains = o.Render(next, l)
+		o.Render(&next, l)
 		plan := planner.Diff(next, l)
 		if plan.Blocked() && !a.plan.Blocked() || plan.Impact != nil && len(plan.Impact.Exposed) >= a.opens() {
 			return
@@ -144,7 +144,7 @@ func (a *attempt) close(l host.Live, o Options) {
 			return
 		}
 		a.d.Accept = out
-		a.d.Chains = o.Render(a.d, l)
+		o.Render(&a.d, l)
 		a.plan = planner.Diff(a.d, l)
 	}
 }
