@@ -165,27 +165,40 @@ func ref(r *verdict.RuleRef) verdict.RuleRef {
 	return *r
 }
 
-// exposures tries what somebody may begin with this host, or through it. It
-// reports whether all that rules tell apart was tried.
-func exposures(j *judge.Judge, total *Impact) (all bool) {
-	o := j.Openings()
-	w := newWatch(j)
-	parts := make([]tried, o.Workers())
-	for i := range parts {
-		parts[i] = tried{}
+// search is for what somebody may begin with this host, or through it, and could
+// not before.
+type search struct {
+	of     *judge.Openings
+	watch  *watch
+	parts  []tried // by goroutine
+	finish func()
+}
+
+// seek begins a search, which goes on beside whatever else is done with the judge.
+func seek(j *judge.Judge) *search {
+	s := &search{of: j.Openings(), watch: newWatch(j)}
+	s.parts = make([]tried, s.of.Workers())
+	for i := range s.parts {
+		s.parts[i] = tried{}
 	}
-	o.Each(func(worker int, p *judge.Opening) {
-		if f, ok := w.exposes(p); ok {
-			parts[worker].add(f, p)
+	s.finish = s.of.Start(func(worker int, p *judge.Opening) {
+		if f, ok := s.watch.exposes(p); ok {
+			s.parts[worker].add(f, p)
 		}
 	})
-	found := parts[0]
-	for _, part := range parts[1:] {
+	return s
+}
+
+// end adds what was found. It reports whether all that rules tell apart was tried.
+func (s *search) end(total *Impact) (all bool) {
+	s.finish()
+	found := s.parts[0]
+	for _, part := range s.parts[1:] {
 		found.join(part)
 	}
 	var list []Exposure
 	for f, by := range found {
-		list = append(list, w.told(o, f, by)...)
+		list = append(list, s.watch.told(s.of, f, by)...)
 	}
 	slices.SortFunc(list, func(a, b Exposure) int {
 		return cmp.Or(strings.Compare(a.Before, b.Before), strings.Compare(a.Rule, b.Rule), strings.Compare(a.Stage, b.Stage), strings.Compare(a.What, b.What), strings.Compare(a.Block, b.Block))
@@ -195,7 +208,7 @@ func exposures(j *judge.Judge, total *Impact) (all bool) {
 			total.Exposed = append(total.Exposed, e)
 		}
 	}
-	return o.All
+	return s.of.All
 }
 
 // alike is whether both say the same.

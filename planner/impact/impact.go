@@ -81,15 +81,24 @@ const maxExamples = 5
 func Of(d declared.Desired, l host.Live, judges judge.Judges, saved []*judge.Judge) (*Impact, change.Findings) {
 	report := change.NewReport(d)
 	total := &Impact{Groups: []FlowGroup{}, Services: []FlowGroup{}, Exposed: []Exposure{}}
-	for _, j := range judges.All() {
-		if len(j.Stages) > 1 {
+	kernel := judges.All()
+	changing := func(j *judge.Judge) bool { return len(j.Stages) > 1 }
+	// While connections are still being read, there is this to do.
+	searches := map[*judge.Judge]*search{}
+	for _, j := range slices.Concat(kernel, saved) {
+		if changing(j) {
+			searches[j] = seek(j)
+		}
+	}
+	for _, j := range kernel {
+		if changing(j) {
 			flows(j, total)
 			listening(j, total, &report)
-			exposed(j, total, &report)
+			exposed(searches[j], total, &report)
 		}
 	}
 	for _, j := range saved {
-		exposed(j, total, &report)
+		exposed(searches[j], total, &report)
 	}
 	unseen(d, l.Connections, total, &report)
 	sortGroups(total.Groups)

@@ -173,6 +173,13 @@ func (j *Judge) ofSocket(c *Connection, s *host.Socket) {
 
 // passes adds a packet that passes a hook.
 func (j *Judge) passes(c *Connection, p verdict.Packet, hook verdict.Hook, in, out string) {
+	j.passing(&p, hook, in, out)
+	c.Packets[c.Count] = p
+	c.Count++
+}
+
+// passing has a packet pass a hook.
+func (j *Judge) passing(p *verdict.Packet, hook verdict.Hook, in, out string) {
 	p.Hook, p.In, p.Out = hook, in, out
 	if !j.Connections.Bridged {
 		p.Known |= verdict.KnownUnbridged
@@ -184,8 +191,6 @@ func (j *Judge) passes(c *Connection, p verdict.Packet, hook verdict.Hook, in, o
 	if hook != verdict.HookInput || p.Protocol == protocol.TCP {
 		p.PktType, p.Known = verdict.PktHost, p.Known|verdict.KnownPktType
 	}
-	c.Packets[c.Count] = p
-	c.Count++
 }
 
 // route says through which hooks and interfaces the two directions pass.

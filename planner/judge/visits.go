@@ -92,11 +92,10 @@ func (j *Judge) opening(proto uint8, t host.Tuple) Connection {
 // First is the first packet of a connection that passes the host this way,
 // through these interfaces.
 func (j *Judge) First(w Way, proto uint8, t host.Tuple, in, out string) verdict.Packet {
-	c := Connection{Proto: proto, Orig: t, Way: w}
-	hook := [...]verdict.Hook{In: verdict.HookInput, Out: verdict.HookOutput, Forward: verdict.HookForward}[w]
-	j.passes(&c, verdict.Packet{Protocol: proto, Tuple: t}, hook, in, out)
-	c.begin()
-	return c.Packets[0]
+	p := verdict.Packet{Protocol: proto, Tuple: t}
+	j.passing(&p, [...]verdict.Hook{In: verdict.HookInput, Out: verdict.HookOutput, Forward: verdict.HookForward}[w], in, out)
+	begin(&p, t, false)
+	return p
 }
 
 // ListenAddresses are those of the host's addresses that a socket listens on:
