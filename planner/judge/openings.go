@@ -27,7 +27,8 @@ type Opening struct {
 
 // Openings are the first packets that rules tell apart: from each kind of
 // addresses, by each interface, to each of this host's addresses and through
-// it, of each kind of services.
+// it, of each kind of services. Where nothing refuses any today, to this host or
+// through it, none of those is among them.
 type Openings struct {
 	From []Somebody
 	What []Service
@@ -71,17 +72,23 @@ func (j *Judge) Openings() *Openings {
 	var allFrom, allTo, allWhat bool
 	o.From, allFrom = j.somebodies(false, MaxSources)
 	o.What, allWhat = j.services(maxPorts)
-	o.doors = j.openDoors()
+	today := j.Stages[0]
+	if today.MayRefuse(verdict.HookInput) {
+		o.doors = j.openDoors()
+	}
 	for _, d := range o.doors {
 		if !slices.Contains(o.Interfaces, d.in) {
 			o.Interfaces = append(o.Interfaces, d.in)
 		}
 	}
-	o.beyond, allTo = j.somebodies(true, MaxSources)
+	allTo = true
+	if today.MayRefuse(verdict.HookForward) {
+		o.beyond, allTo = j.somebodies(true, MaxSources)
+	}
 	o.some = !allTo
-	o.decided = j.rulesRoute() || j.rulesForward()
-	o.routed = sync.OnceValue(func() bool { return o.decided || j.Seen().Forward })
-	o.All = allFrom && allWhat
+	o.decided = len(o.beyond) == 0 || j.rulesRoute() || j.rulesForward()
+	o.routed = sync.OnceValue(func() bool { return len(o.beyond) > 0 && (o.decided || j.Seen().Forward) })
+	o.All = allFrom && allWhat || len(o.doors)+len(o.beyond) == 0
 	few := func(ways int) bool { return len(o.From)*len(o.What)*ways <= maxOpenings }
 	if here := len(o.doors); !few(here) || !few(here+len(o.beyond)) && o.routed() {
 		o.All = false

@@ -61,6 +61,35 @@ func (e *Evaluator) Refusing() *Evaluator {
 	return &refusing
 }
 
+// MayRefuse is whether some packet that passes the hook may be dropped on its
+// way: a policy does, or a rule that its base chains lead to. Where it is false,
+// Verdict says Dropped of none.
+func (e *Evaluator) MayRefuse(h Hook) bool {
+	seen := map[*compiledChain]bool{}
+	var leads func(c *compiledChain) bool
+	drops := func(t *Target, chain *compiledChain) bool {
+		switch t.kind {
+		case targetDrop, targetQueue, targetUnknown, targetProxy:
+			return true
+		}
+		return chain != nil && leads(chain)
+	}
+	leads = func(c *compiledChain) bool {
+		if seen[c] {
+			return false
+		}
+		seen[c] = true
+		for i := range c.rules {
+			r := &c.rules[i]
+			if drops(&r.target, r.chain) || slices.ContainsFunc(r.choices, func(c choice) bool { return drops(&c.target, c.chain) }) {
+				return true
+			}
+		}
+		return false
+	}
+	return slices.ContainsFunc(e.hooks[h], func(b baseChain) bool { return b.chain.policy == refuses || leads(b.chain) })
+}
+
 // hostFacts is the host that rules stand on.
 type hostFacts struct {
 	family      host.Family
