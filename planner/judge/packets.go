@@ -42,9 +42,10 @@ type Connection struct {
 }
 
 // String is the connection as a person writes it.
-func (c *Connection) String() string { return describe(c.Proto, c.Orig) }
+func (c *Connection) String() string { return Describe(c.Proto, c.Orig) }
 
-func describe(proto uint8, t host.Tuple) string {
+// Describe is a connection of a protocol as a person writes it.
+func Describe(proto uint8, t host.Tuple) string {
 	b := make([]byte, 0, 96)
 	if !protocol.CarriesPorts(proto) {
 		b = append(t.Src.AppendTo(b), " -> "...)
