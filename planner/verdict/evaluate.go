@@ -62,32 +62,9 @@ func (e *Evaluator) Refusing() *Evaluator {
 }
 
 // MayRefuse is whether some packet that passes the hook may be dropped on its
-// way: a policy does, or a rule that its base chains lead to. Where it is false,
-// Verdict says Dropped of none.
+// way. Where it is false, Verdict says Dropped of none.
 func (e *Evaluator) MayRefuse(h Hook) bool {
-	seen := map[*compiledChain]bool{}
-	var leads func(c *compiledChain) bool
-	drops := func(t *Target, chain *compiledChain) bool {
-		switch t.kind {
-		case targetDrop, targetQueue, targetUnknown, targetProxy:
-			return true
-		}
-		return chain != nil && leads(chain)
-	}
-	leads = func(c *compiledChain) bool {
-		if seen[c] {
-			return false
-		}
-		seen[c] = true
-		for i := range c.rules {
-			r := &c.rules[i]
-			if drops(&r.target, r.chain) || slices.ContainsFunc(r.choices, func(c choice) bool { return drops(&c.target, c.chain) }) {
-				return true
-			}
-		}
-		return false
-	}
-	return slices.ContainsFunc(e.hooks[h], func(b baseChain) bool { return b.chain.policy == refuses || leads(b.chain) })
+	return slices.ContainsFunc(e.hooks[h], func(b baseChain) bool { return b.chain.drops || b.chain.policy == refuses })
 }
 
 // hostFacts is the host that rules stand on.
@@ -256,12 +233,11 @@ func (t *Table) note(r *Rule) {
 			t.sets = true
 			t.reads = t.reads || k == targetSave || k == targetRestore
 		case targetUnknown, targetQueue:
-			t.sets, t.refuses = true, true
-		case targetDrop:
-			t.refuses = true
+			t.sets = true
 		case targetProxy:
-			t.refuses, t.proxies = true, true
+			t.proxies = true
 		}
+		t.refuses = t.refuses || k.refuses()
 	}
 	target(r.target.kind)
 	for i := range r.choices {
