@@ -21,7 +21,12 @@ func exposed(s *search, total *Impact, report *change.Report) {
 	if s == nil {
 		return
 	}
-	if j := s.watch.j; !s.end(total) {
+	for _, e := range s.found() {
+		if !slices.ContainsFunc(total.Exposed, func(o Exposure) bool { o.File = e.File; return o.alike(e) }) {
+			total.Exposed = append(total.Exposed, e)
+		}
+	}
+	if j := s.watch.j; !s.of.All {
 		report.Warn("exposed", fmt.Sprintf("rules of %s%s tell apart too many sources and services to try all of them together: sources were tried with the services that stand with them in a rule, and with those that no rule names",
 			j.Family, inFile(j)), declared.Pos{})
 	}

@@ -174,41 +174,36 @@ type search struct {
 	finish func()
 }
 
-// seek begins a search, which goes on beside whatever else is done with the judge.
-func seek(j *judge.Judge) *search {
-	s := &search{of: j.Openings(), watch: newWatch(j)}
+// seek begins a search for openings that fate takes. It goes on beside whatever
+// else is done with the judge.
+func (w *watch) seek(fate func(p *judge.Opening) (opened, bool)) *search {
+	s := &search{of: w.j.Openings(), watch: w}
 	s.parts = make([]tried, s.of.Workers())
 	for i := range s.parts {
 		s.parts[i] = tried{}
 	}
 	s.finish = s.of.Start(func(worker int, p *judge.Opening) {
-		if f, ok := s.watch.exposes(p); ok {
+		if f, ok := fate(p); ok {
 			s.parts[worker].add(f, p)
 		}
 	})
 	return s
 }
 
-// end adds what was found. It reports whether all that rules tell apart was tried.
-func (s *search) end(total *Impact) (all bool) {
+// found is what becomes of all of them, told.
+func (s *search) found() (list []Exposure) {
 	s.finish()
-	found := s.parts[0]
+	all := s.parts[0]
 	for _, part := range s.parts[1:] {
-		found.join(part)
+		all.join(part)
 	}
-	var list []Exposure
-	for f, by := range found {
+	for f, by := range all {
 		list = append(list, s.watch.told(s.of, f, by)...)
 	}
 	slices.SortFunc(list, func(a, b Exposure) int {
 		return cmp.Or(strings.Compare(a.Before, b.Before), strings.Compare(a.Rule, b.Rule), strings.Compare(a.Stage, b.Stage), strings.Compare(a.What, b.What), strings.Compare(a.Block, b.Block))
 	})
-	for _, e := range list {
-		if !slices.ContainsFunc(total.Exposed, func(o Exposure) bool { o.File = e.File; return o.alike(e) }) {
-			total.Exposed = append(total.Exposed, e)
-		}
-	}
-	return s.of.All
+	return list
 }
 
 // alike is whether both say the same.

@@ -86,7 +86,8 @@ func Of(d declared.Desired, l host.Live, judges judge.Judges, saved []*judge.Jud
 	searches := map[*judge.Judge]*search{}
 	for _, j := range slices.Concat(kernel, saved) {
 		if changing(j) {
-			searches[j] = seek(j)
+			w := newWatch(j)
+			searches[j] = w.seek(w.exposes)
 		}
 	}
 	for _, j := range kernel {
@@ -98,6 +99,7 @@ func Of(d declared.Desired, l host.Live, judges judge.Judges, saved []*judge.Jud
 	}
 	for _, j := range saved {
 		exposed(searches[j], total, &report)
+		atBoot(judges.Of(j.Family), j, &report)
 	}
 	unseen(d, l.Connections, total, &report)
 	sortGroups(total.Groups)

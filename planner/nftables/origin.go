@@ -2,6 +2,7 @@ package nftables
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/ctplan/ctplan/planner/host"
@@ -23,42 +24,36 @@ type Origin struct {
 // read the same, or where it stands in the place of one, between such, that does
 // the same and may only be spelled otherwise. Where that leaves a doubt, it is
 // neither exact nor added.
-func OriginOf(files []host.NFTFile, t *host.NFTTable, c *host.NFTChain, index int) Origin {
-	var table, chain string
-	var lines, texts []string
-	var policies []string
-	unsure := false
-	for i := range files {
-		f := &files[i]
-		for _, d := range f.Chains {
-			if d.Family != t.Family || d.Table != t.Name {
-				continue
-			}
-			at := fmt.Sprintf("%s:%d", f.Path, d.Line)
-			if table == "" {
-				table = at
-			}
-			if c == nil || d.Name != c.Name {
-				continue
-			}
-			// Two files come in an order that is not known here.
-			unsure = unsure || d.Unsure || chain != "" || len(d.Texts) != len(d.Rules)
-			chain = at
-			for _, line := range d.Rules {
-				lines = append(lines, fmt.Sprintf("%s:%d", f.Path, line))
-			}
-			texts, policies = append(texts, d.Texts...), append(policies, d.Policy)
-		}
+func OriginOf(conf *host.NFTConf, t *host.NFTTable, c *host.NFTChain, index int) Origin {
+	name := ""
+	if c != nil {
+		name = c.Name
 	}
+	table, chain := Find(conf, t.Family, t.Name, name)
+	unsure := conf.Doubt != ""
 	switch {
-	case table == "" || c == nil:
-		return Origin{At: table}
-	case chain == "":
-		return Origin{At: table, Added: true}
+	case table == nil:
+		return Origin{}
+	case c == nil:
+		return Origin{At: Place(table.Site)}
+	case chain == nil:
+		return Origin{At: Place(table.Site), Added: !unsure}
+	}
+	out := Origin{At: Place(chain.Site)}
+	switch unsure = unsure || chain.Doubt != ""; {
 	case unsure || index >= len(c.Rules):
-		return Origin{At: chain}
+		return out
 	case index < 0:
-		return Origin{At: chain, Added: Policy(policies[0]) != Policy(c.Policy)}
+		out.Added = Policy(chain.Policy) != Policy(c.Policy)
+		return out
+	}
+	vague := false
+	texts := make([]string, len(chain.Rules))
+	for i := range chain.Rules {
+		r := &chain.Rules[i]
+		if texts[i] = r.Text; r.Vague {
+			texts[i], vague = "\x00"+r.Text, true // like no rule of the kernel's
+		}
 	}
 	kernel := make([]string, len(c.Rules))
 	for i := range c.Rules {
@@ -66,11 +61,29 @@ func OriginOf(files []host.NFTFile, t *host.NFTTable, c *host.NFTChain, index in
 	}
 	switch at, added := align(kernel, texts, index); {
 	case at >= 0:
-		return Origin{At: lines[at], Exact: true}
+		return Origin{At: Place(chain.Rules[at].Site), Exact: true}
 	default:
-		return Origin{At: chain, Added: added}
+		out.Added = added && !vague
+		return out
 	}
 }
+
+// Find is what the files say of a table, and of a chain of it; nil where they do
+// not have it.
+func Find(conf *host.NFTConf, family, table, chain string) (*host.NFTConfTable, *host.NFTConfChain) {
+	i := slices.IndexFunc(conf.Tables, func(t host.NFTConfTable) bool { return t.Family == family && t.Name == table })
+	if i < 0 {
+		return nil, nil
+	}
+	t := &conf.Tables[i]
+	if k := slices.IndexFunc(t.Chains, func(c host.NFTConfChain) bool { return c.Name == chain }); k >= 0 {
+		return t, &t.Chains[k]
+	}
+	return t, nil
+}
+
+// Place is "FILE:LINE".
+func Place(s host.NFTSite) string { return fmt.Sprintf("%s:%d", s.File, s.Line) }
 
 // Policy is the word for a chain's policy, which is accept where none is said.
 func Policy(word string) string {

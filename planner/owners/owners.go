@@ -57,7 +57,7 @@ func find(l *host.Live, ref *verdict.RuleRef) (p place, ok bool) {
 		}
 	}
 	p.owner = nftables.Keeper(p.table, ref.Chain)
-	if p.from = nftables.OriginOf(l.NFTFiles, p.table, p.chain, p.rule); ref.Handle != 0 && p.rule < 0 {
+	if p.from = nftables.OriginOf(&l.NFTConf, p.table, p.chain, p.rule); ref.Handle != 0 && p.rule < 0 {
 		p.from.Added = false // it was not found
 	}
 	return p, true
