@@ -14,6 +14,7 @@ import (
 	"github.com/ctplan/ctplan/planner/host"
 	"github.com/ctplan/ctplan/planner/judge"
 	"github.com/ctplan/ctplan/planner/owners"
+	"github.com/ctplan/ctplan/planner/protocol"
 	"github.com/ctplan/ctplan/planner/verdict"
 )
 
@@ -80,8 +81,9 @@ type FlowGroup struct {
 	// Fragments is whether it is about datagrams that come in parts alone.
 	Fragments bool `json:"fragments,omitempty"`
 
-	rule *verdict.RuleRef // After
-	cuts []owners.Cut     // what of it rules of nftables drop, by the first that is lost
+	rule    *verdict.RuleRef // After
+	carries bool             // it is a tunnel
+	cuts    []owners.Cut     // what of it rules of nftables drop, by the first that is lost
 }
 
 const maxExamples = 5
@@ -434,7 +436,8 @@ func collect(j *judge.Judge, parts []tally, total *Impact) {
 			var c judge.Connection
 			j.Nth(&c, g.first[0].n)
 			Decide(j, &c) // its states, as they were judged
-			total.Groups[start+i].cuts = Cuts(j, stageOf(j, &g.fate).Evaluator, &c, g.fate.after)
+			group := &total.Groups[start+i]
+			group.cuts, group.carries = Cuts(j, stageOf(j, &g.fate).Evaluator, &c, g.fate.after), protocol.Carries(c.Proto, c.Port)
 		}
 	}
 	slices.Sort(leaving)

@@ -163,6 +163,10 @@ func TestCarriedOver(t *testing.T) {
 					if got := h.entries(); got != len(talks) {
 						t.Errorf("%d entries for %d connections:\n%s", got, len(talks), h.sh("conntrack -L 2>&1; conntrack -L -f ipv6 2>&1"))
 					}
+					// Idle ones stay as long as any.
+					if short := h.sh(`conntrack -L -p tcp 2>/dev/null | awk '$3 <= 300' | wc -l`); strings.TrimSpace(short) != "0" {
+						t.Errorf("%s entries go in five minutes:\n%s", strings.TrimSpace(short), h.sh("conntrack -L -p tcp 2>/dev/null"))
+					}
 					allLive(t, h, "rollback", talks)
 				}
 			})
