@@ -180,7 +180,13 @@ func noTracking(d declared.Desired, l host.Live) change.Findings {
 func NeedsConnections(p Plan) bool { return touchesRules(p.Changes) }
 
 func touchesRules(changes []change.Change) bool {
-	return slices.ContainsFunc(changes, func(c change.Change) bool { _, ok := c.(*change.RulesChange); return ok })
+	return slices.ContainsFunc(changes, func(c change.Change) bool {
+		switch c.(type) {
+		case *change.RulesChange, *change.NFTChange:
+			return true
+		}
+		return false
+	})
 }
 
 // Steps returns what apply does for the plan, in order.

@@ -169,7 +169,7 @@ func (w world) reversed() world {
 		make: func() *fake {
 			f := w.make()
 			for _, s := range w.steps {
-				if err := f.host().do(context.Background(), s); err != nil {
+				if err := f.host().do(context.Background(), s, journal.Before{}); err != nil {
 					panic(err)
 				}
 			}

@@ -164,7 +164,7 @@ func (j *Judge) namedNetworks(dst bool) []netip.Prefix {
 			}
 		}
 	}
-	for p := range nft.Networks(j.Live.NFT, j.Family, dst) {
+	for p := range nft.Networks(j.native, j.Family, dst) {
 		if !seen[p] {
 			seen[p] = true
 			out = append(out, p)

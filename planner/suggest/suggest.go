@@ -200,7 +200,7 @@ func try(l host.Live, o Options, mode declared.Mode, w way) *attempt {
 	}}
 	for range maxRounds {
 		a.d.Accept, a.notes = a.cover.blocks()
-		a.d.Chains = o.Render(a.d)
+		o.Render(&a.d)
 		bare := l
 		bare.Connections = nil
 		if !a.cover.learn(a.d, l, planner.Diff(a.d, bare)) {

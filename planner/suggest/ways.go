@@ -79,7 +79,7 @@ func (a *attempt) narrow(l host.Live, o Options) {
 		if len(changed) == 0 {
 			return
 		}
-		next.Chains = o.Render(next)
+		o.Render(&next)
 		plan := planner.Diff(next, l)
 		if plan.Blocked() && !a.plan.Blocked() || plan.Impact != nil && len(plan.Impact.Exposed) >= a.opens() {
 			return
@@ -144,7 +144,7 @@ func (a *attempt) close(l host.Live, o Options) {
 			return
 		}
 		a.d.Accept = out
-		a.d.Chains = o.Render(a.d)
+		o.Render(&a.d)
 		a.plan = planner.Diff(a.d, l)
 	}
 }
