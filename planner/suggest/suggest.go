@@ -210,7 +210,7 @@ func try(l host.Live, o Options, mode declared.Mode, w way) *attempt {
 	}}
 	for range maxRounds {
 		a.d.Accept, a.notes = a.cover.blocks()
-		o.Render(&a.d)
+		o.Render(&a.d, l)
 		bare := l
 		bare.Connections = nil
 		if !a.cover.learn(a.d, l, planner.Diff(a.d, bare)) {
