@@ -70,6 +70,9 @@ const dnsAnswers = `
   }
 `
 
+// everything is the host's own traffic, and what is routed.
+const everything = "notrack \"all\" { }\n notrack \"through\" { direction = \"forward\" }\n"
+
 // TestTranslateGateway has a router of both families do without tracking, for TCP,
 // for everything and in disabled, with connections of every kind to, from and
 // through it: they live through it there and back, others can be opened all the
@@ -84,9 +87,9 @@ func TestTranslateGateway(t *testing.T) {
 			c := gatewayCrowd(t, here, near, far)
 			for _, tt := range []struct{ name, rules, mode, blocks, risks string }{
 				{"tcp", closedGateway, "notrack", "notrack \"tcp\" { protocol = \"tcp\" }\n notrack \"through\" {\n protocol = \"tcp\"\n direction = \"forward\"\n }", `"wider_rules"`}, // INVALID are errors about what is not tracked
-				{"all", closedGateway, "notrack", "notrack \"all\" { }\n" + dnsAnswers, `"wider_rules"`},
+				{"all", closedGateway, "notrack", everything + dnsAnswers, `"wider_rules"`},
 				{"disabled", closedGateway, "disabled", dnsAnswers, `"wider_rules"`},
-				{"open, all", openGateway, "notrack", `notrack "all" { }`, ""},
+				{"open, all", openGateway, "notrack", everything, ""},
 			} {
 				outer := h.t
 				t.Run(tt.name, func(t *testing.T) {
@@ -114,7 +117,7 @@ func TestTranslateGateway(t *testing.T) {
 						h.sh("conntrack -F 2>/dev/null")
 						c.hold(t, h, "with nothing in the table")
 						if n := strings.TrimSpace(h.sh("conntrack -C")); n != "0" {
-							t.Errorf("%s connections are tracked", n)
+							t.Errorf("%s connections are tracked\n%s", n, h.sh("conntrack -L 2>/dev/null; iptables-save -t raw"))
 						}
 					}
 					h.ctplan(exitOK, "rollback", "--auto-approve")
