@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -48,7 +49,8 @@ const untrackedWeb = `conntrack "web" {
 // TestBuilds goes there and back through each release of iptables at hand: by
 // itself, with tampering hands, unconfirmed, and cut off at every step.
 func TestBuilds(t *testing.T) {
-	for _, b := range nstest.Builds(t) {
+	own := []nstest.Build{nstest.Own("nft"), nstest.Own("legacy")}
+	for _, b := range append(own, nstest.Builds(t)...) {
 		t.Run(b.Name, func(t *testing.T) {
 			t.Parallel()
 			h := newHost(t, b.Backend, "web-1")
@@ -90,6 +92,9 @@ func TestBuilds(t *testing.T) {
 			}
 			same(t, "not confirmed, the host is not as it was", bare(before), bare(h.state()))
 
+			if slices.Contains(own, b) {
+				return // see TestFaults
+			}
 			h.sh("rm -rf /var/lib/ctplan")
 			h.ctplan(exitOK, "plan", "--out", "/run/test/plan", path)
 			h.faults(string(b.Backend))
