@@ -149,7 +149,8 @@ for path in /run/*.pid /run/*/*.pid; do
 	fi
 done
 
-# Rules. nf_tables is not asked where that would load it.
+# Rules. nf_tables is not asked where that would load it; the save opens no
+# socket to say its version.
 nft=no
 if [ -d /sys/module/nf_tables ] || [ ! -e /proc/modules ]; then nft=yes; fi
 for tool in iptables ip6tables; do
@@ -162,7 +163,10 @@ for tool in iptables ip6tables; do
 			case $nft$(readlink -f "$file") in no*nft*) ;; *) run "$save" ;; esac
 		fi
 	done
-	if command -v $tool >/dev/null; then run $tool --version; fi
+	if file=$(command -v $tool); then
+		run $tool-save --version
+		case $nft$(readlink -f "$file") in no*nft*) ;; *) run $tool --version ;; esac
+	fi
 done
 if [ $nft = yes ] && command -v nft >/dev/null; then run nft list tables; fi
 for path in /proc/[0-9]*/ns/net; do readlink "$path"; done 2>/dev/null | sort -u | {

@@ -44,6 +44,19 @@ func Own(b host.Backend) Build {
 	return Build{Name: "own-" + string(b), Backend: b, multi: "/usr/sbin/xtables-" + string(b) + "-multi"}
 }
 
+// StandIn stands in for any release: one of StandIns, or the machine's own, which
+// says that it is that one.
+func StandIn(b host.Backend, version string) Build {
+	for _, s := range StandIns() {
+		if s.Backend == b && s.version == version {
+			return s
+		}
+	}
+	own := Own(b)
+	own.version = version
+	return own
+}
+
 // Builds are releases of iptables as hosts have them: the builds in the folders
 // that CTPLAN_IPTABLES_BUILDS names, and a stand-in for each that is not there.
 // Under CI a folder that is not there fails the test.
