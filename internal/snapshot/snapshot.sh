@@ -95,7 +95,7 @@ kernel() {
 # What a command prints, and how it ended.
 run() {
 	begin run "$*"
-	{ { "$@" 2>/dev/null; echo "$?" >&3; } | hex; } 3>&1 | awk '/^[0-9]+$/ && length($0) < 4 { status = $0; next } { print } END { print "=", status }'
+	{ { "$@" </dev/null 2>/dev/null; echo "$?" >&3; } | hex; } 3>&1 | awk '/^[0-9]+$/ && length($0) < 4 { status = $0; next } { print } END { print "=", status }'
 	end
 }
 

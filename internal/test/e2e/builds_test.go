@@ -65,6 +65,9 @@ func TestBuilds(t *testing.T) {
 			h.ctplan(exitOK, "snapshot", "-o", "host.json", path)
 			planned := h.ctplan(exitChanges, "plan", "--detailed-exitcode", path)
 			same(t, "plan differs from plan --snapshot", planned.stdout, h.ctplan(exitOK, "plan", "--snapshot", "host.json", path).stdout)
+			h.write("/run/test/snapshot.sh", h.ctplan(exitOK, "snapshot", "--script").stdout)
+			h.sh("dash /run/test/snapshot.sh > /run/test/printed")
+			same(t, "plan differs from that of a script's snapshot", planned.stdout, h.ctplan(exitOK, "plan", "--snapshot", "printed", path).stdout)
 			h.ctplan(exitOK, "apply", "--auto-approve", path)
 			after := h.state()
 			h.settled(path)
@@ -82,6 +85,21 @@ func TestBuilds(t *testing.T) {
 			}
 			h.ctplan(exitOK, "rollback", "--auto-approve", "1")
 			same(t, "rolled back, the host is not as it was", bare(before), bare(h.state()))
+
+			if !slices.Contains(own, b) { // see TestPlanScripts
+				h.ctplan(exitOK, "plan", "--out", "/run/test/change.ctplan", path)
+				h.write("/run/test/plan.sh", h.ctplan(exitOK, "show", "--format", "sh", "/run/test/change.ctplan").stdout)
+				for _, verb := range []string{"apply", "undo"} {
+					if r := finish(t, h.commandOf("dash", "/run/test/plan.sh", verb)); r.status != 0 {
+						t.Fatalf("the plan's script exits with %d: %s", r.status, r.stderr)
+					}
+					if verb == "apply" {
+						same(t, "the plan's script does not do what apply does", bare(after), bare(h.state()))
+						h.settled(path)
+					}
+				}
+				same(t, "taken back by the script, the host is not as it was", bare(before), bare(h.state()))
+			}
 
 			before = h.state()
 			unconfirmed := h.ctplan(exitOK, "apply", "--auto-approve", "--confirm-within", "5s", path)
