@@ -66,7 +66,7 @@ func TestBuilds(t *testing.T) {
 			planned := h.ctplan(exitChanges, "plan", "--detailed-exitcode", path)
 			same(t, "plan differs from plan --snapshot", planned.stdout, h.ctplan(exitOK, "plan", "--snapshot", "host.json", path).stdout)
 			h.write("/run/test/snapshot.sh", h.ctplan(exitOK, "snapshot", "--script").stdout)
-			h.sh("dash /run/test/snapshot.sh > /run/test/printed")
+			h.write("/run/test/printed", finish(t, h.commandOf("dash", "/run/test/snapshot.sh")).stdout)
 			same(t, "plan differs from that of a script's snapshot", planned.stdout, h.ctplan(exitOK, "plan", "--snapshot", "printed", path).stdout)
 			h.ctplan(exitOK, "apply", "--auto-approve", path)
 			after := h.state()
