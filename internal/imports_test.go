@@ -22,6 +22,7 @@ var ranks = [][]string{
 	{"change", "etc", "routing", "verdict"},
 	{"xtables"},
 	{"nftables", "verdict/nft", "verdict/xt"},
+	{"nftconf"},
 	{"translate"},
 	{"judge", "modules", "owners", "rules"},
 	{"impact", "sizes", "service"},
@@ -32,7 +33,7 @@ var ranks = [][]string{
 
 // languages is the highest rank that providers may know: values, and the words
 // of rules and files. What decides stands above it.
-const languages = 4
+const languages = 5
 
 // rank is a room's, by its import path; -1 for what is no room.
 func rank(path string) int {

@@ -15,7 +15,6 @@ import (
 	"github.com/ctplan/ctplan/planner/change"
 	"github.com/ctplan/ctplan/planner/declared"
 	"github.com/ctplan/ctplan/planner/host"
-	"github.com/ctplan/ctplan/planner/protocol"
 	"github.com/ctplan/ctplan/planner/verdict"
 	"github.com/ctplan/ctplan/planner/verdict/xt"
 	"github.com/ctplan/ctplan/planner/words"
@@ -138,156 +137,131 @@ func quotedLines(t testing.TB, f host.Family, text string) host.Ruleset {
 	return r
 }
 
-// A talk is the packets of a conversation in order; one that is refused ends it.
-type talk []verdict.Packet
-
-// randomTalk is a conversation that keeps to its protocol, to, from or through the host.
-func randomTalk(r *rand.Rand, six bool) talk {
-	hosts, peers := []string{"192.0.2.1"}, []string{"10.1.2.3", "203.0.113.7", "198.51.100.9"}
-	if six {
-		hosts, peers = []string{"2001:db8:ff::1"}, []string{"2001:db8:1::3", "2001:db8::7", "2001:db8:2::9"}
-	}
-	t := host.Tuple{
-		Src: netip.MustParseAddr(pick(r, peers...)), Dst: netip.MustParseAddr(pick(r, hosts...)),
-		SrcPort: uint16(32768 + r.IntN(28000)), DstPort: pick(r, uint16(22), 80, 443, 5432, 53, 123, 8003, uint16(1+r.IntN(65535))),
-	}
-	way := pick(r, verdict.HookInput, verdict.HookOutput, verdict.HookForward)
-	in, out := pick(r, "eth0", "eth1"), "eth1"
-	if in == "eth1" {
-		out = "eth0"
-	}
-	if way == verdict.HookOutput {
-		t.Src, t.Dst = t.Dst, t.Src
-	}
-	turned := host.Tuple{Src: t.Dst, Dst: t.Src, SrcPort: t.DstPort, DstPort: t.SrcPort}
-	packet := func(back bool, state verdict.State) verdict.Packet {
-		p := verdict.Packet{Hook: way, State: state, Tuple: t, Orig: t, Reply: turned, IsReply: back, Known: verdict.KnownReply | verdict.KnownTuples | verdict.KnownStatus | verdict.KnownUnbridged}
-		if back {
-			p.Tuple = turned
-			switch way {
-			case verdict.HookInput:
-				p.Hook = verdict.HookOutput
-			case verdict.HookOutput:
-				p.Hook = verdict.HookInput
+// inexact are the kinds of conversations that grades of a plan speak of, as shapes
+// name them, and "errors" for errors of ICMP.
+func inexact(t testing.TB, p Plan) map[string]bool {
+	t.Helper()
+	out := map[string]bool{}
+	read := func(text string) {
+		known := false
+		for _, of := range []struct {
+			text    string
+			classes []string
+		}{
+			{"of TCP", []string{"tcp"}}, {"of UDP", []string{"udp"}}, {"pings", []string{"icmp"}}, {"errors of ICMP", []string{"errors"}}, {"neighbour discovery", nil},
+			{"protocols other than TCP, UDP and ICMP", []string{"other"}}, {"every packet but those of TCP", []string{"udp", "icmp", "other"}}, {"show no sign of being one", []string{"udp", "other"}},
+		} {
+			if strings.Contains(text, of.text) {
+				known = true
+				for _, c := range of.classes {
+					out[c] = true
+				}
 			}
 		}
-		switch p.Hook {
-		case verdict.HookInput:
-			p.In = in
-		case verdict.HookOutput:
-			p.Out = in
-		case verdict.HookForward:
-			if p.In, p.Out = in, out; back {
-				p.In, p.Out = out, in
+		if !known {
+			t.Fatalf("not read: %s", text)
+		}
+	}
+	for _, c := range p.Changes {
+		if c, ok := c.(*change.RulesChange); ok {
+			for _, w := range c.Twins {
+				if w.Grade != "exact" {
+					read(strings.Join(w.Why, "; "))
+				}
 			}
 		}
-		return p
 	}
-	const ack = verdict.TCPAck
-	var list talk
-	tcp := func(back bool, state verdict.State, flags uint8) {
-		p := packet(back, state)
-		p.Protocol, p.TCPFlags = protocol.TCP, flags
-		list = append(list, p)
-	}
-	plain := func(proto uint8, back bool, state verdict.State, typ uint8) {
-		p := packet(back, state)
-		p.Protocol, p.ICMPType = proto, typ
-		list = append(list, p)
-	}
-	request, answer, errors, icmp := uint8(8), uint8(0), []uint8{3, 5, 11, 12}, uint8(protocol.ICMP)
-	if six {
-		request, answer, errors, icmp = 128, 129, []uint8{1, 2, 3, 4}, protocol.ICMPv6
-	}
-	const est = verdict.StateEstablished
-	switch r.IntN(6) {
-	case 0, 1, 2:
-		tcp(false, verdict.StateNew, verdict.TCPSyn)
-		tcp(true, est, verdict.TCPSyn|ack)
-		tcp(false, est, ack)
-		for range r.IntN(3) {
-			tcp(r.IntN(2) == 0, est, ack|pick(r, uint8(0), verdict.TCPPsh, verdict.TCPUrg))
-		}
-		tcp(r.IntN(2) == 0, est, pick(r, verdict.TCPFin|ack, uint8(verdict.TCPRst), verdict.TCPRst|ack))
-		plain(icmp, r.IntN(2) == 0, verdict.StateRelated, pick(r, errors...))
-	case 3:
-		plain(protocol.UDP, false, verdict.StateNew, 0)
-		plain(protocol.UDP, true, est, 0)
-		plain(protocol.UDP, false, est, 0)
-		plain(icmp, true, verdict.StateRelated, pick(r, errors...))
-	case 4:
-		plain(icmp, false, verdict.StateNew, request)
-		plain(icmp, true, est, answer)
-		plain(icmp, false, est, request)
-	default:
-		proto := pick(r, uint8(protocol.GRE), 50, protocol.SCTP)
-		plain(proto, false, verdict.StateNew, 0)
-		plain(proto, true, est, 0)
-	}
-	return list
-}
-
-// fate is what becomes of a conversation: how many packets of it pass, and what
-// stops it.
-func fate(e *verdict.Evaluator, list talk) (int, verdict.Decision) {
-	for i := range list {
-		if d := e.Verdict(&list[i]); d.Verdict != verdict.Accepted {
-			return i, d
+	for _, w := range p.Warnings {
+		if strings.Contains(w.Text, "it stays, since it asks for what is untracked itself") {
+			read(w.Text)
 		}
 	}
-	return len(list), verdict.Decision{Verdict: verdict.Accepted}
+	return out
 }
 
-// TestTranslatedIsExact holds rulesets whose twins are all called exact against
-// many conversations: with tracking before, and without it behind. CTPLAN_RULESETS
-// asks for more of them, CTPLAN_CONVERSATIONS for more of these with each.
+// coverage counts what twins were held against.
+type coverage struct{ rulesets, conversations, classes, again int }
+
+// exactly holds conversations against rules before and after, but for those that
+// the plan does not call exact. Of one class one conversation is judged, and others
+// again now and then, which shows that the classes are none too wide.
+func exactly(t testing.TB, r *rand.Rand, d declared.Desired, p Plan, before, after host.Ruleset, n int, sum *coverage) {
+	t.Helper()
+	f := before.Family
+	facts := verdict.Facts{Addresses: []netip.Prefix{netip.PrefixFrom(netip.MustParseAddr(localAddress[f]), 24)}}
+	was, is := xt.NewEvaluator(f, []host.Ruleset{before}, facts), xt.NewEvaluator(f, []host.Ruleset{after}, facts)
+	c, skip := conversationsOf(r, f, before, after), inexact(t, p)
+	everything := d.Chains[0].Rules[0].Text == "-j CT --notrack"
+	judged := map[class]bool{}
+	sum.rulesets++
+	for i := range n {
+		v := c.draw(r)
+		s := c.shapes[v.shape].class
+		if skip[s] {
+			continue
+		}
+		sum.conversations++
+		k := c.class(v)
+		switch {
+		case !judged[k]:
+			judged[k] = true
+			sum.classes++
+		case i%1000 == 0:
+			sum.again++
+		default:
+			continue
+		}
+		list := c.packets(v)
+		if last := len(list) - 1; skip["errors"] && list[last].State == verdict.StateRelated {
+			list = list[:last]
+		}
+		x, a := fate(was, list)
+		if last := len(list) - 1; !everything && s == "tcp" && list[last].State == verdict.StateRelated {
+			list[last].State = verdict.StateInvalid // ICMP is tracked, and knows nothing of what its errors are about
+		}
+		if y, b := fate(is, list); x != y || a.Verdict != b.Verdict {
+			t.Fatalf("%v: %d packets, then %s by %s; translated %d, then %s by %s\nof %+v\n%s\n%s", d.Chains[0].Rules[0].Text, x, a.Verdict, a.Rule, y, b.Verdict, b.Rule,
+				list[min(x, y, len(list)-1)], newKernel(before).text(), newKernel(after).text())
+		}
+	}
+}
+
+// TestTranslatedIsExact holds rulesets whose rules on state have twins against many
+// conversations, of all kinds that the plan calls exact: with tracking before, and
+// without it behind. CTPLAN_RULESETS asks for more of them, CTPLAN_CONVERSATIONS for
+// more of these with each.
 func TestTranslatedIsExact(t *testing.T) {
 	rulesets, talks := asked(t, "CTPLAN_RULESETS", 300), asked(t, "CTPLAN_CONVERSATIONS", 300)
-	exact, twins := 0, 0
+	twins := map[string]int{}
+	whole := 0
+	var sum coverage
 	for seed := range uint64(rulesets) {
 		r := rand.New(rand.NewPCG(seed, 26))
 		f := pick(r, host.Families...)
 		before := parseLines(t, f, statefulRuleset(r, f == host.IPv6))
 		d := untracking(f, pick(r, "", "-p tcp", "-p tcp"))
 		after, p := translated(t, d, before)
-		grades := map[string]int{}
+		exact := true
 		for _, c := range p.Changes {
 			if c, ok := c.(*change.RulesChange); ok {
 				for _, w := range c.Twins {
-					grades[w.Grade]++
-					twins++
+					twins[w.Grade]++
+					exact = exact && w.Grade == "exact"
 				}
 			}
+		}
+		if exact {
+			whole++
 		}
 		again := Diff(d, testHost(after))
 		if len(again.Changes) > 0 {
 			t.Fatalf("ruleset %d: a second plan changes %q\n%s", seed, again.Changes[0].(*change.RulesChange).After, strings.Join(again.Changes[0].(*change.RulesChange).Before, "\n"))
 		}
-		if len(grades) > 1 || grades["exact"] == 0 {
-			continue
-		}
-		exact++
-		was, is := xt.NewEvaluator(f, []host.Ruleset{before}, verdict.Facts{}), xt.NewEvaluator(f, []host.Ruleset{after}, verdict.Facts{})
-		for range talks {
-			list := randomTalk(r, f == host.IPv6)
-			n, a := fate(was, list)
-			if d.Chains[0].Rules[0].Text != "-j CT --notrack" && list[0].Protocol == protocol.TCP {
-				for i := range list { // ICMP is tracked, and knows nothing of what its errors are about
-					if list[i].State == verdict.StateRelated {
-						list[i].State = verdict.StateInvalid
-					}
-				}
-			}
-			m, b := fate(is, list)
-			if n != m || a.Verdict != b.Verdict {
-				t.Fatalf("ruleset %d, %v: %d packets, then %s by %s; translated %d, then %s by %s\nof %+v\n%s\n%s", seed, d.Chains[0].Rules[0].Text, n, a.Verdict, a.Rule, m, b.Verdict, b.Rule,
-					list[min(n, m, len(list)-1)], newKernel(before).text(), newKernel(after).text())
-			}
-		}
+		exactly(t, r, d, p, before, after, talks, &sum)
 	}
-	t.Logf("%d of %d rulesets are exact, of %d rules on state", exact, rulesets, twins)
-	if exact < rulesets/6 {
-		t.Errorf("only %d of %d rulesets were judged", exact, rulesets)
+	t.Logf("%d of %d rulesets are exact as a whole, their rules on state %v; of %d conversations judged %d, one of each class, and %d again", whole, rulesets, twins, sum.conversations, sum.classes, sum.again)
+	if whole < rulesets/6 || sum.conversations < rulesets*talks/3 {
+		t.Errorf("%d of %d rulesets are exact, and %d conversations were drawn", whole, rulesets, sum.conversations)
 	}
 }
 
@@ -299,6 +273,8 @@ func TestTranslateSamples(t *testing.T) {
 	if err != nil || len(files) < 6 {
 		t.Fatalf("%d rulesets, %v", len(files), err)
 	}
+	talks := asked(t, "CTPLAN_CONVERSATIONS", 20_000)
+	var sum coverage
 	for _, file := range files {
 		name := strings.TrimSuffix(filepath.Base(file), ".rules")
 		t.Run(name, func(t *testing.T) {
@@ -326,7 +302,7 @@ func TestTranslateSamples(t *testing.T) {
 				if again := Diff(d, testHost(after)); !again.Empty() {
 					t.Errorf("a second plan changes %v", again.Changes[0].Meta())
 				}
-				alike(t, before, after, proto)
+				exactly(t, rand.New(rand.NewPCG(26, 26)), d, p, before, after, talks, &sum)
 				tuned := d
 				tuned.Mode, tuned.Chains, tuned.Max, tuned.Hashsize = declared.Tuned, nil, &declared.Setting{Value: 1000}, &declared.Setting{Value: 512}
 				back, _ := translated(t, tuned, after)
@@ -337,25 +313,7 @@ func TestTranslateSamples(t *testing.T) {
 			golden.Check(t, "translate/"+name+".txt", []byte(out.String()))
 		})
 	}
-}
-
-// alike holds conversations of TCP against rules before and after.
-func alike(t *testing.T, before, after host.Ruleset, proto string) {
-	t.Helper()
-	r := rand.New(rand.NewPCG(26, 26))
-	facts := verdict.Facts{Addresses: []netip.Prefix{netip.MustParsePrefix("192.0.2.1/24")}}
-	was, is := xt.NewEvaluator(host.IPv4, []host.Ruleset{before}, facts), xt.NewEvaluator(host.IPv4, []host.Ruleset{after}, facts)
-	for range 20_000 {
-		list := randomTalk(r, false)
-		if list[0].Protocol != protocol.TCP {
-			continue
-		}
-		n, a := fate(was, list)
-		m, b := fate(is, list[:len(list)-1])
-		if min(n, len(list)-1) != m || m < len(list)-1 && a.Verdict != b.Verdict {
-			t.Fatalf("%q: %d packets, then %s by %s; translated %d, then %s by %s\nof %+v", proto, n, a.Verdict, a.Rule, m, b.Verdict, b.Rule, list[min(n, m)])
-		}
-	}
+	t.Logf("of %d conversations judged %d, one of each class, and %d again", sum.conversations, sum.classes, sum.again)
 }
 
 // meaning is the rules of the filter table by what they mean.

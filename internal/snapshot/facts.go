@@ -75,6 +75,7 @@ func (s *Snapshot) Facts() []Fact {
 		add("boot.init", b.Init)
 		add("boot.services", b.Services...)
 		add("boot.cmdline", b.Cmdline...)
+		add("boot.nftables", b.NFTables...)
 	}
 	s.holderFacts(add)
 	for _, f := range s.Files {

@@ -5,10 +5,10 @@ import (
 	"slices"
 
 	"github.com/ctplan/ctplan/planner/host"
+	"github.com/ctplan/ctplan/planner/nftconf"
 	"github.com/ctplan/ctplan/providers/initscript"
 	"github.com/ctplan/ctplan/providers/iptables"
 	"github.com/ctplan/ctplan/providers/kmod"
-	"github.com/ctplan/ctplan/providers/nft"
 	"github.com/ctplan/ctplan/providers/sysctl"
 )
 
@@ -52,7 +52,7 @@ func parseFile(f File, l *host.Live) error {
 	case KindInitramfs:
 		l.Initramfs = append(l.Initramfs, kmod.ParseModulesLoad(f.File))
 	case KindNFTables:
-		l.NFTFiles = append(l.NFTFiles, nft.ParseConf(f.File))
+		l.NFTFiles = append(l.NFTFiles, nftconf.Parse(f.File))
 	case KindInitConfig:
 		l.InitConfigs = append(l.InitConfigs, initscript.ParseConfig(f.File))
 	case KindRulesV4, KindRulesV6:

@@ -11,6 +11,7 @@ import (
 	"github.com/ctplan/ctplan/planner/declared"
 	"github.com/ctplan/ctplan/planner/etc"
 	"github.com/ctplan/ctplan/planner/host"
+	"github.com/ctplan/ctplan/planner/nftconf"
 	"github.com/ctplan/ctplan/providers/initscript"
 )
 
@@ -50,6 +51,9 @@ func afterPlan(d declared.Desired, l host.Live, p planner.Plan) (host.Live, erro
 		case put(&l.ModulesLoad, loadPath, f.Path, func(old host.ModulesLoadFile) host.ModulesLoadFile { return parseModulesLoad(f, old.As) }):
 		case put(&l.InitScripts, func(s host.InitScript) string { return s.Path }, f.Path, func(host.InitScript) host.InitScript { return initscript.Parse(f) }):
 		case put(&l.InitConfigs, func(c host.InitConfig) string { return c.Path }, f.Path, func(host.InitConfig) host.InitConfig { return initscript.ParseConfig(f) }):
+		case put(&l.NFTFiles, func(n host.NFTFile) string { return n.Path }, f.Path, func(host.NFTFile) host.NFTFile { return nftconf.Parse(f) }):
+		case f.Path == nftconf.OwnPath(&l.NFTConf):
+			l.NFTFiles = append(slices.Clone(l.NFTFiles), nftconf.Parse(f))
 		case f.Path == etc.SysctlTarget(d, l):
 			insert(&l.SysctlFiles, parseSysctl(f, ""), func(s host.SysctlFile) string { return cmp.Or(s.As, s.Path) })
 		case f.Path == cmp.Or(d.Files.Modprobe, etc.DefaultModprobeFile):
@@ -69,6 +73,8 @@ func afterPlan(d declared.Desired, l host.Live, p planner.Plan) (host.Live, erro
 			l.SavedRules[i] = set
 		}
 	}
+	l.NFTFiles = slices.DeleteFunc(slices.Clone(l.NFTFiles), func(f host.NFTFile) bool { return !f.Exists })
+	l.NFTConf = nftconf.Of(l.Boot, l.NFTFiles)
 	return l, nil
 }
 

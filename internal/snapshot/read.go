@@ -125,6 +125,7 @@ func (r *Reader) Finish(files declared.Files, initScripts []string) (*Snapshot, 
 	}
 	s.Loading = kmod.ReadLoading(r.root, modules.Used, !r.noNFT)
 	starts := boot.Read(r.root)
+	starts.NFTables = nft.Mains(r.root)
 	s.Boot = &starts
 	if err := r.readFiles(files, initScripts); err != nil {
 		return nil, err
@@ -181,7 +182,7 @@ func (r *Reader) readFiles(files declared.Files, initScripts []string) error {
 	onBoot, err := kmod.ScriptPaths(r.root)
 	groups = append(groups, collect(KindScript, plain(onBoot...), err))
 	groups = append(groups, collect(KindInitramfs, plain(kmod.InitramfsPaths(r.root)...), nil))
-	native, err := nft.ConfPaths(r.root)
+	native, err := nft.ConfPaths(r.root, r.s.Boot.NFTables)
 	groups = append(groups, collect(KindNFTables, plain(native...), err))
 	for _, saved := range iptables.SavedPaths(r.root, files) {
 		groups = append(groups, collect(savedKind(saved.Family), plain(saved.Path), nil))

@@ -6,6 +6,7 @@ import (
 	"sync"
 
 	"github.com/ctplan/ctplan/planner/host"
+	"github.com/ctplan/ctplan/planner/nftconf"
 	"github.com/ctplan/ctplan/providers/iptables"
 )
 
@@ -103,6 +104,7 @@ func (s *Snapshot) Live() (host.Live, error) {
 			fileErr = fmt.Errorf("reading %s: %w", f.File.Path, err)
 		}
 	}
+	l.NFTConf = nftconf.Of(l.Boot, l.NFTFiles)
 	wg.Wait()
 	for _, n := range s.Namespaces {
 		live, err := n.live()

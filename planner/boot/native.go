@@ -8,6 +8,7 @@ import (
 	"github.com/ctplan/ctplan/planner/etc"
 	"github.com/ctplan/ctplan/planner/host"
 	"github.com/ctplan/ctplan/planner/nftables"
+	"github.com/ctplan/ctplan/planner/words"
 )
 
 // NativeState is what a boot makes of a table of native nftables.
@@ -51,7 +52,7 @@ func (f *foresight) nativeTable(t *host.NFTTable) (NativeState, string) {
 			return NativeMade, who
 		}
 	}
-	at, _ := nftables.Origin(f.l.NFTFiles, t, nil, -1)
+	at := nftables.OriginOf(&f.l.NFTConf, t, nil, -1).At
 	switch {
 	case f.boot.Init == "":
 		return NativeUnknown, "ctplan does not know how this host boots"
@@ -61,60 +62,33 @@ func (f *foresight) nativeTable(t *host.NFTTable) (NativeState, string) {
 		return NativeIdle, "nftables.service, which would load it, is not enabled: " + at
 	case !t.Whole:
 		return NativeUnknown, "its rules were not read whole"
+	case f.l.NFTConf.Doubt != "":
+		return NativeUnknown, f.l.NFTConf.Doubt
 	}
 	return f.compare(t, at)
 }
 
 // compare holds a table against the files.
 func (f *foresight) compare(t *host.NFTTable, at string) (NativeState, string) {
-	said := map[string]*host.NFTFileChain{}
-	where := map[string]string{}
-	for i := range f.l.NFTFiles {
-		file := &f.l.NFTFiles[i]
-		for k := range file.Chains {
-			c := &file.Chains[k]
-			if c.Family != t.Family || c.Table != t.Name || c.Name == "" {
-				continue
-			}
-			place := etc.Place(file.Path, c.Line)
-			switch {
-			case said[c.Name] != nil:
-				return NativeUnknown, fmt.Sprintf("%s and %s both have rules of its chain %s", where[c.Name], place, c.Name)
-			case c.Unsure || len(c.Texts) != len(c.Rules):
-				return NativeUnknown, fmt.Sprintf("%s: what comes to stand in its chain %s was not followed", place, c.Name)
-			case !slices.ContainsFunc(t.Chains, func(live host.NFTChain) bool { return live.Name == c.Name }):
-				return NativeOther, fmt.Sprintf("%s has a chain %s, which is not there now", place, c.Name)
-			}
-			said[c.Name], where[c.Name] = c, file.Path
+	said, _ := nftables.Find(&f.l.NFTConf, t.Family, t.Name, "")
+	for i := range said.Chains {
+		s := &said.Chains[i]
+		switch {
+		case s.Doubt != "":
+			return NativeUnknown, s.Doubt
+		case !slices.ContainsFunc(t.Chains, func(live host.NFTChain) bool { return live.Name == s.Name }):
+			return NativeOther, fmt.Sprintf("%s has a chain %s, which is not there now", nftables.Place(s.Site), s.Name)
 		}
 	}
 	doubt := ""
 	for i := range t.Chains {
-		c := &t.Chains[i]
-		s := said[c.Name]
-		if s == nil {
-			return NativeOther, fmt.Sprintf("no file has its chain %s", c.Name)
-		}
-		base := ""
-		if c.Base() {
-			base = nftables.BaseOf(c.Type, c.Hook, c.Priority)
-		}
-		place := etc.Place(where[c.Name], s.Line)
+		_, s := nftables.Find(&f.l.NFTConf, t.Family, t.Name, t.Chains[i].Name)
+		state, why := compareChain(s, &t.Chains[i])
 		switch {
-		case s.Base != base:
-			return NativeOther, fmt.Sprintf("%s calls the chain %s elsewhere", place, c.Name)
-		case c.Base() && policy(s.Policy) != policy(c.Policy):
-			return NativeOther, fmt.Sprintf("%s gives the chain %s policy %s", place, c.Name, policy(s.Policy))
-		}
-		for k := range max(len(c.Rules), len(s.Texts)) {
-			switch {
-			case k >= len(s.Texts):
-				return NativeOther, fmt.Sprintf("%s does not have the rule with handle %d: %s", place, c.Rules[k].Handle, c.Rules[k].Text)
-			case k >= len(c.Rules) || s.Texts[k] != nftables.Canonical(nftables.Words(c.Rules[k].Text)):
-				return NativeOther, fmt.Sprintf("%s has another rule there: %s", etc.Place(where[c.Name], s.Rules[k]), s.Texts[k])
-			case strings.Contains(s.Texts[k], "@") && doubt == "":
-				doubt = etc.Place(where[c.Name], s.Rules[k]) + " names a set, whose elements were not compared"
-			}
+		case state == NativeOther:
+			return state, why
+		case state == NativeUnknown && doubt == "":
+			doubt = why
 		}
 	}
 	if doubt != "" {
@@ -123,11 +97,39 @@ func (f *foresight) compare(t *host.NFTTable, at string) (NativeState, string) {
 	return NativeSame, at
 }
 
-func policy(p string) string {
-	if p == "" {
-		return "accept"
+// compareChain holds a chain against what the files say of it, if they do.
+func compareChain(s *host.NFTConfChain, c *host.NFTChain) (NativeState, string) {
+	if s == nil {
+		return NativeOther, fmt.Sprintf("no file has its chain %s", c.Name)
 	}
-	return p
+	base := ""
+	if c.Base() {
+		base = nftables.BaseOf(c.Type, c.Hook, c.Priority)
+	}
+	place := nftables.Place(s.Site)
+	switch {
+	case s.Base != base || !slices.Equal(s.Devices, slices.Sorted(slices.Values(c.Devices))):
+		return NativeOther, fmt.Sprintf("%s calls the chain %s elsewhere", place, c.Name)
+	case c.Base() && nftables.Policy(s.Policy) != nftables.Policy(c.Policy):
+		return NativeOther, fmt.Sprintf("%s gives the chain %s policy %s", place, c.Name, nftables.Policy(s.Policy))
+	}
+	doubt := ""
+	for k := range max(len(c.Rules), len(s.Rules)) {
+		switch {
+		case k >= len(s.Rules):
+			return NativeOther, fmt.Sprintf("%s does not have the rule with handle %d: %s", place, c.Rules[k].Handle, c.Rules[k].Text)
+		case s.Rules[k].Vague:
+			doubt = words.Or(doubt, nftables.Place(s.Rules[k].Site)+": what this rule says was not followed")
+		case k >= len(c.Rules) || s.Rules[k].Text != nftables.Canonical(nftables.Words(c.Rules[k].Text)):
+			return NativeOther, fmt.Sprintf("%s has another rule there: %s", nftables.Place(s.Rules[k].Site), s.Rules[k].Text)
+		case strings.Contains(s.Rules[k].Text, "@"):
+			doubt = words.Or(doubt, nftables.Place(s.Rules[k].Site)+" names a set, whose elements were not compared")
+		}
+	}
+	if doubt != "" {
+		return NativeUnknown, doubt
+	}
+	return NativeSame, ""
 }
 
 // flushes is where nftables.service takes away what iptables-nft has loaded, and
@@ -138,10 +140,8 @@ func (f *foresight) flushes(family host.Family) string {
 	}) {
 		return ""
 	}
-	for _, file := range f.l.NFTFiles {
-		if file.Flush > 0 {
-			return etc.Place(file.Path, file.Flush)
-		}
+	if f.l.NFTConf.Flush.Line == 0 {
+		return ""
 	}
-	return ""
+	return nftables.Place(f.l.NFTConf.Flush)
 }

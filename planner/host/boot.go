@@ -26,6 +26,9 @@ type Boot struct {
 	Running []string `json:"running,omitempty"`
 	// Cmdline are the words of the kernel's command line that are about modules.
 	Cmdline []string `json:"cmdline,omitempty"`
+	// NFTables are the files that nftables.service loads; a command of it that
+	// loads none in a way that is known stands for itself. Nil: it was not read.
+	NFTables []string `json:"nftables,omitempty"`
 }
 
 // The values of Boot.Init.

@@ -30,6 +30,7 @@ type Live struct {
 	Scripts       []BootScript      // of boot, the init scripts among them
 	Initramfs     []ModulesLoadFile // what the initramfs loads
 	NFTFiles      []NFTFile         // rules files of nft, with what they include
+	NFTConf       NFTConf           // what comes of them at boot
 
 	Boot *Boot // what starts at boot; nil where it was not read
 

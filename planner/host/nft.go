@@ -144,21 +144,6 @@ type NFTFile struct {
 	File
 	Lines    []NFTLine // that need connection tracking
 	Includes []NFTInclude
-	Chains   []NFTFileChain // that it declares or adds rules to
-	Flush    int            // the line of the last "flush ruleset"; 0: none
-}
-
-// NFTFileChain is what such a file says of a chain; of a table, where Name is
-// empty.
-type NFTFileChain struct {
-	Family, Table, Name string
-	Line                int      // of its first mention
-	Rules               []int    // the line of each rule, in the order in which they come to stand
-	Texts               []string // what each says, in the spelling of nftables.Canonical
-	Base                string   // where the kernel calls it, as nftables.Base has it; empty without a hook
-	Policy              string   // empty: accept
-	// Unsure is whether they come to stand in another order, or others with them.
-	Unsure bool
 }
 
 // NFTLine is a line of such a file.

@@ -36,8 +36,7 @@ type place struct {
 	chain *host.NFTChain // nil where the ref names none that was read
 	rule  int            // in the chain; -1: its policy, or not found
 	owner string         // a program that makes the table; empty where none is known
-	file  string         // that loads it: "FILE:LINE"
-	exact bool           // file is the rule's own line
+	from  nftables.Origin
 }
 
 // find looks a rule up; ok is false for one that is none of nftables' own.
@@ -58,7 +57,9 @@ func find(l *host.Live, ref *verdict.RuleRef) (p place, ok bool) {
 		}
 	}
 	p.owner = nftables.Keeper(p.table, ref.Chain)
-	p.file, p.exact = nftables.Origin(l.NFTFiles, p.table, p.chain, p.rule)
+	if p.from = nftables.OriginOf(&l.NFTConf, p.table, p.chain, p.rule); ref.Handle != 0 && p.rule < 0 {
+		p.from.Added = false // it was not found
+	}
 	return p, true
 }
 
@@ -72,8 +73,10 @@ func Where(l *host.Live, ref *verdict.RuleRef, printed string) string {
 		return printed
 	case p.owner != "":
 		return printed + " (made by " + p.owner + ")"
-	case p.file != "":
-		return printed + " (nftables.service, " + p.file + ")"
+	case p.from.Added:
+		return printed + " (added by hand, in no file that nftables.service loads)"
+	case p.from.At != "":
+		return printed + " (nftables.service, " + p.from.At + ")"
 	}
 	return printed
 }
@@ -144,12 +147,18 @@ func (p *place) letThrough(cuts []Cut) (text string, commands []string) {
 	}
 	quoted := "`" + strings.Join(lines, "` and `") + "`"
 	switch {
-	case p.exact:
-		text += fmt.Sprintf(", and for good by %s before %s", quoted, p.file)
-	case p.file != "" && p.rule < 0 && p.ref.Handle == 0:
-		text += fmt.Sprintf(", and for good by %s as the last of the chain at %s", quoted, p.file)
-	case p.file != "":
-		text += fmt.Sprintf(", and for good by %s before that rule, in %s", quoted, p.file)
+	case p.from.Added:
+		what := "rule"
+		if p.ref.Handle == 0 {
+			what = "policy"
+		}
+		text += fmt.Sprintf(", and for good by %s where that %s comes from: no file that nftables.service loads has it", quoted, what)
+	case p.from.Exact:
+		text += fmt.Sprintf(", and for good by %s before %s", quoted, p.from.At)
+	case p.from.At != "" && p.rule < 0 && p.ref.Handle == 0:
+		text += fmt.Sprintf(", and for good by %s as the last of the chain at %s", quoted, p.from.At)
+	case p.from.At != "":
+		text += fmt.Sprintf(", and for good by %s before that rule, in %s", quoted, p.from.At)
 	default:
 		text += fmt.Sprintf(", and for good by %s where the table comes from: no file that nftables.service loads has it", quoted)
 	}

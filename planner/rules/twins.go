@@ -406,9 +406,13 @@ func (p *stage) answers(f host.Family, chain string) (out []string) {
 // gradeRule asks for the risks that twins which are not exact come with.
 func (p *stage) gradeRule(r *host.Ruleset, table string, rule *host.Rule, t *translate.Translation, named map[declared.Risk]int) {
 	why := "its stateless twin is " + t.Grade.String() + ": " + strings.Join(t.Why, "; ")
+	wider := "leave that traffic out of the notrack blocks, or accept it by a narrower accept block"
+	if len(t.Twins) == 0 && xtables.Parse(rule.Words).MatchesUntracked() {
+		why = "it stays, since it asks for what is untracked itself: " + strings.Join(t.Why, "; ")
+		wider = "leave that traffic out of the notrack blocks, or take UNTRACKED out of what the rule asks for, and it is translated"
+	}
 	if t.Grade&translate.Wider != 0 {
-		p.nameRule(r, table, rule, declared.RiskWiderRules, named, why,
-			"leave that traffic out of the notrack blocks, or accept it by a narrower accept block", true)
+		p.nameRule(r, table, rule, declared.RiskWiderRules, named, why, wider, true)
 	}
 	if t.Grade&translate.Narrower != 0 {
 		p.nameRule(r, table, rule, declared.RiskNarrowerRules, named, why,

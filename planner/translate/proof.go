@@ -18,6 +18,7 @@ type kind struct {
 	proto   string // its class
 	name    string
 	answers bool
+	later   bool // goes the way of what begins the conversation
 	errors  bool // of ICMP
 	isICMP  bool
 	strays  bool // of no conversation
@@ -202,6 +203,7 @@ func (w *work) ofProtocol(proto string, add adder) {
 		for _, t := range types.asks {
 			p.ICMPType = t
 			add(kind{proto: proto, name: "pings", isICMP: true}, p, verdict.StateNew, false, 0)
+			add(kind{proto: proto, name: "all pings but the first", answers: true, later: true, isICMP: true}, p, verdict.StateEstablished, false, answered)
 		}
 		for _, t := range types.answers {
 			p.ICMPType = t

@@ -107,7 +107,12 @@ func (t *Translator) Rule(rule *host.Rule, in Scope) (out Translation, touched b
 	if out.None != "" {
 		return out, true
 	}
-	if w.ask.untracked && !w.full || len(w.touched) == 0 && w.ask.states&(verdict.StateRelated|verdict.StateInvalid) == 0 {
+	if w.ask.untracked && !w.full { // it stays, and takes what is untracked for itself
+		out.Stays = true
+		w.grade(t, &out)
+		return out, out.Grade != Exact
+	}
+	if len(w.touched) == 0 && w.ask.states&(verdict.StateRelated|verdict.StateInvalid) == 0 {
 		return out, false
 	}
 	if out.None = w.direction(); out.None != "" {
@@ -408,9 +413,16 @@ func (w *work) replace(l *layout, f coded, codes []string, rest string) (why str
 // rated are the matches that count packets.
 var rated = words.Set("limit", "hashlimit", "recent", "quota", "statistic")
 
+// What goes the way of the first packet is let through where that was, and does not
+// come where that is refused.
+func lets(target string) bool    { return target == "ACCEPT" || target == "RETURN" || target == "LOG" }
+func refuses(target string) bool { return target == "DROP" || target == "REJECT" }
+
 // grade holds the twins against the rule.
 func (w *work) grade(t *Translator, out *Translation) {
 	d := t.compare(w, out.Twins)
+	d.wider = slices.DeleteFunc(d.wider, func(k kind) bool { return k.later && refuses(w.l.target) })
+	d.narrower = slices.DeleteFunc(d.narrower, func(k kind) bool { return k.later && lets(w.l.target) })
 	if slices.ContainsFunc(d.wider, func(k kind) bool { return k.answers }) && w.in.Answered != nil && w.in.Answered() {
 		d.wider = slices.DeleteFunc(d.wider, func(k kind) bool { return k.answers })
 	}
@@ -440,7 +452,7 @@ func (w *work) grade(t *Translator, out *Translation) {
 	if w.ask.states&verdict.StateInvalid != 0 {
 		out.Note = append(out.Note, "packets out of a connection's window, and answers to nothing, are no longer told apart from others")
 	}
-	if len(out.Twins) == 0 {
+	if len(out.Twins) == 0 && w.full {
 		out.Note = append(out.Note, "no packet of a conversation meets it, so a rule that does nothing holds its place")
 	}
 }

@@ -7,22 +7,17 @@ import (
 	"strings"
 
 	"github.com/ctplan/ctplan/internal/hostfile"
-	"github.com/ctplan/ctplan/planner/host"
-	"github.com/ctplan/ctplan/planner/nftables"
+	"github.com/ctplan/ctplan/planner/nftconf"
 )
 
-// confs are the rulesets that nftables.service loads: Debian's, and the Red
-// Hat family's.
-var confs = []string{"/etc/nftables.conf", "/etc/sysconfig/nftables.conf"}
-
 // maxConfs bounds how many files are followed.
-const maxConfs = 64
+const maxConfs = 256
 
-// ConfPaths lists the rules files of nft that exist, seen from root, with
+// ConfPaths lists the rules files of nft that exist, seen from root: mains, and
 // those that they include.
-func ConfPaths(root string) ([]string, error) {
+func ConfPaths(root string, mains []string) ([]string, error) {
 	var list []string
-	queue := slices.Clone(confs)
+	queue := slices.Clone(mains)
 	for len(queue) > 0 && len(list) < maxConfs {
 		name := queue[0]
 		queue = queue[1:]
@@ -34,15 +29,14 @@ func ConfPaths(root string) ([]string, error) {
 		if err != nil {
 			return list, err
 		}
-		for _, i := range ParseConf(f).Includes {
+		for _, i := range nftconf.Parse(f).Includes {
 			queue = append(queue, matches(root, i.Path)...)
 		}
 	}
 	return list, nil
 }
 
-// matches are the files that an include names: it may be a pattern, of the
-// last element at least (nft(8)).
+// matches are the files that an include names: it may be a pattern.
 func matches(root, pattern string) []string {
 	if !strings.ContainsAny(pattern, "*?[") {
 		return []string{pattern}
@@ -54,54 +48,89 @@ func matches(root, pattern string) []string {
 	for i := range found {
 		found[i] = strings.TrimPrefix(found[i], root)
 	}
-	return found
+	return slices.DeleteFunc(found, func(f string) bool { return !nftconf.Matches(pattern, f) })
 }
 
-// ParseConf looks through a rules file of nft for what needs connection
-// tracking, for what it includes, and for where it declares what. It does not parse the language: it goes
-// by words outside of comments and strings, which in nft are reserved.
-func ParseConf(f host.File) host.NFTFile {
-	out := host.NFTFile{File: f}
-	out.Chains, out.Flush = outline(f.Content)
-	line := 0
-	for text := range strings.Lines(f.Content) {
-		line++
-		words := nftables.Words(text)
-		for i, w := range words {
-			at := func(n int) string {
-				if i+n < 0 || i+n >= len(words) {
-					return ""
-				}
-				return words[i+n]
-			}
-			if w == "include" && strings.HasPrefix(at(1), `"`) {
-				p := strings.Trim(at(1), `"`)
-				if !path.IsAbs(p) {
-					p = path.Join("/etc", p) // where nft is built to look
-				}
-				out.Includes = append(out.Includes, host.NFTInclude{Path: path.Clean(p), Line: line})
-			}
-			if needsTracking(w, at(-1), at(1)) {
-				out.Lines = append(out.Lines, host.NFTLine{Line: line, Text: strings.TrimSpace(text)})
-				break
-			}
+// unitFolders are where units are looked for, the first first (systemd.unit(5)).
+var unitFolders = []string{"/etc/systemd/system", "/run/systemd/system", "/usr/local/lib/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system"}
+
+// Mains are the files that nftables.service loads, in order, seen from root: what
+// its unit says, with what is dropped in; without a unit, those that Debian's and
+// the Red Hat family's load, where they exist. A command of the unit that loads
+// none in a way that is known stands for itself.
+func Mains(root string) []string {
+	var starts []string
+	found := false
+	for _, folder := range unitFolders {
+		if unit := path.Join(folder, "nftables.service"); !found && hostfile.Exists(root, unit) {
+			found = true
+			starts = execStarts(root, unit, nil)
 		}
 	}
-	return out
+	if !found {
+		return slices.DeleteFunc(slices.Clone(nftconf.Defaults), func(p string) bool { return !hostfile.Exists(root, p) })
+	}
+	folders := slices.Clone(unitFolders)
+	for i := range folders {
+		folders[i] = path.Join(folders[i], "nftables.service.d")
+	}
+	dropIns, _ := hostfile.Confs(root, folders)
+	for _, c := range dropIns {
+		starts = execStarts(root, c.Path, starts)
+	}
+	mains := []string{}
+	for _, s := range starts {
+		mains = append(mains, loads(s)...)
+	}
+	return mains
 }
 
-func needsTracking(word, before, after string) bool {
-	switch word {
-	case "ct":
-		return after != "" && after != "=" && after != ";"
-	case "notrack", "masquerade", "snat", "dnat", "synproxy", "flowtable":
-		return true
-	case "nat":
-		return before == "type"
-	case "flow":
-		return after == "add" || after == "offload"
-	case "redirect": // also a type of ICMP
-		return before != "type" && before != "{" && before != "," && slices.Contains([]string{"", ";", "}", "to", ":", "random", "fully-random", "persistent", "comment"}, after)
+// execStarts adds the ExecStart= lines of a unit's file; an empty one takes back
+// those before it (systemd.service(5)).
+func execStarts(root, name string, list []string) []string {
+	f, err := hostfile.Read(root, name)
+	if err != nil {
+		return append(list, name)
 	}
-	return false
+	section := ""
+	for line := range strings.Lines(strings.ReplaceAll(f.Content, "\\\n", " ")) {
+		line = strings.TrimSpace(line)
+		key, value, ok := strings.Cut(line, "=")
+		switch {
+		case strings.HasPrefix(line, "["):
+			section = line
+		case section != "[Service]" || !ok || strings.TrimSpace(key) != "ExecStart":
+		case strings.TrimSpace(value) == "":
+			list = nil
+		default:
+			list = append(list, strings.TrimSpace(value))
+		}
+	}
+	return list
+}
+
+// loads are the files that a command loads.
+func loads(command string) (files []string) {
+	words := strings.Fields(strings.TrimLeft(command, "-@:+!"))
+	if len(words) == 0 || path.Base(words[0]) != "nft" {
+		return []string{command}
+	}
+	for i, w := range words[1:] {
+		name, long := strings.CutPrefix(w, "--file=")
+		switch {
+		case long:
+		case (w == "-f" || w == "--file") && i+2 < len(words):
+			name = words[i+2]
+		default:
+			continue
+		}
+		if name = strings.Trim(name, `"'`); !path.IsAbs(name) {
+			return []string{command}
+		}
+		files = append(files, path.Clean(name))
+	}
+	if len(files) == 0 {
+		return []string{command}
+	}
+	return files
 }

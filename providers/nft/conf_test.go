@@ -2,50 +2,10 @@ package nft
 
 import (
 	"slices"
-	"strings"
 	"testing"
 
 	"github.com/ctplan/ctplan/internal/test/testhost"
-	"github.com/ctplan/ctplan/planner/host"
 )
-
-// TestParseConf looks at one line at a time.
-func TestParseConf(t *testing.T) {
-	for line, want := range map[string]bool{
-		"ct state established,related accept":          true,
-		"\ttcp dport 22 ct state new accept # first":   true,
-		"ct helper ftp { type \"ftp\" protocol tcp; }": true,
-		"udp dport 53 notrack":                         true,
-		"oifname \"eth0\" masquerade":                  true,
-		"tcp dport 80 redirect to :8080":               true,
-		"tcp dport 80 redirect":                        true,
-		"dnat to 10.0.0.1":                             true,
-		"snat ip to 10.0.0.1":                          true,
-		"type nat hook postrouting priority 100;":      true,
-		"flowtable f { hook ingress priority 0; }":     true,
-		"ip protocol tcp flow add @f":                  true,
-		"tcp dport 80 synproxy mss 1460":               true,
-		"add @s { ip saddr ct count over 10 } drop":    true,
-
-		"# ct state new accept":                      false,
-		"tcp dport 22 accept # no ct state":          false,
-		"tcp dport 22 accept comment \"ct state x\"": false,
-		"log prefix \"masquerade \" drop":            false,
-		"icmp type redirect drop":                    false,
-		"icmp type { echo-request, redirect } drop":  false,
-		"icmp type { redirect, echo-request } drop":  false,
-		"type filter hook input priority 0;":         false,
-		"meta nfproto ipv4 accept":                   false,
-		"iifname $ct accept":                         false,
-		"define nat = 3":                             false,
-		"":                                           false,
-	} {
-		f := ParseConf(host.File{Content: "\n" + line})
-		if got := len(f.Lines) == 1 && f.Lines[0].Line == 2 && f.Lines[0].Text == strings.TrimSpace(line); got != want || len(f.Lines) > 1 {
-			t.Errorf("%q: %+v, want %v", line, f.Lines, want)
-		}
-	}
-}
 
 // TestConfPaths follows includes, patterns and loops among them, and no further.
 func TestConfPaths(t *testing.T) {
@@ -56,43 +16,35 @@ func TestConfPaths(t *testing.T) {
 		"/etc/nftables.d/c.text": "ct state new accept\n",
 		"/etc/own.nft":           "",
 		"/etc/no.nft":            "",
+		"/etc/nftables.d/.d.nft": "ct state new accept\n",
 	})
-	got, err := ConfPaths(root)
+	got, err := ConfPaths(root, Mains(root))
 	if want := []string{"/etc/nftables.conf", "/etc/nftables.d/a.nft", "/etc/nftables.d/b.nft", "/etc/own.nft"}; err != nil || !slices.Equal(got, want) {
 		t.Errorf("%v, %q, want %q", err, got, want)
 	}
 }
 
-func FuzzParseConf(f *testing.F) {
-	f.Add("table inet f { chain c { ct state new accept; } }\ninclude \"/etc/x\"\n")
-	f.Add("table t { chain c { a; b { c } d\n\te } }\nadd rule t c x; insert rule t c y\n}}{")
-	f.Add("\"ct\" # ct\n\"ct state\nredirect\n")
-	f.Fuzz(func(t *testing.T, text string) {
-		lines := strings.Split(text, "\n")
-		got := ParseConf(host.File{Content: text})
-		for _, l := range got.Lines {
-			if l.Line < 1 || l.Line > len(lines) || strings.TrimSpace(lines[l.Line-1]) != l.Text {
-				t.Errorf("line %d is not %q", l.Line, l.Text)
-			}
+// TestMains: what the unit loads, with what is dropped in.
+func TestMains(t *testing.T) {
+	const unit, dropIn = "/usr/lib/systemd/system/nftables.service", "/etc/systemd/system/nftables.service.d/"
+	debian := "[Unit]\nExecStart=/no\n[Service]\nExecStart=/usr/sbin/nft -f /etc/nftables.conf\nExecReload=/usr/sbin/nft -f /etc/other\n"
+	for name, tt := range map[string]struct {
+		tree map[string]string
+		want []string
+	}{
+		"Debian":  {map[string]string{unit: debian}, []string{"/etc/nftables.conf"}},
+		"Red Hat": {map[string]string{unit: "[Service]\nExecStart=/sbin/nft -f /etc/sysconfig/nftables.conf\n"}, []string{"/etc/sysconfig/nftables.conf"}},
+		"a unit of its own": {map[string]string{unit: debian, "/etc/systemd/system/nftables.service": "[Service]\nExecStart=-/usr/sbin/nft --file=/srv/a.nft \\\n -f '/srv/b.nft'\n"},
+			[]string{"/srv/a.nft", "/srv/b.nft"}},
+		"dropped in": {map[string]string{unit: debian, dropIn + "a.conf": "[Service]\nExecStart=\nExecStart=nft -f /etc/fw.nft\n"}, []string{"/etc/fw.nft"}},
+		"one more":   {map[string]string{unit: debian, dropIn + "a.conf": "[Service]\nExecStart=nft -f /etc/fw.nft\n"}, []string{"/etc/nftables.conf", "/etc/fw.nft"}},
+		"a script":   {map[string]string{unit: "[Service]\nExecStart=/usr/local/sbin/firewall start\n"}, []string{"/usr/local/sbin/firewall start"}},
+		"words":      {map[string]string{unit: "[Service]\nExecStart=/usr/sbin/nft add table x\n"}, []string{"/usr/sbin/nft add table x"}},
+		"no unit":    {map[string]string{"/etc/nftables.conf": ""}, []string{"/etc/nftables.conf"}},
+		"nothing":    {map[string]string{"/etc/x": ""}, nil},
+	} {
+		if got := Mains(testhost.Tree(t, tt.tree)); !slices.Equal(got, tt.want) {
+			t.Errorf("%s: %q, want %q", name, got, tt.want)
 		}
-		for _, i := range got.Includes {
-			if i.Path == "" || i.Path[0] != '/' || !strings.Contains(lines[i.Line-1], "include") {
-				t.Errorf("%+v", i)
-			}
-		}
-		for _, c := range got.Chains {
-			if len(c.Texts) != len(c.Rules) {
-				t.Errorf("%d rules and %d texts", len(c.Rules), len(c.Texts))
-			}
-			for i, line := range c.Rules {
-				if line < 1 || line > len(lines) || i > 0 && line < c.Rules[i-1] {
-					t.Errorf("rules at lines %v", c.Rules)
-				}
-			}
-		}
-		// What a comment says means nothing.
-		if c := ParseConf(host.File{Content: "#" + strings.ReplaceAll(text, "\n", "\n#")}); len(c.Lines)+len(c.Includes)+len(c.Chains) > 0 {
-			t.Errorf("commented out: %+v", c)
-		}
-	})
+	}
 }

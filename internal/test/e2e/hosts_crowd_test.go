@@ -19,6 +19,7 @@ type kind struct {
 	port, n         int
 	dial            string // address that is dialled, where translation leads on to the other
 	at              int    // port that they arrive at, where that is another
+	anywhere        bool   // they arrive at whichever of its addresses
 }
 
 // service is the name that ctplan has for them.
@@ -76,6 +77,9 @@ func (p places) crowd(t *testing.T, base int, kinds []kind) []*talk {
 		at := k.at
 		if at == 0 {
 			at = k.port
+		}
+		if k.anywhere {
+			dst = "0.0.0.0"
 		}
 		from, to := p[k.from], p[k.to]
 		for n := range k.n {
@@ -197,6 +201,11 @@ func only(kinds ...kind) []kind {
 		out[i].family = live.IPv4
 	}
 	return out
+}
+
+// onlySix are those of the kinds that are of IPv6.
+func onlySix(kinds []kind) []kind {
+	return slices.DeleteFunc(slices.Clone(kinds), func(k kind) bool { return k.family != live.IPv6 })
 }
 
 // routeTo leads a network through a gateway.

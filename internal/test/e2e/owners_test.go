@@ -133,10 +133,13 @@ func TestRemediesOfOwners(t *testing.T) {
 		mend    func(h *host, doc document)
 	}{
 		"nft": {
-			config:  untracked,
-			furnish: func(h *host) { loads(h, natives["maps"]) },
-			where:   regexp.MustCompile(`^(policy drop of inet fw \w+|inet fw \w+ handle \d+: .*) \(nftables.service, /etc/nftables\.d/10-host\.nft:\d+\)$`),
-			mend:    runs,
+			config: untracked,
+			furnish: func(h *host) {
+				loads(h, natives["maps"])
+				h.sh("nft insert rule inet fw input ct state untracked udp sport 123 drop")
+			},
+			where: regexp.MustCompile(`^(policy drop of inet fw \w+|inet fw \w+ handle \d+: .*) \(nftables.service, /etc/nftables\.d/10-host\.nft:\d+\)$|^inet fw input handle \d+: .*sport 123 drop \(added by hand, in no file that nftables.service loads\)$`),
+			mend:  runs,
 		},
 		"helper": {
 			config:  helped,
@@ -185,10 +188,15 @@ func TestRemediesOfOwners(t *testing.T) {
 				if round == 0 {
 					t.Log(h.try("plan", config).stdout)
 				}
+				byHand := false
 				for _, b := range doc.Blocks {
+					byHand = byHand || strings.Contains(b.Where, "added by hand")
 					if !tt.where.MatchString(b.Where) {
 						t.Errorf("a block is at %q", b.Where)
 					}
+				}
+				if round == 0 && byHand != (name == "nft") {
+					t.Errorf("a block is at a rule that is in no file: %v", byHand)
 				}
 				tt.mend(h, doc)
 			}

@@ -1,15 +1,15 @@
-package nft_test
+package nftconf_test
 
 import (
 	"fmt"
 
 	"github.com/ctplan/ctplan/planner/host"
-	"github.com/ctplan/ctplan/providers/nft"
+	"github.com/ctplan/ctplan/planner/nftconf"
 )
 
 // The lines of a rules file that need connection tracking, and what it includes.
-func ExampleParseConf() {
-	f := nft.ParseConf(host.File{Path: "/etc/nftables.conf", Exists: true, Content: `#!/usr/sbin/nft -f
+func ExampleParse() {
+	f := nftconf.Parse(host.File{Path: "/etc/nftables.conf", Exists: true, Content: `#!/usr/sbin/nft -f
 include "/etc/nftables.d/*.nft"
 table inet filter {
 	chain input {
