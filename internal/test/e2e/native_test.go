@@ -103,31 +103,7 @@ func TestNativeKnowsWhatDies(t *testing.T) {
 
   allow_risk = ["lost_flows", "lost_services", "one_sided", "related", "connection_marks"]
 
-  notrack "web" {
-    protocol = "tcp"
-    local_port = 8080
-  }
-  accept "web" {
-    protocol = "tcp"
-    local_port = 8080
-  }
-  notrack "https" {
-    protocol = "tcp"
-    remote_port = 443
-  }
-  accept "https" {
-    protocol = "tcp"
-    remote_port = 443
-  }
-  notrack "dns" {
-    protocol = "udp"
-    local_port = 53
-  }
-  accept "dns" {
-    protocol = "udp"
-    local_port = 53
-  }
-  notrack "syslog" {
+` + servicesUntracked + `  notrack "syslog" {
     protocol = "udp"
     remote_port = 514
     direction = "forward"
