@@ -42,8 +42,8 @@ func TestPlanScripts(t *testing.T) {
 		replace       []string
 		cuts          int
 	}{
-		{"tuned", "vm", nil, 3}, {"notrack", "vm", removing, 1}, {"ftp", "vm", removing, 0},
-		{"fleet", "api-1", removing, 0}, {"fleet", "web-1", nil, 0}, {"disabled", "vm", nil, 3},
+		{"tuned", "vm", nil, 2}, {"notrack", "vm", removing, 0}, {"ftp", "vm", removing, 0},
+		{"fleet", "api-1", []string{`mode  = "notrack"`, "mode = \"notrack\"\n  stateful_rules = \"remove\""}, 0}, {"disabled", "vm", nil, 2},
 	} {
 		what := c.example + "/" + c.name
 		h.Run("hostname " + c.name)
