@@ -69,6 +69,12 @@ func (s *Snapshot) Anonymise(keep []netip.Prefix) {
 	for i := range c.Operator {
 		c.Operator[i].Local, c.Operator[i].Remote = end(c.Operator[i].Local), end(c.Operator[i].Remote)
 	}
+	c.Servers = append([]host.Server(nil), c.Servers...)
+	for i := range c.Servers {
+		if c.Servers[i].Addr.IsValid() {
+			c.Servers[i].Addr = a.stand(c.Servers[i].Addr)
+		}
+	}
 	c.Anonymised = true
 	s.Connections = &c
 }

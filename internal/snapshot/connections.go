@@ -4,13 +4,16 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"path"
 	"slices"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/ctplan/ctplan/planner/host"
 	"github.com/ctplan/ctplan/providers/flows"
 	"github.com/ctplan/ctplan/providers/kmod"
 	"github.com/ctplan/ctplan/providers/routes"
+	"github.com/ctplan/ctplan/providers/servers"
 )
 
 // DefaultConnections is how many tracked connections a snapshot file keeps
@@ -24,7 +27,12 @@ const DefaultConnections = 10_000
 // Connections are no facts: they come and go, and do not make a plan stale.
 func (s *Snapshot) ReadConnections(root, sshConnection string, limit int) {
 	s.readConnections(s.connections(root, sshConnection, limit))
-	s.Connections.Routing = routes.Read(root)
+	s.beside(root)
+}
+
+// beside reads what connections depend on.
+func (s *Snapshot) beside(root string) {
+	s.Connections.Routing, s.Connections.Servers = routes.Read(root), servers.Read(root)
 }
 
 func (s *Snapshot) readConnections(o flows.Options) {
@@ -39,7 +47,7 @@ func (s *Snapshot) JudgeConnections(root, sshConnection string, judge func(*Snap
 	before := s.Notes
 	c, notes, settle := flows.ReadAhead(s.connections(root, sshConnection, 0))
 	s.take(c, notes)
-	s.Connections.Routing = routes.Read(root)
+	s.beside(root)
 	err := judge(s)
 	if settle() == nil {
 		return err
@@ -149,6 +157,11 @@ func checkConnections(c *host.Connections) error {
 	for _, a := range c.Addresses {
 		if !a.Prefix.IsValid() || a.Prefix.Addr().Zone() != "" {
 			return errors.New("connections: an address is not valid")
+		}
+	}
+	for _, s := range c.Servers {
+		if s.Addr.IsValid() && s.Addr.Zone() != "" || !path.IsAbs(s.File) || !utf8.ValidString(s.File) {
+			return fmt.Errorf("connections: the server %v of %q is not valid", s.Addr, s.File)
 		}
 	}
 	for _, r := range c.Routes {

@@ -133,6 +133,17 @@ take /etc/sysctl.conf /etc/modules /etc/initramfs-tools/modules /etc/rc.local /e
 	/etc/sysconfig/iptables /etc/sysconfig/ip6tables /etc/iptables/rules.v4 /etc/iptables/rules.v6 \
 	/etc/nftables.conf /etc/sysconfig/nftables.conf /etc/nftables/* /etc/nftables.d/* "$@"
 
+# Which servers of UDP the host asks; of files that may hold passwords, the lines about DHCP alone.
+take /etc/resolv.conf /run/systemd/resolve/resolv.conf /etc/chrony/chrony.conf /etc/chrony.conf /etc/ntp.conf /etc/ntpsec/ntp.conf \
+	/etc/systemd/timesyncd.conf /etc/systemd/network/*.network /run/systemd/network/*.network
+for path in /etc/network/interfaces /etc/network/interfaces.d/* /etc/sysconfig/network-scripts/ifcfg-*; do
+	if [ -f "$path" ]; then
+		begin file "$path" -rw-r--r-- 0 0
+		grep -E '^[[:space:]]*(iface[[:space:]]|BOOTPROTO=)' "$path" | hex
+		end
+	fi
+done
+
 # What starts at boot, and what runs: by names alone.
 for path in /run/systemd/system /etc/rc?.d /etc/rc.d/rc?.d /etc/rc?.d/S* /etc/rc.d/rc?.d/S* \
 	/sys/fs/cgroup/system.slice/*.service /sys/fs/cgroup/systemd/system.slice/*.service \

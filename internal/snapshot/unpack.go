@@ -22,6 +22,7 @@ import (
 	"github.com/ctplan/ctplan/providers/flows"
 	"github.com/ctplan/ctplan/providers/iptables"
 	"github.com/ctplan/ctplan/providers/kmod"
+	"github.com/ctplan/ctplan/providers/servers"
 )
 
 // readArchive reads the host that a script has printed, by what reads a host: the
@@ -191,6 +192,7 @@ func (a *Archive) readUnpacked(root string, files declared.Files, initScripts []
 	}
 	a.describe(s)
 	s.readConnections(flows.Options{Root: root, Recorded: a.connections()})
+	s.Connections.Servers = servers.Read(root)
 	if slices.ContainsFunc(s.Rules, func(r Rules) bool { return strings.Contains(r.Text, "--match-set ") }) {
 		s.Notes = append(s.Notes, "the snapshot script reads no ipsets: what rules with them do is not known")
 	}

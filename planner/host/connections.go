@@ -15,6 +15,8 @@ type Connections struct {
 	Routing       *Routing          `json:"routing,omitempty"` // how ways are chosen by more than destinations; nil where it was not read
 	Sets          map[string]*IPSet `json:"sets,omitempty"`    // the ipsets that can be searched
 
+	Servers []Server `json:"servers,omitempty"` // of UDP, that the host is configured to ask
+
 	Ephemeral  PortRange `json:"ephemeral,omitzero"`   // from which the host's own connections take their ports; zero: not known
 	Anonymised bool      `json:"anonymised,omitempty"` // addresses that nothing names are stand-ins
 

@@ -170,12 +170,22 @@ func ref(r *verdict.RuleRef) verdict.RuleRef {
 func exposures(j *judge.Judge, total *Impact) (all bool) {
 	o := j.Openings()
 	w := newWatch(j)
+	for _, e := range w.find(o, w.exposes) {
+		if !slices.ContainsFunc(total.Exposed, func(o Exposure) bool { o.File = e.File; return o.alike(e) }) {
+			total.Exposed = append(total.Exposed, e)
+		}
+	}
+	return o.All
+}
+
+// find is what becomes of all openings that fate takes, told.
+func (w *watch) find(o *judge.Openings, fate func(p *judge.Opening) (opened, bool)) (list []Exposure) {
 	parts := make([]tried, o.Workers())
 	for i := range parts {
 		parts[i] = tried{}
 	}
 	o.Each(func(worker int, p *judge.Opening) {
-		if f, ok := w.exposes(p); ok {
+		if f, ok := fate(p); ok {
 			parts[worker].add(f, p)
 		}
 	})
@@ -183,19 +193,13 @@ func exposures(j *judge.Judge, total *Impact) (all bool) {
 	for _, part := range parts[1:] {
 		found.join(part)
 	}
-	var list []Exposure
 	for f, by := range found {
 		list = append(list, w.told(o, f, by)...)
 	}
 	slices.SortFunc(list, func(a, b Exposure) int {
 		return cmp.Or(strings.Compare(a.Before, b.Before), strings.Compare(a.Rule, b.Rule), strings.Compare(a.Stage, b.Stage), strings.Compare(a.What, b.What), strings.Compare(a.Block, b.Block))
 	})
-	for _, e := range list {
-		if !slices.ContainsFunc(total.Exposed, func(o Exposure) bool { o.File = e.File; return o.alike(e) }) {
-			total.Exposed = append(total.Exposed, e)
-		}
-	}
-	return o.All
+	return list
 }
 
 // alike is whether both say the same.

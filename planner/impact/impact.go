@@ -90,6 +90,7 @@ func Of(d declared.Desired, l host.Live, judges judge.Judges, saved []*judge.Jud
 	}
 	for _, j := range saved {
 		exposed(j, total, &report)
+		atBoot(judges.Of(j.Family), j, &report)
 	}
 	unseen(d, l.Connections, total, &report)
 	sortGroups(total.Groups)

@@ -258,6 +258,9 @@ func (j *Judge) comes(ops []change.RuleOp, words map[string][]string) {
 	}
 }
 
+// Sets are the rulesets that are judged, as they stand today.
+func (j *Judge) Sets() []*host.Ruleset { return j.sets }
+
 // End is the rules as they will stand.
 func (j *Judge) End() Stage { return j.Stages[len(j.Stages)-1] }
 

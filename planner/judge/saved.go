@@ -1,6 +1,7 @@
 package judge
 
 import (
+	"net/netip"
 	"slices"
 
 	"github.com/ctplan/ctplan/planner/change"
@@ -30,6 +31,17 @@ func Saved(d declared.Desired, l host.Live, work map[*host.Ruleset]*change.Rules
 		}
 	}
 	return out
+}
+
+// Across is a judge of what a boot makes of today: the kernel's rules as they
+// stand, and those of j's saved file as it will be.
+func (j *Judge) Across(kernel *Judge) *Judge {
+	return &Judge{
+		Desired: j.Desired, Live: j.Live, Family: j.Family, File: j.File, mixed: kernel.mixed, Connections: j.Connections, Places: j.Places,
+		operators: j.operators, listens: j.listens, named: map[bool][]netip.Prefix{}, facts: j.facts, ways: ways{marks: j.ways.marks, none: j.ways.none},
+		Stages: []Stage{kernel.Stages[0], j.End()}, Admitting: kernel.Admitting,
+		sets: slices.Concat(kernel.sets, j.sets), coming: slices.Concat(kernel.coming, j.coming),
+	}
 }
 
 func sameRulesets(a, b *host.Ruleset) bool {

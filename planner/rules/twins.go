@@ -411,12 +411,18 @@ func (p *stage) gradeRule(r *host.Ruleset, table string, rule *host.Rule, t *tra
 		why = "it stays, since it asks for what is untracked itself: " + strings.Join(t.Why, "; ")
 		wider = "leave that traffic out of the notrack blocks, or take UNTRACKED out of what the rule asks for, and it is translated"
 	}
+	narrower := "write accept blocks for what it let through, or leave that traffic out of the notrack blocks"
+	if blocks := p.unanswered(rule.Chain); t.Unanswered && letsThrough(rule) && blocks != "" {
+		narrower = "write accept blocks for what it let through: " + blocks + "; or leave that traffic out of the notrack blocks"
+		if t.Grade&translate.Narrower == 0 {
+			why += "; no block lets in what this host is configured to ask, which takes " + blocks
+		}
+	}
 	if t.Grade&translate.Wider != 0 {
 		p.nameRule(r, table, rule, declared.RiskWiderRules, named, why, wider, true)
 	}
 	if t.Grade&translate.Narrower != 0 {
-		p.nameRule(r, table, rule, declared.RiskNarrowerRules, named, why,
-			"write accept blocks for what it let through, or leave that traffic out of the notrack blocks", true)
+		p.nameRule(r, table, rule, declared.RiskNarrowerRules, named, why, narrower, true)
 	}
 }
 

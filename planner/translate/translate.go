@@ -71,6 +71,8 @@ type Translation struct {
 	Twins []host.Rule // in order; one that does nothing where no conversation meets the rule
 	Stays bool        // the rule, behind them, for what is still tracked
 	Grade Grade
+	// Unanswered is whether answers of UDP that the rule let by are let by no twin.
+	Unanswered bool
 	// Why says what makes the twins wider or narrower, and Note what else
 	// changes: sentences without a full stop.
 	Why, Note []string
@@ -429,6 +431,7 @@ func (w *work) grade(t *Translator, out *Translation) {
 	if slices.ContainsFunc(d.wider, func(k kind) bool { return k.errors }) && w.in.Related != nil && w.in.Related() {
 		d.wider = slices.DeleteFunc(d.wider, func(k kind) bool { return k.errors })
 	}
+	out.Unanswered = slices.ContainsFunc(d.narrower, func(k kind) bool { return k.answers && k.proto == "udp" })
 	if i := slices.IndexFunc(d.narrower, func(k kind) bool { return k.answers && !k.isICMP }); i >= 0 && len(w.in.Answers) > 0 {
 		d.narrower = slices.DeleteFunc(d.narrower, func(k kind) bool { return k.answers && !k.isICMP })
 		out.Grade |= Wider

@@ -221,6 +221,12 @@ func (c *gatewayClients) hold(t *testing.T, h *host, when string) {
 // reached are those of the connections that can be opened, all tried at once.
 func reached(t *testing.T, all []knocking) (through []knocking) {
 	t.Helper()
+	return reachedIn(t, all, 300*time.Millisecond)
+}
+
+// reachedIn are those that are there by then.
+func reachedIn(t *testing.T, all []knocking, wait time.Duration) (through []knocking) {
+	t.Helper()
 	polls := make([]unix.PollFd, len(all))
 	for i, k := range all {
 		to := k.to.Addr().(*net.TCPAddr).AddrPort()
@@ -240,7 +246,7 @@ func reached(t *testing.T, all []knocking) (through []knocking) {
 			return nil
 		})
 	}
-	time.Sleep(300 * time.Millisecond)
+	time.Sleep(wait)
 	if _, err := unix.Poll(polls, 0); err != nil {
 		t.Fatal(err)
 	}
