@@ -120,6 +120,8 @@ func TestScript(t *testing.T) {
 			equal(release.Name+", no rules", names[i%len(names)])
 			ns.Run("ip6tables", "-A", "INPUT", "-p", "tcp", "--dport", "22", "-m", "state", "--state", "NEW", "-j", "ACCEPT")
 			equal(release.Name+", IPv6 alone", names[(i+1)%len(names)])
+			// More than what a program keeps back before it writes.
+			ns.RunInput("*filter\n"+strings.Repeat("-A INPUT -p udp -j ACCEPT\n", 300)+"COMMIT\n", "iptables-restore", "--noflush")
 			ns.Run("iptables", "-A", "INPUT", "-m", "comment", "--comment", "$(touch /tmp/owned) `id` '\"\\ \x1b[2J € |", "-j", "ACCEPT")
 			if i < len(both) {
 				equal(release.Name, names...)

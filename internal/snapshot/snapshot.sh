@@ -33,7 +33,7 @@ begin() {
 	shift 2
 	case $name in
 	*[!a-zA-Z0-9/._-]*)
-		printf '# %s\n' "$(printf %s "$name" | tr -c '[:graph:] ' '?')"
+		printf '# %s\n' "$(printf %s "$name" | tr -c ' -~' '?')"
 		name=:$(printf %s "$name" | hex | tr -d ' \n')
 		;;
 	esac
@@ -95,7 +95,9 @@ kernel() {
 # What a command prints, and how it ended.
 run() {
 	begin run "$*"
-	{ { "$@" </dev/null 2>/dev/null; echo "$?" >&3; } | hex; } 3>&1 | awk '/^[0-9]+$/ && length($0) < 4 { status = $0; next } { print } END { print "=", status }'
+	# The status comes another way: it must not get between the digits.
+	{ status=$({ { "$@" </dev/null 2>/dev/null; echo "$?" >&3; } | hex >&4; } 3>&1); } 4>&1
+	echo "= $status"
 	end
 }
 
