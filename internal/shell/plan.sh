@@ -79,7 +79,7 @@ change_rules() { # N LINES BACKEND FAMILY TABLES...
 	shift 4
 	"load_$n" || return 1
 	now=$(rules_now "$backend" "$family" "$@") || return 1
-	printf '%s\n' "$now" | cksum >"$state/$n.after"
+	printf '%s\n' "$now" >"$state/$n.after" || return 1
 	if [ "$(printf '%s\n' "$now" | wc -l)" -ne "$lines" ]; then
 		say "read back, the rules are not those of the plan"
 		return 1
@@ -89,7 +89,7 @@ back_rules() { # N BACKEND FAMILY TABLES...
 	n=$1
 	shift
 	! rules_are "before_$n" "$@" || return 0
-	if [ "$force" = no ] && [ -f "$state/$n.after" ] && [ "$(rules_now "$@" | cksum)" != "$(cat "$state/$n.after")" ]; then
+	if [ "$force" = no ] && [ -f "$state/$n.after" ] && [ "$(rules_now "$@")" != "$(cat "$state/$n.after")" ]; then
 		say "somebody has changed these rules since: look at them, then take back with: sh $0 undo --force"
 		return 1
 	fi

@@ -48,10 +48,7 @@ func TestPlanScripts(t *testing.T) {
 		what := c.example + "/" + c.name
 		h.Run("hostname " + c.name)
 		h.declare(c.example, c.replace...)
-		if c.name != "vm" {
-			h.Run("busybox ash -s < snapshot.sh > printed")
-		}
-		h.Run("rm -f p; ctplan plan --snapshot printed --out p host.hcl && ctplan show --format sh p > plan.sh")
+		h.Run("busybox ash -s < snapshot.sh > printed; rm -f p; ctplan plan --snapshot printed --out p host.hcl && ctplan show --format sh p > plan.sh")
 		h.Run("busybox ash plan.sh check && busybox ash plan.sh apply")
 		h.Exits(0, "ctplan plan --detailed-exitcode host.hcl")
 		done := h.state()
