@@ -176,6 +176,10 @@ type Desired struct {
 	Files         Files          `json:"files"`
 	InitScripts   []string       `json:"init_scripts,omitzero"` // nil: detected; empty: none
 
+	// NoCarry has the kernel's table left as it is: no connection is carried over,
+	// no entry taken out. It is how apply is run, and in no HCL.
+	NoCarry bool `json:"-"`
+
 	// Chains are Notrack and Accept as rules, rendered by providers/iptables.
 	// They follow from the rest, so no file stores them.
 	Chains []Chain `json:"-"`

@@ -98,14 +98,18 @@ func (l *loader) include(name *token, site host.NFTSite, depth int) {
 		l.doubt(name, "it includes %s, which was not read", pattern)
 		return
 	}
-	var found []string
-	for i := range l.files {
-		if Matches(pattern, l.files[i].Path) {
-			found = append(found, l.files[i].Path)
+	for _, f := range matching(pattern, l.files) {
+		l.open(f, site, depth+1)
+	}
+}
+
+// matching are the files of a pattern, in the order in which nft reads them.
+func matching(pattern string, files []host.NFTFile) (found []string) {
+	for i := range files {
+		if Matches(pattern, files[i].Path) {
+			found = append(found, files[i].Path)
 		}
 	}
 	slices.Sort(found)
-	for _, f := range found {
-		l.open(f, site, depth+1)
-	}
+	return found
 }

@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -149,6 +150,7 @@ func TestConfs(t *testing.T) {
 			n, s := compareConf(t, c.name, &conf, tables)
 			rules, same = rules+n, same+s
 			twice := h.load(&c, c.files, 2) == listing
+			h.script(&c, listing)
 			for i := range conf.Tables {
 				for _, chain := range conf.Tables[i].Chains {
 					for k, r := range chain.Rules {
@@ -163,6 +165,26 @@ func TestConfs(t *testing.T) {
 			t.Errorf("of %d rules only %d read as nft has them", rules, same)
 		}
 	}, "/etc")
+}
+
+// script loads the files as one text without includes.
+func (h *confHost) script(c *savedConf, listing string) {
+	s := nftconf.Scripts([]string{c.main}, c.files)[0]
+	h.ns.Run("nft", "flush", "ruleset")
+	h.ns.RunInput(strings.ReplaceAll(s.Text, "\r\n", "\n"), "nft", "-f", "-")
+	if got := h.ns.Run("nft", "-s", "list", "ruleset"); got != listing {
+		h.t.Errorf("%s: as one text\n%s", c.name, got)
+	}
+	for i, l := range strings.Split(strings.TrimSuffix(s.Text, "\n"), "\n") {
+		name, line, _ := strings.Cut(s.Place(i+1), ":")
+		n, _ := strconv.Atoi(line)
+		f := slices.IndexFunc(c.files, func(f host.NFTFile) bool { return f.Path == name })
+		if f < 0 || n < 1 {
+			h.t.Errorf("%s: line %d is at %q", c.name, i+1, s.Place(i+1))
+		} else if said := strings.Split(c.files[f].Content, "\n")[n-1]; !strings.Contains(said, "include") && !strings.HasPrefix(l, said) {
+			h.t.Errorf("%s: line %d, %q, is at %s: %q", c.name, i+1, l, s.Place(i+1), said)
+		}
+	}
 }
 
 // compareConf holds what the reader says against the kernel, and counts the rules,
