@@ -15,7 +15,6 @@ import (
 	"github.com/ctplan/ctplan/planner/change"
 	"github.com/ctplan/ctplan/planner/declared"
 	"github.com/ctplan/ctplan/planner/host"
-	"github.com/ctplan/ctplan/providers/iptables"
 	"github.com/ctplan/ctplan/schema"
 )
 
@@ -128,7 +127,7 @@ func TestBoot(t *testing.T) {
 			if diags.HasErrors() {
 				t.Fatal(diags)
 			}
-			d.Chains = iptables.Render(d)
+			render(&d)
 			settled := func(t *testing.T) *snapshot.Snapshot {
 				s := bootHost(boot.init, boot.as)
 				p := bootPlan(t, d, s)

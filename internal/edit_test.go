@@ -12,7 +12,6 @@ import (
 	"github.com/ctplan/ctplan/planner/change"
 	"github.com/ctplan/ctplan/planner/declared"
 	"github.com/ctplan/ctplan/planner/host"
-	"github.com/ctplan/ctplan/providers/iptables"
 	"github.com/ctplan/ctplan/schema"
 )
 
@@ -144,7 +143,7 @@ func FuzzEditors(f *testing.F) {
 		if diags.HasErrors() {
 			f.Fatal(diags)
 		}
-		d.Chains = iptables.Render(d)
+		render(&d)
 		desired = append(desired, d)
 	}
 

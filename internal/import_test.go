@@ -17,7 +17,6 @@ import (
 	"github.com/ctplan/ctplan/planner/host"
 	"github.com/ctplan/ctplan/planner/importer"
 	"github.com/ctplan/ctplan/planner/xtables"
-	"github.com/ctplan/ctplan/providers/iptables"
 	"github.com/ctplan/ctplan/schema"
 )
 
@@ -125,12 +124,12 @@ func checkImport(t *testing.T, s *snapshot.Snapshot, want declared.Desired) {
 	if again := planner.Diff(want, direct); !again.Empty() {
 		t.Fatalf("the declaration itself is not carried out: %+v %+v", again.Changes, again.Blocks)
 	}
-	got := importer.Import(live, iptables.Render)
+	got := importer.Import(live, render)
 	hcl, desired := reload(t, got.Declaration, after)
 	if !got.Plan.Empty() {
 		t.Fatalf("not empty:\n%s\n%s", hcl, after.Rules[0].Text)
 	}
-	desired.Chains = iptables.Render(desired)
+	render(&desired)
 	if plan := planner.Diff(desired, live); !plan.Empty() {
 		t.Fatalf("loaded again, its plan is not empty: %+v %+v\n%s", plan.Changes, plan.Blocks, hcl)
 	}
@@ -181,7 +180,7 @@ func TestImportExamples(t *testing.T) {
 				if want.Mode == declared.Unmanaged {
 					t.Skip("not managed")
 				}
-				want.Chains = iptables.Render(want)
+				render(&want)
 				checkImport(t, s, want)
 			})
 		}
@@ -289,7 +288,7 @@ func importRandom(t *testing.T, r *rand.Rand) {
 		return // no such traffic, such as ICMP over IPv6 alone
 	}
 	want, _ := config.For("h")
-	want.Chains = iptables.Render(want)
+	render(&want)
 	defer func() {
 		if t.Failed() {
 			t.Log(b.String())
@@ -323,9 +322,9 @@ func FuzzImport(f *testing.F) {
 		if err != nil {
 			return
 		}
-		got := importer.Import(live, iptables.Render)
+		got := importer.Import(live, render)
 		hcl, desired := reload(t, got.Declaration, s)
-		desired.Chains = iptables.Render(desired)
+		render(&desired)
 		if plan := planner.Diff(desired, live); plan.Empty() != got.Plan.Empty() || plan.Blocked() != got.Plan.Blocked() {
 			t.Fatalf("imported as empty %v, blocked %v; loaded again it is %v, %v\n%s", got.Plan.Empty(), got.Plan.Blocked(), plan.Empty(), plan.Blocked(), hcl)
 		}

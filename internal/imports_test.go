@@ -23,7 +23,7 @@ var ranks = [][]string{
 	{"xtables"},
 	{"nftables", "verdict/nft", "verdict/xt"},
 	{"nftconf"},
-	{"translate"},
+	{"carrier", "translate"},
 	{"judge", "modules", "owners", "rules"},
 	{"carry", "impact", "sizes", "service"},
 	{"sides", "boot"},

@@ -153,7 +153,7 @@ func TestSuggestedMode(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		return suggest.Suggest(live, suggest.Options{Mode: mode, Render: iptables.Render})
+		return suggest.Suggest(live, suggest.Options{Mode: mode, Render: render})
 	}
 	if got, err := propose(connected(t, plain), ""); err != nil || got.Desired.Mode != declared.Disabled {
 		t.Errorf("nothing speaks against disabled: %q, %v", got.Desired.Mode, err)
@@ -208,7 +208,7 @@ func TestSuggestedSizes(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			got, err := suggest.Suggest(live, suggest.Options{Mode: declared.Tuned, Render: iptables.Render, Readings: tt.readings})
+			got, err := suggest.Suggest(live, suggest.Options{Mode: declared.Tuned, Render: render, Readings: tt.readings})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -20,6 +20,7 @@ import (
 	"github.com/ctplan/ctplan/planner/host"
 	"github.com/ctplan/ctplan/planner/suggest"
 	"github.com/ctplan/ctplan/providers/iptables"
+	"github.com/ctplan/ctplan/providers/nft"
 	"github.com/ctplan/ctplan/schema"
 )
 
@@ -142,15 +143,15 @@ func checkSuggestion(t *testing.T, s *snapshot.Snapshot, mode declared.Mode) sug
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := suggest.Suggest(live, suggest.Options{Mode: mode, Render: iptables.Render})
+	got, err := suggest.Suggest(live, suggest.Options{Mode: mode, Render: render})
 	if err != nil {
 		t.Fatal(err)
 	}
 	hcl, desired := reload(t, got.Declaration, s)
 	want := got.Desired
-	want.Chains = nil
+	want.Chains, want.Native = nil, nil
 	sameDesired(t, hcl, want, desired)
-	desired.Chains = iptables.Render(desired)
+	render(&desired)
 	plan := planner.Diff(desired, live)
 	if plan.Blocked() != got.Blocked {
 		t.Fatalf("blocked: %v, suggested as %v\n%s\n%+v", plan.Blocked(), got.Blocked, hcl, plan.Blocks)
@@ -166,7 +167,7 @@ func checkSuggestion(t *testing.T, s *snapshot.Snapshot, mode declared.Mode) sug
 	if plan.Impact != nil && plan.Impact.Lost > 0 && !got.Blocked {
 		t.Fatalf("loses %d connections in silence\n%s", plan.Impact.Lost, hcl)
 	}
-	if again, err := suggest.Suggest(live, suggest.Options{Mode: mode, Render: iptables.Render}); err != nil || !reflect.DeepEqual(again, got) {
+	if again, err := suggest.Suggest(live, suggest.Options{Mode: mode, Render: render}); err != nil || !reflect.DeepEqual(again, got) {
 		t.Fatalf("not the same twice: %v\n%s", err, cmp.Diff(string(schema.Write(got.Declaration)), string(schema.Write(again.Declaration))))
 	}
 	return got
@@ -234,7 +235,7 @@ func TestSuggest(t *testing.T) {
 		// Without the accept blocks there is something to lose, or this shows nothing.
 		bare := got.Desired
 		bare.Accept = nil
-		bare.Chains = iptables.Render(bare)
+		render(&bare)
 		live, _ := s.Live()
 		if p := planner.Diff(bare, live); p.Impact != nil && p.Impact.Lost > 0 {
 			lost++
@@ -297,7 +298,7 @@ func FuzzSuggest(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if _, err := suggest.Suggest(live, suggest.Options{Mode: suggestModes[mode%4], Render: iptables.Render}); err != nil {
+		if _, err := suggest.Suggest(live, suggest.Options{Mode: suggestModes[mode%4], Render: render}); err != nil {
 			return
 		}
 		checkSuggestion(t, s, suggestModes[mode%4])
@@ -327,3 +328,6 @@ func TestSuggestAnonymised(t *testing.T) {
 		}
 	}
 }
+
+// render turns what is declared into rules.
+func render(d *declared.Desired) { d.Chains, d.Native = iptables.Render(*d), nft.Render(*d) }

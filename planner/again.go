@@ -78,6 +78,9 @@ func sameChange(a, b change.Change) bool {
 			}
 		}
 		return true
+	case *change.NFTChange:
+		b, ok := b.(*change.NFTChange)
+		return ok && reflect.DeepEqual(a.Ops, b.Ops) && slices.Equal(a.Before, b.Before)
 	case *change.FileChange:
 		b, ok := b.(*change.FileChange)
 		return ok && reflect.DeepEqual(a.Before, b.Before) && reflect.DeepEqual(a.After, b.After)

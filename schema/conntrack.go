@@ -18,7 +18,7 @@ import (
 var conntrackSchema = &hcl.BodySchema{
 	Attributes: []hcl.AttributeSchema{
 		{Name: "hosts"}, {Name: "mode", Required: true}, {Name: "max"}, {Name: "hashsize"}, {Name: "timeouts"}, {Name: "reload"},
-		{Name: "stateful_rules"}, {Name: "init_scripts"}, {Name: "allow_risk"}, {Name: "families"},
+		{Name: "stateful_rules"}, {Name: "init_scripts"}, {Name: "allow_risk"}, {Name: "families"}, {Name: "firewall"},
 	},
 	Blocks: []hcl.BlockHeaderSchema{
 		{Type: "notrack", LabelNames: []string{"name"}},
@@ -58,6 +58,10 @@ func decodeConntrack(hb *hcl.Block, s *scope) (*block, hcl.Diagnostics) {
 	}
 	want.AllowRisk = choices(d, attrs["allow_risk"], "risk", declared.Risks)
 	want.Families = d.families(attrs["families"])
+	if e, ok := d.value(attrs["firewall"]); ok {
+		want.Firewall, _ = choice(d, e, "firewall", []declared.Firewall{declared.IPTables, declared.NFTables})
+		want.FirewallSource = position(attrs["firewall"].NameRange)
+	}
 	want.InitScripts = d.initScripts(attrs["init_scripts"])
 	d.tuning(want, content, hb.DefRange)
 	d.traffic(want, content)

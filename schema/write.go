@@ -59,6 +59,9 @@ func Write(d declared.Declaration) []byte {
 	if want.StatefulRules != "" && want.StatefulRules != declared.RefuseStateful {
 		set("stateful_rules", cty.StringVal(string(want.StatefulRules)))
 	}
+	if want.Firewall != "" {
+		set("firewall", cty.StringVal(string(want.Firewall)))
+	}
 	if len(want.AllowRisk) > 0 {
 		set("allow_risk", list(want.AllowRisk))
 	}

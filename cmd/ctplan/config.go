@@ -15,6 +15,7 @@ import (
 	"github.com/ctplan/ctplan/planner/declared"
 	"github.com/ctplan/ctplan/planner/host"
 	"github.com/ctplan/ctplan/providers/iptables"
+	"github.com/ctplan/ctplan/providers/nft"
 	"github.com/ctplan/ctplan/schema"
 )
 
@@ -63,8 +64,13 @@ func (c *config) evaluate(facts *schema.Facts) (declared.Desired, string, error)
 	if err := c.diagnose(diags); err != nil {
 		return declared.Desired{}, "", err
 	}
-	desired.Chains = iptables.Render(desired)
+	render(&desired)
 	return desired, conf.Digest(), nil
+}
+
+// render turns what is declared into rules.
+func render(d *declared.Desired) {
+	d.Chains, d.Native = iptables.Render(*d), nft.Render(*d)
 }
 
 // diagnose is env.diagnose, without saying a thing twice.

@@ -7,7 +7,6 @@ import (
 
 	"github.com/ctplan/ctplan/internal/snapshot"
 	"github.com/ctplan/ctplan/planner/importer"
-	"github.com/ctplan/ctplan/providers/iptables"
 	"github.com/ctplan/ctplan/schema"
 )
 
@@ -42,7 +41,7 @@ when a safety check holds it back.`,
 			if err != nil {
 				return err
 			}
-			got := importer.Import(live, iptables.Render)
+			got := importer.Import(live, render)
 			for _, n := range live.Notes {
 				e.warnf("%s", n)
 			}

@@ -10,7 +10,6 @@ import (
 	"github.com/ctplan/ctplan/internal/planfile"
 	"github.com/ctplan/ctplan/internal/shell"
 	"github.com/ctplan/ctplan/internal/view"
-	"github.com/ctplan/ctplan/providers/iptables"
 )
 
 func newShow(e *env) *cobra.Command {
@@ -53,7 +52,7 @@ func loadPlan(path string) (*planfile.Plan, *planned, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	saved.Desired.Chains = iptables.Render(saved.Desired)
+	render(&saved.Desired)
 	p, err := diff(saved.Desired, saved.ConfigDigest, saved.Snapshot)
 	if err != nil {
 		return nil, nil, fmt.Errorf("reading the plan %q: %w", path, err)

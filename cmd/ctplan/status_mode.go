@@ -37,6 +37,18 @@ func modeOf(live host.Live, history func() ([]journal.Transaction, error)) (mode
 			}
 		}
 	}
+	for _, t := range live.NFT {
+		if t.Family != "inet" || t.Name != declared.OwnTable || t.Dormant {
+			continue
+		}
+		for _, c := range t.Chains {
+			if c.Base() && slices.ContainsFunc(c.Rules, func(r host.NFTRule) bool {
+				return strings.HasPrefix(r.Text, "notrack") || strings.Contains(r.Text, " notrack")
+			}) {
+				return string(declared.Notrack), fmt.Sprintf("%s %s %s takes packets out of tracking", t.Family, t.Name, c.Name)
+			}
+		}
+	}
 	if stray != "" {
 		return string(declared.Notrack), stray + " is there, but no NOTRACK rule that a packet comes to: nothing is taken out of tracking"
 	}

@@ -12,7 +12,6 @@ import (
 	"github.com/ctplan/ctplan/planner/declared"
 	"github.com/ctplan/ctplan/planner/host"
 	"github.com/ctplan/ctplan/planner/suggest"
-	"github.com/ctplan/ctplan/providers/iptables"
 	"github.com/ctplan/ctplan/schema"
 )
 
@@ -41,7 +40,7 @@ proposal back, or the host cannot do without connection tracking.`,
   ctplan suggest --snapshot web-1.json`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			o := suggest.Options{Mode: declared.Mode(mode), Render: iptables.Render}
+			o := suggest.Options{Mode: declared.Mode(mode), Render: render}
 			if mode != "" {
 				if err := oneOf("mode", mode, modes...); err != nil {
 					return err

@@ -282,7 +282,7 @@ func (tx *transaction) forward(ctx context.Context, steps []change.Step) (left t
 func (tx *transaction) doAll(ctx context.Context, steps []change.Step) error {
 	first, last := -1, -1 // that change rules
 	for i, s := range steps {
-		if s.Rules != nil {
+		if s.Rules != nil || s.NFT != nil {
 			if last = i; first < 0 {
 				first = i
 			}
@@ -340,6 +340,10 @@ func (tx *transaction) do(ctx context.Context, i, n int, s change.Step) (err err
 	if err := tx.env.fault("observe", i); err != nil {
 		return err
 	}
+	s, err = tx.env.Host.keepNative(s)
+	if err != nil {
+		return err
+	}
 	before, err := tx.env.Host.observe(ctx, s)
 	if err != nil {
 		return err
@@ -355,7 +359,7 @@ func (tx *transaction) do(ctx context.Context, i, n int, s change.Step) (err err
 	if err := tx.env.fault("step", i); err != nil {
 		return err
 	}
-	err = tx.env.Host.do(ctx, s)
+	err = tx.env.Host.do(ctx, s, before)
 	if tx.opts.Back && s.Rules != nil {
 		err = tx.env.Host.insist(ctx, s.Rules, before, err)
 	}
@@ -379,7 +383,7 @@ func (tx *transaction) back(ctx context.Context, cause error) (Result, error) {
 	stuck, carried := map[string]bool{}, false
 	for _, i := range undoOrder(tx.began) {
 		u := tx.began[i]
-		if u.Step.Rules != nil && !u.Undone && !carried {
+		if (u.Step.Rules != nil || u.Step.NFT != nil) && !u.Undone && !carried {
 			carried = true
 			tx.carryBack(ctx)
 		}
@@ -392,7 +396,7 @@ func (tx *transaction) back(ctx context.Context, cause error) (Result, error) {
 			err = tx.undo(ctx, i, u)
 		}
 		if err != nil {
-			if u.Step.Rules != nil || u.Step.Module != nil {
+			if u.Step.Rules != nil || u.Step.NFT != nil || u.Step.Module != nil {
 				stuck[layer(u.Step)] = true
 			}
 			tx.reports[i].State, tx.reports[i].Err = Left, err
@@ -451,6 +455,8 @@ func layer(s change.Step) string {
 	switch {
 	case s.Rules != nil:
 		return string(s.Rules.Family) + string(s.Rules.Backend)
+	case s.NFT != nil:
+		return "nftables"
 	case s.File != nil:
 		return s.File.Before.Path
 	case s.Service != nil:

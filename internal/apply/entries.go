@@ -290,7 +290,7 @@ var errSlowTable = fmt.Errorf("carrying connections over had not ended after %s,
 // TouchesTracking reports whether steps may change which connections are tracked.
 func TouchesTracking(steps []change.Step) bool {
 	for _, s := range steps {
-		if s.Module != nil || s.Service != nil || s.Rules != nil && rulesTrack(s.Rules) {
+		if s.Module != nil || s.Service != nil || s.NFT != nil || s.Rules != nil && rulesTrack(s.Rules) {
 			return true
 		}
 	}

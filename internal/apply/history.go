@@ -161,6 +161,8 @@ func object(s change.Step) string {
 	switch {
 	case s.Rules != nil:
 		return fmt.Sprintf("rules %s %s", s.Rules.Family, s.Rules.Backend)
+	case s.NFT != nil:
+		return "nftables"
 	case s.File != nil:
 		return "file " + s.File.Before.Path
 	case s.Sysctl != nil:
@@ -185,7 +187,7 @@ func rank(group []journal.Step) int {
 		return 0
 	case first.Module != nil && !first.Module.Load:
 		return 1
-	case first.Rules != nil:
+	case first.Rules != nil, first.NFT != nil:
 		return 2
 	case first.Service != nil:
 		return 3
@@ -220,6 +222,8 @@ func (b *wayBack) add(group []journal.Step) error {
 	switch {
 	case first.Rules != nil:
 		b.rules(group)
+	case first.NFT != nil:
+		return b.native(group)
 	case first.File != nil:
 		return b.file(meta, first.File.Before, last.File.After)
 	case first.Sysctl != nil:

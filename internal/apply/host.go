@@ -16,6 +16,7 @@ import (
 // modules. NewHost gives the real one.
 type Host struct {
 	Rules  Rules
+	Native Native
 	Files  Files
 	Kernel Kernel
 	// Command runs a program to its end, such as the restart of a service.
@@ -106,6 +107,8 @@ func (h *Host) observe(ctx context.Context, s change.Step) (journal.Before, erro
 	switch {
 	case s.Rules != nil:
 		return h.observeRules(ctx, s.Rules)
+	case s.NFT != nil:
+		return h.observeNative(s.NFT)
 	case s.File != nil:
 		now, err := h.Files.Read(s.File.Before.Path)
 		if err != nil {
@@ -125,8 +128,8 @@ func (h *Host) observe(ctx context.Context, s change.Step) (journal.Before, erro
 	return journal.Before{}, nil
 }
 
-// do carries out one step.
-func (h *Host) do(ctx context.Context, s change.Step) error {
+// do carries out one step, which was observed just before.
+func (h *Host) do(ctx context.Context, s change.Step, before journal.Before) error {
 	switch {
 	case s.Rules != nil:
 		delete(h.seen, rulesKey{s.Rules.Family, s.Rules.Backend})
@@ -139,6 +142,8 @@ func (h *Host) do(ctx context.Context, s change.Step) error {
 			}
 		}
 		return nil
+	case s.NFT != nil:
+		return h.doNative(s.NFT, before)
 	case s.File != nil:
 		return h.Files.Write(s.File.Before, s.File.After)
 	case s.Sysctl != nil:
@@ -162,6 +167,8 @@ func (h *Host) undo(ctx context.Context, u undo) error {
 	switch {
 	case s.Rules != nil:
 		return h.undoRules(ctx, u)
+	case s.NFT != nil:
+		return h.undoNative(u)
 	case s.File != nil:
 		return h.undoFile(u)
 	case s.Sysctl != nil:

@@ -42,6 +42,8 @@ func (h *Host) manual(ctx context.Context, u undo, dir string, index int) []stri
 			return []string{"# " + err.Error()}
 		}
 		return []string{strings.Join(slices.Concat([]string{restoreCommand(s.Rules)}, flags, []string{"<", quote(path)}), " ")}
+	case s.NFT != nil:
+		return manualNative(s.NFT)
 	case s.File != nil && !s.File.Before.Exists:
 		return []string{"rm -f -- " + quote(s.File.Before.Path)}
 	case s.File != nil:

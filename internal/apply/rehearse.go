@@ -93,9 +93,12 @@ func (p program) back() (steps [][]change.Section) {
 // with the rules of before. Where that cannot be, they test it line by line
 // against what stands.
 func (h *Host) test(ctx context.Context, steps []change.Step) error {
+	before := loadsFirst(steps)
+	if err := h.testNative(steps); err != nil && !before {
+		return err
+	}
 	all := programs(steps)
 	results := make([]error, len(all))
-	before := loadsFirst(steps)
 	var wg sync.WaitGroup
 	for i, p := range all {
 		live, err := h.rulesNow(ctx, p.key)
@@ -142,7 +145,7 @@ func (h *Host) checkFiles(ctx context.Context, steps []change.Step) error {
 func loadsFirst(steps []change.Step) bool {
 	loads := false
 	for _, s := range steps {
-		if s.Rules != nil && loads {
+		if (s.Rules != nil || s.NFT != nil) && loads {
 			return true
 		}
 		loads = loads || s.Module != nil && s.Module.Load || s.File != nil && strings.Contains(s.File.After.Path, "/modprobe.d/")

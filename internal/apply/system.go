@@ -32,6 +32,7 @@ func NewHost(root string) *Host {
 	r := &holder{limit: childTime}
 	return &Host{
 		Rules:  systemRules{iptables.Tools{Runner: r}, r},
+		Native: systemNative{},
 		Files:  systemFiles{root},
 		Kernel: systemKernel{root, r},
 		Command: func(ctx context.Context, words []string) error {

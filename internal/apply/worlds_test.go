@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/ctplan/ctplan/internal/journal"
 	"github.com/ctplan/ctplan/planner/change"
 	"github.com/ctplan/ctplan/planner/host"
 	"github.com/ctplan/ctplan/planner/xtables"
@@ -147,7 +148,7 @@ func (w world) reversed() world {
 		make: func() *fake {
 			f := w.make()
 			for _, s := range w.steps {
-				if err := f.host().do(context.Background(), s); err != nil {
+				if err := f.host().do(context.Background(), s, journal.Before{}); err != nil {
 					panic(err)
 				}
 			}

@@ -115,6 +115,7 @@ type Before struct {
 	Tables  []TableBefore `json:"tables,omitempty"`  // rules: each table that the step touches
 	Folders []string      `json:"folders,omitempty"` // files: the folders that were not there, deepest first
 	Module  *ModuleBefore `json:"module,omitempty"`  // unloading: what goes with the module
+	Native  string        `json:"native,omitempty"`  // nftables: a digest of the chains that the step is about
 	Rules   []RulesBefore `json:"rules,omitempty"`   // a service: what its restart takes away
 }
 

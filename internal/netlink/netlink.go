@@ -60,7 +60,7 @@ func Open(bus int) (*Socket, error) {
 func (s *Socket) Close() { unix.Close(s.fd) }
 
 // Tell sends requests, one after the other in one go, and waits for no answer:
-// the kernel has done with them when it returns. Each is a type and a body.
+// the kernel has done with them when it returns.
 func Tell(bus int, requests ...Request) error {
 	s, err := Open(bus)
 	if err != nil {
@@ -70,15 +70,70 @@ func Tell(bus int, requests ...Request) error {
 	var b []byte
 	for _, r := range requests {
 		s.seq++
-		b = appendRequest(b, r.Type, 0, s.seq, r.Body)
+		b = appendRequest(b, r.Type, r.Flags, s.seq, r.Body)
 	}
 	return s.send(b)
 }
 
+// Transact sends requests in one go, one of which at least asks for an answer
+// (NLM_F_ACK), and returns what the kernel refuses, a unix.Errno, with the index of
+// the request: -1 where it names none. Without an error it has taken them all.
+func Transact(bus int, requests []Request) (at int, err error) {
+	s, err := Open(bus)
+	if err != nil {
+		return -1, err
+	}
+	defer s.Close()
+	var b []byte
+	for i, r := range requests {
+		b = appendRequest(b, r.Type, r.Flags, uint32(i), r.Body)
+	}
+	// Room for all of it at once, where that is more than a socket has by itself.
+	_ = unix.SetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, len(b)+len(b)/2+sendBytes)
+	_ = unix.SetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, maxRefusals)
+	if err := s.send(b); err != nil {
+		return -1, err
+	}
+	acknowledged := false
+	for {
+		// The kernel has answered when the sending returns.
+		n, _, err := unix.Recvfrom(s.fd, s.buf, unix.MSG_DONTWAIT)
+		switch {
+		case errors.Is(err, unix.EINTR):
+			continue
+		case errors.Is(err, unix.EAGAIN) && acknowledged:
+			return -1, nil
+		case errors.Is(err, unix.EAGAIN):
+			return -1, errors.New("the kernel did not say that it has taken it")
+		case err != nil:
+			return -1, os.NewSyscallError("recvfrom", err)
+		}
+		for m := s.buf[:n]; len(m) >= unix.NLMSG_HDRLEN+4; {
+			size := int(binary.NativeEndian.Uint32(m))
+			if size < unix.NLMSG_HDRLEN+4 || size > len(m) {
+				return -1, fmt.Errorf("a netlink message of %d bytes in %d", size, len(m))
+			}
+			if binary.NativeEndian.Uint16(m[4:]) == unix.NLMSG_ERROR {
+				if code := int32(binary.NativeEndian.Uint32(m[unix.NLMSG_HDRLEN:])); code != 0 {
+					return int(binary.NativeEndian.Uint32(m[8:])), unix.Errno(-code)
+				}
+				acknowledged = true
+			}
+			m = m[min(Align(size), len(m)):]
+		}
+	}
+}
+
+const (
+	sendBytes   = 64 << 10 // beside the messages
+	maxRefusals = 1 << 20  // for what the kernel says of each request that it refuses
+)
+
 // Request is one message to the kernel, behind its header.
 type Request struct {
-	Type uint16
-	Body []byte
+	Type  uint16
+	Flags uint16 // beside NLM_F_REQUEST
+	Body  []byte
 }
 
 func (s *Socket) send(b []byte) error {

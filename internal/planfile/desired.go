@@ -20,6 +20,9 @@ func checkDesired(d declared.Desired) error {
 	if p := d.StatefulRules; p != "" && !slices.Contains(declared.StatefulPolicies, p) {
 		return fmt.Errorf("stateful_rules %q", p)
 	}
+	if f := d.Firewall; f != "" && f != declared.IPTables && f != declared.NFTables {
+		return fmt.Errorf("firewall %q", f)
+	}
 	if r := d.Reload; r != "" && r != declared.ReloadLive && r != declared.ReloadRestart {
 		return fmt.Errorf("reload %q", r)
 	}

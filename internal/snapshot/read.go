@@ -3,8 +3,10 @@ package snapshot
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"maps"
+	"os"
 	"runtime"
 	"slices"
 	"strings"
@@ -110,6 +112,25 @@ func lacksNFT(root string) bool {
 	return root == "" && !nft.Answers()
 }
 
+// legacyTables reports whether iptables-legacy has rules in the kernel, which
+// nothing can read without it.
+func legacyTables(root string) bool {
+	for _, name := range []string{"ip_tables_names", "ip6_tables_names"} {
+		if data, err := os.ReadFile(root + "/proc/net/" + name); err == nil && len(data) > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// madeByIptables reports whether a table looks like one of iptables-nft, which has
+// to be written through it.
+func madeByIptables(t host.NFTTable) bool {
+	return (t.Family == "ip" || t.Family == "ip6") && slices.Contains(builtinTables, t.Name) && slices.ContainsFunc(t.Chains, func(c host.NFTChain) bool {
+		return c.Base() && c.Name == strings.ToUpper(c.Hook)
+	})
+}
+
 // Host is who the host is.
 func (r *Reader) Host() host.Host { return r.s.Host }
 
@@ -135,7 +156,8 @@ func (r *Reader) Finish(files declared.Files, initScripts []string) (*Snapshot, 
 	s.Notes = append(s.Notes, rest.notes...)
 
 	rules := <-r.rules
-	if rules.err != nil {
+	missing := errors.Is(rules.err, iptables.ErrNotInstalled)
+	if rules.err != nil && !missing {
 		return nil, rules.err
 	}
 	for _, raw := range rules.raws {
@@ -143,6 +165,10 @@ func (r *Reader) Finish(files declared.Files, initScripts []string) (*Snapshot, 
 	}
 	if !r.noNFT {
 		r.nft(s)
+	}
+	// Where iptables has nothing either, nftables needs no program.
+	if missing && (legacyTables(r.root) || s.NFTUnread != "" || slices.ContainsFunc(s.NFT, madeByIptables)) {
+		return nil, rules.err
 	}
 	others := <-r.other
 	s.Namespaces = others.list

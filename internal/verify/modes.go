@@ -154,9 +154,12 @@ func (c *checker) bootRules() {
 		}
 	}
 	var evidence []string
+	if native(c.in.Desired, c.in.Live) && len(c.in.Desired.Native) > 0 {
+		worse(Fail, "what ctplan has put into nftables is in the kernel alone")
+	}
 	next := boot.Foresee(c.in.Live)
 	for _, r := range next.Rules {
-		needed := slices.ContainsFunc(c.in.Desired.Chains, func(ch declared.Chain) bool { return ch.Family == r.Family })
+		needed := !native(c.in.Desired, c.in.Live) && slices.ContainsFunc(c.in.Desired.Chains, func(ch declared.Chain) bool { return ch.Family == r.Family })
 		restored := slices.ContainsFunc(next.Rules, func(o boot.Rules) bool {
 			return o.Family == r.Family && o.State == boot.RulesRestored
 		})

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/ctplan/ctplan/planner/carrier"
 	"github.com/ctplan/ctplan/planner/declared"
 	"github.com/ctplan/ctplan/planner/host"
 )
@@ -36,6 +37,9 @@ func (c *checker) notrack() {
 // Standing counts the rules of a notrack block that packets come to in the
 // kernel, of those declared.
 func Standing(d declared.Desired, live host.Live, block string) (standing, declared int, missing []string) {
+	if native(d, live) {
+		return standingNative(d, live, block)
+	}
 	for _, want := range d.Chains {
 		if want.Table != "raw" {
 			continue
@@ -79,6 +83,48 @@ func Standing(d declared.Desired, live host.Live, block string) (standing, decla
 	return standing, declared, missing
 }
 
+// native is whether nftables carries the rules.
+func native(d declared.Desired, live host.Live) bool {
+	through, _ := carrier.Of(d, live)
+	return through == declared.NFTables
+}
+
+// standingNative is Standing where nftables carries the rules.
+func standingNative(d declared.Desired, live host.Live, block string) (standing, asked int, missing []string) {
+	for _, want := range d.Native {
+		if !want.Notrack || want.Family != "inet" {
+			continue
+		}
+		need, has := 0, 0
+		for i := range want.Rules {
+			if want.Rules[i].Comment == block {
+				need++
+			}
+		}
+		name := declared.OwnPrefix + want.Hook
+		for _, t := range live.NFT {
+			if t.Family != want.Family || t.Name != declared.OwnTable || t.Dormant {
+				continue
+			}
+			for _, c := range t.Chains {
+				if c.Name != name || c.Hook != want.Hook {
+					continue
+				}
+				for i := range c.Rules {
+					if c.Rules[i].Comment == block {
+						has++
+					}
+				}
+			}
+		}
+		asked, standing = asked+need, standing+min(has, need)
+		if has < need {
+			missing = append(missing, fmt.Sprintf("%s %s %s: %d of %s", want.Family, declared.OwnTable, name, has, plural(need, "rule", "rules")))
+		}
+	}
+	return standing, asked, missing
+}
+
 // Named reports whether a rule's words have the name of a block as their
 // comment, as ctplan writes it.
 func Named(words []string, block string) bool {
@@ -113,6 +159,8 @@ func (c *checker) packets(t declared.Traffic, seen BlockSeen) {
 		grown -= seen.Before
 	}
 	switch {
+	case native(c.in.Desired, c.in.Live):
+		c.add(name, Skip, what, "rules of nftables that ctplan writes count nothing")
 	case c.absent(t):
 		c.add(name, Skip, what, "none of them stands")
 	case c.in.Watched > 0 && grown > 0:

@@ -7,6 +7,7 @@ import (
 
 	"github.com/ctplan/ctplan/internal/textdiff"
 	"github.com/ctplan/ctplan/planner/change"
+	"github.com/ctplan/ctplan/planner/declared"
 )
 
 // How much of one change is shown unless Options.Full asks for all of it.
@@ -44,7 +45,9 @@ func body(c change.Change, full bool) []row {
 	var rows []row
 	switch c := c.(type) {
 	case *change.RulesChange:
-		rows = rulesBody(c)
+		rows = diffBody(c.Before, c.After, c.Origin, twinNotes(c))
+	case *change.NFTChange:
+		rows = diffBody(c.Before, c.After, c.Origin, nil)
 	case *change.FileChange:
 		rows = fileBody(c)
 	}
@@ -54,12 +57,11 @@ func body(c change.Change, full bool) []row {
 	return shorten(rows)
 }
 
-// rulesBody is a diff of a table as iptables-save prints it.
-func rulesBody(c *change.RulesChange) []row {
+// diffBody is a diff of a table as iptables-save prints it, or nft.
+func diffBody(before, after []string, origin map[string]declared.Pos, twins map[string]string) []row {
 	var rows []row
-	twins := twinNotes(c)
 	at := 0 // lines of Before that have been accounted for
-	for _, h := range textdiff.Lines(c.Before, c.After, context) {
+	for _, h := range textdiff.Lines(before, after, context) {
 		start := h.OldStart
 		if h.OldLines > 0 {
 			start--
@@ -68,7 +70,7 @@ func rulesBody(c *change.RulesChange) []row {
 		at = start + h.OldLines
 		for _, l := range h.Lines {
 			r := row{mark: mark(l.Op), text: Clean(l.Text)}
-			if pos, ok := c.Origin[l.Text]; ok && l.Op == textdiff.Insert {
+			if pos, ok := origin[l.Text]; ok && l.Op == textdiff.Insert {
 				r.note = Clean(pos.String())
 			}
 			if note := twins[l.Text]; note != "" && l.Op == textdiff.Insert {
@@ -78,7 +80,7 @@ func rulesBody(c *change.RulesChange) []row {
 		}
 	}
 	if len(rows) > 0 {
-		rows = unchanged(rows, len(c.Before)-at)
+		rows = unchanged(rows, len(before)-at)
 	}
 	return rows
 }

@@ -146,7 +146,7 @@ type warningJSON struct {
 	Commands []string `json:"commands,omitempty"`
 }
 
-// changeJSON has exactly one of its last six members, the one that Kind names.
+// changeJSON has exactly one of its last seven members, the one that Kind names.
 // Values and modules are shown as apply's steps have them. Rules, files and
 // services are not: a step says how to get there, a reader wants to see what is.
 type changeJSON struct {
@@ -159,6 +159,7 @@ type changeJSON struct {
 	Causes   []causeJSON    `json:"causes,omitempty"`
 
 	Rules    *rulesJSON           `json:"rules,omitempty"`
+	NFTables *nftablesJSON        `json:"nftables,omitempty"`
 	File     *fileJSON            `json:"file,omitempty"`
 	Sysctl   *change.SysctlStep   `json:"sysctl,omitempty"`
 	Hashsize *change.HashsizeStep `json:"hashsize,omitempty"`
@@ -175,6 +176,14 @@ type rulesJSON struct {
 	Origins []originJSON `json:"origins"` // in the order of After
 
 	Twins []change.Twins `json:"twins,omitempty"`
+}
+
+type nftablesJSON struct {
+	Family  string       `json:"family"`
+	Table   string       `json:"table"`
+	Before  []string     `json:"before"`
+	After   []string     `json:"after"`
+	Origins []originJSON `json:"origins"` // in the order of After
 }
 
 type originJSON struct {
@@ -255,16 +264,13 @@ func newChangeJSON(c change.Change, o Options) changeJSON {
 		j.Kind = "rules"
 		r := &rulesJSON{
 			Family: string(c.Family), Backend: string(c.Backend), Table: c.Table,
-			Before: list(c.Before), After: list(c.After), Origins: []originJSON{}, Twins: c.Twins,
+			Before: list(c.Before), After: list(c.After), Twins: c.Twins,
 		}
-		seen := make(map[string]bool)
-		for _, rule := range c.After {
-			if pos, ok := c.Origin[rule]; ok && !seen[rule] {
-				seen[rule] = true
-				r.Origins = append(r.Origins, originJSON{rule, pos})
-			}
-		}
+		r.Origins = originsJSON(c.After, c.Origin)
 		j.Rules = r
+	case *change.NFTChange:
+		j.Kind = "nftables"
+		j.NFTables = &nftablesJSON{Family: c.Family, Table: c.Table, Before: list(c.Before), After: list(c.After), Origins: originsJSON(c.After, c.Origin)}
 	case *change.FileChange:
 		j.Kind = "file"
 		j.File = newFileJSON(c)
@@ -286,6 +292,19 @@ func newChangeJSON(c change.Change, o Options) changeJSON {
 		j.Service = s
 	}
 	return j
+}
+
+// originsJSON are the lines that the HCL asked for, each once.
+func originsJSON(lines []string, origin map[string]declared.Pos) []originJSON {
+	out := []originJSON{}
+	seen := make(map[string]bool)
+	for _, line := range lines {
+		if pos, ok := origin[line]; ok && !seen[line] {
+			seen[line] = true
+			out = append(out, originJSON{line, pos})
+		}
+	}
+	return out
 }
 
 func newFileJSON(c *change.FileChange) *fileJSON {

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/ctplan/ctplan/planner/carrier"
 	"github.com/ctplan/ctplan/planner/change"
 	"github.com/ctplan/ctplan/planner/declared"
 	"github.com/ctplan/ctplan/planner/etc"
@@ -126,7 +127,7 @@ func (w *bootWarner) unloaded() {
 // left in peace.
 func (w *bootWarner) rules() {
 	for _, r := range w.boot.Rules {
-		needed := slices.ContainsFunc(w.d.Chains, func(c declared.Chain) bool { return c.Family == r.Family })
+		needed := w.throughXtables() && slices.ContainsFunc(w.d.Chains, func(c declared.Chain) bool { return c.Family == r.Family })
 		restored := slices.ContainsFunc(w.boot.Rules, func(o Rules) bool { return o.Family == r.Family && o.State == RulesRestored })
 		switch {
 		case r.State == RulesFail:
@@ -138,6 +139,12 @@ func (w *bootWarner) rules() {
 			w.warn("file."+r.File, w.d.ModeSource, "whether a boot restores this file is not known: %s", r.Source)
 		}
 	}
+}
+
+// throughXtables is whether iptables carries ctplan's rules.
+func (w *bootWarner) throughXtables() bool {
+	through, _ := carrier.Of(w.d, w.l)
+	return through == declared.IPTables
 }
 
 // native warns of tables that a boot may leave otherwise than the plan was judged

@@ -34,8 +34,8 @@ func (a Action) String() string {
 }
 
 // Change is one thing that apply does to one object. It is one of
-// *RulesChange, *FileChange, *SysctlChange, *HashsizeChange, *ModuleChange,
-// *ServiceChange.
+// *RulesChange, *NFTChange, *FileChange, *SysctlChange, *HashsizeChange,
+// *ModuleChange, *ServiceChange.
 type Change interface {
 	Meta() Meta
 	sealed()
@@ -112,6 +112,7 @@ type ServiceChange struct {
 }
 
 func (c *RulesChange) Meta() Meta    { return c.M }
+func (c *NFTChange) Meta() Meta      { return c.M }
 func (c *FileChange) Meta() Meta     { return c.M }
 func (c *SysctlChange) Meta() Meta   { return c.M }
 func (c *HashsizeChange) Meta() Meta { return c.M }
@@ -119,6 +120,7 @@ func (c *ModuleChange) Meta() Meta   { return c.M }
 func (c *ServiceChange) Meta() Meta  { return c.M }
 
 func (*RulesChange) sealed()    {}
+func (*NFTChange) sealed()      {}
 func (*FileChange) sealed()     {}
 func (*SysctlChange) sealed()   {}
 func (*HashsizeChange) sealed() {}

@@ -56,11 +56,12 @@ type Section struct {
 }
 
 // Step is one thing that apply does and can take back as a whole. Exactly one
-// of Rules, File, Sysctl, Hashsize, Module and Service is set.
+// of Rules, NFT, File, Sysctl, Hashsize, Module and Service is set.
 type Step struct {
 	Addresses []string `json:"addresses"` // the changes that it carries out
 
 	Rules    *RulesStep    `json:"rules,omitempty"`
+	NFT      *NFTStep      `json:"nft,omitempty"`
 	File     *FileStep     `json:"file,omitempty"`
 	Sysctl   *SysctlStep   `json:"sysctl,omitempty"`
 	Hashsize *HashsizeStep `json:"hashsize,omitempty"`
@@ -140,6 +141,8 @@ func (s Step) Inverse() Step {
 			r.Sections = append(r.Sections, undo)
 		}
 		inv.Rules = r
+	case s.NFT != nil:
+		inv.NFT = s.NFT.Inverse()
 	case s.File != nil:
 		inv.File = &FileStep{Before: s.File.After, After: s.File.Before}
 	case s.Sysctl != nil:
@@ -156,7 +159,8 @@ func (s Step) Inverse() Step {
 
 // StepsOf returns what apply does for changes, in order. Neighbouring rule
 // changes of one family and backend become one step of several sections: what
-// opens first, what closes last.
+// opens first, what closes last. Those of nftables become one step, of all
+// tables.
 func StepsOf(changes []Change) []Step {
 	var steps []Step
 	for i := 0; i < len(changes); i++ {
@@ -175,6 +179,18 @@ func StepsOf(changes []Change) []Step {
 				i++
 			}
 			steps = append(steps, Step{Addresses: addr, Rules: RulesStepOf(run)})
+		case *NFTChange:
+			step := &NFTStep{Ops: c.Ops}
+			for i+1 < len(changes) {
+				next, ok := changes[i+1].(*NFTChange)
+				if !ok {
+					break
+				}
+				step.Ops = slices.Concat(step.Ops, next.Ops)
+				addr = append(addr, next.M.Address)
+				i++
+			}
+			steps = append(steps, Step{Addresses: addr, NFT: step})
 		case *FileChange:
 			steps = append(steps, Step{Addresses: addr, File: &FileStep{Before: c.Before, After: c.After}})
 		case *SysctlChange:

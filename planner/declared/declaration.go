@@ -15,9 +15,9 @@ type Declaration struct {
 // NoteHead is the key of the comments that begin the file.
 const NoteHead = ""
 
-// Renderer turns the notrack and accept blocks into chains, as
-// providers/iptables does.
-type Renderer func(Desired) []Chain
+// Renderer turns the notrack and accept blocks into Chains and Native, as
+// providers/iptables and providers/nft do.
+type Renderer func(*Desired)
 
 // Note adds a paragraph of comment above what stands at a key of Notes.
 func (d *Declaration) Note(at string, text string) {

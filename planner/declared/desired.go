@@ -180,10 +180,25 @@ type Desired struct {
 	// no entry taken out. It is how apply is run, and in no HCL.
 	NoCarry bool `json:"-"`
 
-	// Chains are Notrack and Accept as rules, rendered by providers/iptables.
-	// They follow from the rest, so no file stores them.
-	Chains []Chain `json:"-"`
+	// Firewall is what shall carry the rules; empty: what holds the host's policy.
+	Firewall       Firewall `json:"firewall,omitempty"`
+	FirewallSource Pos      `json:"firewall_source,omitzero"`
+
+	// Chains are Notrack and Accept as rules, rendered by providers/iptables, and
+	// Native the same rendered by providers/nft. They follow from the rest, so no
+	// file stores them.
+	Chains []Chain    `json:"-"`
+	Native []NFTChain `json:"-"`
 }
+
+// Firewall is what carries rules.
+type Firewall string
+
+// The firewalls.
+const (
+	IPTables Firewall = "iptables" // of either backend
+	NFTables Firewall = "nftables"
+)
 
 // Allows reports whether the HCL accepts the risk.
 func (d Desired) Allows(r Risk) bool { return slices.Contains(d.AllowRisk, r) }
@@ -201,6 +216,25 @@ type Chain struct {
 	Hook   string // the built-in chain that jumps to it: INPUT, OUTPUT, FORWARD, PREROUTING; empty for JoinChain
 	Name   string // OwnPrefix + Hook
 	Rules  []TargetRule
+}
+
+// OwnTable is the table of nftables that is ctplan's own, of the family inet.
+const OwnTable = "ctplan"
+
+// NFTChain is what is declared as rules of nftables, for tables of one family
+// and one hook.
+type NFTChain struct {
+	Family  string // of the table: ip, ip6 or inet
+	Hook    string // prerouting, input, forward or output
+	Notrack bool   // it takes out of tracking; else it accepts
+	Rules   []NFTTargetRule
+	Sets    []host.NFTSet // without a name of their own, that rules look up
+}
+
+// NFTTargetRule is one of them with the place that asked for it.
+type NFTTargetRule struct {
+	host.NFTRule
+	Source Pos
 }
 
 // TargetRule is one rendered rule with the place that asked for it.

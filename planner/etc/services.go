@@ -9,6 +9,15 @@ type Service struct {
 // NFTablesService is the service that loads nftables.conf.
 const NFTablesService = "nftables"
 
+// RestoresXtables is whether a service restores rules of iptables.
+func RestoresXtables(service string) bool {
+	switch service {
+	case "netfilter-persistent", "iptables-persistent", "iptables", "ip6tables":
+		return true
+	}
+	return false
+}
+
 // Services are those that need connection tracking, by their names without a
 // suffix; those that restore rules files need what stands in the files.
 var Services = []Service{

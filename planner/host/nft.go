@@ -41,6 +41,8 @@ type NFTRule struct {
 	Handle uint64     `json:"handle"` // by which it is deleted
 	Text   string     `json:"text"`   // what it says, about as nft prints it
 	Exprs  NFTProgram `json:"exprs,omitempty"`
+	// Comment is kept with it for people, and part of Text.
+	Comment string `json:"comment,omitempty"`
 }
 
 // NFTExpr is an expression by the name that the kernel has for it, with its

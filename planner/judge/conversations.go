@@ -28,7 +28,7 @@ const (
 // ICMP. Each is the first packet and the answer; one is gone when the next comes.
 func (j *Judge) Conversations() iter.Seq[*Connection] {
 	ports := slices.Clone(usual)
-	for port := range nft.Ports(j.Live.NFT, j.Family) {
+	for port := range nft.Ports(j.native, j.Family) {
 		for _, proto := range []uint8{protocol.TCP, protocol.UDP} {
 			if p := (protocol.Port{Protocol: proto, Port: port}); !slices.Contains(ports, p) && len(ports) < len(usual)+maxNamedPorts {
 				ports = append(ports, p)

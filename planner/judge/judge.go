@@ -14,6 +14,7 @@ import (
 	"github.com/ctplan/ctplan/planner/change"
 	"github.com/ctplan/ctplan/planner/declared"
 	"github.com/ctplan/ctplan/planner/host"
+	"github.com/ctplan/ctplan/planner/nftables"
 	"github.com/ctplan/ctplan/planner/protocol"
 	"github.com/ctplan/ctplan/planner/routing"
 	"github.com/ctplan/ctplan/planner/verdict"
@@ -39,7 +40,8 @@ type Judge struct {
 	specs       map[verdict.RuleRef]xtables.Spec    // of those of iptables among them
 	matched     map[verdict.RuleRef]xtables.Packets // by each of Untracks
 	sets        []*host.Ruleset
-	coming      [][]string // the words of rules that steps bring
+	coming      [][]string      // the words of rules that steps bring
+	native      []host.NFTTable // tables of nftables' own: as they stand, and as those will that steps change
 	facts       verdict.Facts
 	Places      *placeMap
 	entrances   []host.Address          // see doors
@@ -66,8 +68,11 @@ type tableStates struct {
 	family   host.Family
 	models   map[verdict.TableID]*xtables.TableModel
 	compiled map[verdict.TableID]*verdict.Table
-	order    []verdict.TableID // in which tables of one priority come
-	native   []*verdict.Table  // of nftables' own, which no plan changes
+	order    []verdict.TableID                    // in which tables of one priority come
+	nft      []host.NFTTable                      // tables of nftables' own
+	native   map[verdict.TableID][]*verdict.Table // the same; none where no packet of the family meets it
+	unread   []*verdict.Table                     // what stands for those that could not be read
+	links    map[string]uint32
 	words    map[string][]string
 }
 
@@ -101,12 +106,39 @@ func (t *tableStates) change(id verdict.TableID, ops []change.RuleOp, split func
 	return t.stage("iptables." + string(t.family) + "." + id.Table)
 }
 
+// standNative compiles the tables of nftables' own as they stand.
+func (t *tableStates) standNative(tables []host.NFTTable, unread string) {
+	t.nft, t.native = tables, map[verdict.TableID][]*verdict.Table{}
+	for i := range tables {
+		t.native[nativeID(&tables[i])] = nft.Tables(t.compiler, t.family, tables[i:i+1], t.links, "")
+	}
+	t.unread = nft.Tables(t.compiler, t.family, nil, t.links, unread)
+}
+
+func nativeID(t *host.NFTTable) verdict.TableID {
+	return verdict.TableID{Native: t.Family, Table: t.Name}
+}
+
+// changeNative is the state after a step of nftables.
+func (t *tableStates) changeNative(step *change.NFTStep) Stage {
+	t.nft = nftables.Apply(t.nft, step.Ops)
+	for i := range t.nft {
+		if table := &t.nft[i]; step.Touches(table.Family, table.Name) {
+			t.native[nativeID(table)] = nft.Tables(t.compiler, t.family, t.nft[i:i+1], t.links, "")
+		}
+	}
+	return t.stage("nftables")
+}
+
 func (t *tableStates) stage(name string) Stage {
-	tables := make([]*verdict.Table, len(t.order), len(t.order)+len(t.native))
+	tables := make([]*verdict.Table, len(t.order), len(t.order)+len(t.nft)+1)
 	for i, id := range t.order {
 		tables[i] = t.compiled[id]
 	}
-	tables = append(tables, t.native...)
+	for i := range t.nft {
+		tables = append(tables, t.native[nativeID(&t.nft[i])]...)
+	}
+	tables = append(tables, t.unread...)
 	return Stage{t.compiler.Evaluator(tables), name}
 }
 
@@ -127,13 +159,13 @@ func Kernel(d declared.Desired, l host.Live, steps []change.Step, split func(rul
 					sets = append(sets, &l.Rulesets[i])
 				}
 			}
-			var work []*change.RulesStep
+			var work []change.Step
 			for _, s := range steps {
-				if s.Rules != nil && s.Rules.Family == f {
-					work = append(work, s.Rules)
+				if s.Rules != nil && s.Rules.Family == f || s.NFT != nil {
+					work = append(work, s)
 				}
 			}
-			if len(sets) == 0 && len(l.NFT) == 0 && l.NFTUnread == "" {
+			if len(sets) == 0 && len(l.NFT) == 0 && l.NFTUnread == "" && len(work) == 0 {
 				return nil
 			}
 			return New(d, l, f, sets, work, split)
@@ -157,9 +189,9 @@ func (js Judges) All() []*Judge {
 }
 
 // New compiles rulesets of one family, and what becomes of them in the
-// sections of work. Beside them stand the tables of nftables' own, as they are
+// steps of work. Beside them stand the tables of nftables' own, as they are
 // now, for a saved file too.
-func New(d declared.Desired, l host.Live, f host.Family, sets []*host.Ruleset, work []*change.RulesStep, split func(string) []string) *Judge {
+func New(d declared.Desired, l host.Live, f host.Family, sets []*host.Ruleset, work []change.Step, split func(string) []string) *Judge {
 	conns := l.Connections
 	if conns == nil {
 		conns = &host.Connections{PolicyRouting: true}
@@ -178,8 +210,8 @@ func New(d declared.Desired, l host.Live, f host.Family, sets []*host.Ruleset, w
 			words[r.Text] = r.Words
 		}
 	}
-	state := &tableStates{compiler: c, family: f, models: map[verdict.TableID]*xtables.TableModel{}, compiled: map[verdict.TableID]*verdict.Table{}, words: words}
-	state.native = nft.Tables(c, f, l.NFT, l.Links, l.NFTUnread)
+	state := &tableStates{compiler: c, family: f, links: l.Links, models: map[verdict.TableID]*xtables.TableModel{}, compiled: map[verdict.TableID]*verdict.Table{}, words: words}
+	state.standNative(l.NFT, l.NFTUnread)
 	for _, r := range sets {
 		for _, name := range r.TableNames() {
 			sections := r.Standing(name)
@@ -207,17 +239,12 @@ func New(d declared.Desired, l host.Live, f host.Family, sets []*host.Ruleset, w
 		j.File, j.backend = sets[0].File, sets[0].Backend
 	}
 	j.Admitting = Stage{Evaluator: j.Stages[0].Admitting()}
-	for _, step := range work {
-		for _, section := range step.Sections {
-			j.comes(section.Ops, words)
-			j.Stages = append(j.Stages, state.change(verdict.TableID{Backend: step.Backend, Table: section.Table}, section.Ops, split))
-		}
-	}
+	j.play(state, work, words, split)
 	j.classes, _ = c.PortClass()
 	for _, r := range sets {
 		j.rawRules(r.Backend, state.models[verdict.TableID{Backend: r.Backend, Table: "raw"}], words)
 	}
-	for _, r := range nft.Rules(l.NFT, f, nft.DecidesTracking) {
+	for _, r := range nft.Rules(state.nft, f, nft.DecidesTracking) {
 		j.Untracks = append(j.Untracks, r.Ref)
 		j.matched[r.Ref] = r.Packets
 	}
@@ -237,6 +264,26 @@ func New(d declared.Desired, l host.Live, f host.Family, sets []*host.Ruleset, w
 	}
 	j.liberal = l.Sysctls["net.netfilter.nf_conntrack_tcp_be_liberal"].Value == "1"
 	return j
+}
+
+// play has the steps happen, one stage after the other.
+func (j *Judge) play(state *tableStates, work []change.Step, words map[string][]string, split func(string) []string) {
+	for _, step := range work {
+		if step.NFT != nil {
+			j.Stages = append(j.Stages, state.changeNative(step.NFT))
+			continue
+		}
+		for _, section := range step.Rules.Sections {
+			j.comes(section.Ops, words)
+			j.Stages = append(j.Stages, state.change(verdict.TableID{Backend: step.Rules.Backend, Table: section.Table}, section.Ops, split))
+		}
+	}
+	j.native = slices.Clone(j.Live.NFT)
+	for i := range state.nft {
+		if t := &state.nft[i]; slices.ContainsFunc(work, func(s change.Step) bool { return s.NFT != nil && s.NFT.Touches(t.Family, t.Name) }) {
+			j.native = append(j.native, *t)
+		}
+	}
 }
 
 // Spec is what a rule of Untracks says that is one of iptables.

@@ -230,7 +230,7 @@ func (j *Judge) services(most int) (out []Service, all bool) {
 			add(v)
 		}
 	}
-	for v := range nft.Services(j.Live.NFT, j.Family) {
+	for v := range nft.Services(j.native, j.Family) {
 		add(v)
 	}
 	icmp, other := uint8(protocol.ICMP), uint8(protocol.ICMPv6)

@@ -21,9 +21,9 @@ func Saved(d declared.Desired, l host.Live, work map[*host.Ruleset]*change.Rules
 			if r.Family != f || r.Refusal != "" || len(r.Tables) == 0 || slices.ContainsFunc(l.Rulesets, func(live host.Ruleset) bool { return live.Family == f && sameRulesets(&live, r) }) {
 				continue
 			}
-			var steps []*change.RulesStep
+			var steps []change.Step
 			if w := work[r]; w != nil {
-				steps = append(steps, w)
+				steps = append(steps, change.Step{Rules: w})
 			} else if !TracksByRaw(r) {
 				continue
 			}

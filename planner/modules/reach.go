@@ -71,6 +71,8 @@ func Reach(d declared.Desired, l host.Live, changes []change.Change) change.Find
 		switch c := c.(type) {
 		case *change.RulesChange:
 			needs = rulesNeed(c)
+		case *change.NFTChange:
+			needs = nativeNeeds(c)
 		case *change.ModuleChange:
 			if c.Load {
 				needs = []string{c.Module}
@@ -134,6 +136,18 @@ func rulesNeed(c *change.RulesChange) []string {
 		}
 		for _, r := range rules {
 			out = append(out, ruleNeeds(strings.Fields(r), c.Backend)...)
+		}
+	}
+	return out
+}
+
+// nativeNeeds are the modules without which the new rules of a table of nftables
+// cannot be.
+func nativeNeeds(c *change.NFTChange) []string {
+	out := []string{"nf_tables"}
+	for _, op := range c.Ops {
+		if op.Want != nil && op.Want.Chain.Base() {
+			out = append(out, "nf_conntrack") // notrack stands there
 		}
 	}
 	return out

@@ -26,7 +26,7 @@ func joining(f host.Family) declared.Chain {
 // at what only the first part of a datagram has. A file that boot restores may
 // ask for less than the kernel's rules do.
 func (p *stage) joinedBy() []host.Family {
-	if p.d.Mode == declared.Tuned || p.l.Loading.Lacks("xt_socket") {
+	if p.d.Mode == declared.Tuned || p.carrier != declared.IPTables || p.l.Loading.Lacks("xt_socket") {
 		return nil
 	}
 	var out []host.Family

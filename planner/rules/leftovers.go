@@ -8,6 +8,7 @@ import (
 	"github.com/ctplan/ctplan/planner/change"
 	"github.com/ctplan/ctplan/planner/declared"
 	"github.com/ctplan/ctplan/planner/host"
+	"github.com/ctplan/ctplan/planner/nftables"
 	"github.com/ctplan/ctplan/planner/xtables"
 )
 
@@ -21,6 +22,11 @@ func Leftovers(l host.Live) change.Findings {
 			p.Warn("iptables."+string(r.Family), "ctplan's chains still stand here; to take them away:", declared.Pos{}, commands...)
 		}
 	}
+	for i := range l.NFT {
+		if commands := nativeRemoval(&l.NFT[i]); commands != nil {
+			p.Warn("nftables."+l.NFT[i].Family+"."+l.NFT[i].Name, "ctplan's chains still stand here; to take them away:", declared.Pos{}, commands...)
+		}
+	}
 	for i := range l.SavedRules {
 		r := &l.SavedRules[i]
 		if removalCommands(r) != nil {
@@ -28,6 +34,31 @@ func Leftovers(l host.Live) change.Findings {
 		}
 	}
 	return p.Findings
+}
+
+// nativeRemoval is the same for a table of nftables.
+func nativeRemoval(t *host.NFTTable) []string {
+	if t.Family == "inet" && t.Name == declared.OwnTable {
+		return []string{"nft delete table inet " + declared.OwnTable}
+	}
+	var jumps, chains []string
+	for i := range t.Chains {
+		c := &t.Chains[i]
+		name := nftables.ChainName(t, c.Name)
+		if name == "" {
+			continue
+		}
+		if nftables.IsOwn(c.Name) {
+			chains = append(chains, "nft flush chain "+name, "nft delete chain "+name)
+			continue
+		}
+		for k := range c.Rules {
+			if to, _ := nftables.OwnTarget(&c.Rules[k]); to != "" {
+				jumps = append(jumps, fmt.Sprintf("nft delete rule %s handle %d", name, c.Rules[k].Handle))
+			}
+		}
+	}
+	return append(jumps, chains...)
 }
 
 // removalCommands are the shell commands that take our chains out of a

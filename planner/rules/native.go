@@ -109,7 +109,7 @@ func (p *stage) incompatible(r *host.Ruleset) {
 		}
 		address := xtables.Address(r, table)
 		const why = "iptables cannot show this table, because nft has put there what it has no words for"
-		ours := r.Primary && slices.ContainsFunc(p.d.ChainsOf(r.Family), func(c declared.Chain) bool { return c.Table == table })
+		ours := p.carrier == declared.IPTables && r.Primary && slices.ContainsFunc(p.d.ChainsOf(r.Family), func(c declared.Chain) bool { return c.Table == table })
 		if !ours {
 			p.Warn(address, why, declared.Pos{}, native)
 			continue

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/ctplan/ctplan/planner/carrier"
 	"github.com/ctplan/ctplan/planner/change"
 	"github.com/ctplan/ctplan/planner/declared"
 	"github.com/ctplan/ctplan/planner/host"
@@ -33,12 +34,16 @@ type stage struct {
 	goes       map[*host.Rule]bool                  // of others
 	join       []host.Family                        // of which ctplan has fragments joined
 	out        Work
+
+	carrier declared.Firewall // what ctplan's rules go into
+	reason  string            // why
 }
 
 // Plan plans every live ruleset and every saved rules file: ctplan's chains
 // where they belong, and the rules of others that cannot stay.
 func Plan(d declared.Desired, l host.Live) (Work, change.Findings) {
 	p := &stage{Report: change.NewReport(d), d: d, l: l, out: Work{Saved: map[*host.Ruleset]*change.RulesStep{}}, translator: translate.New()}
+	p.carrier, p.reason = carrier.Of(d, l)
 	for _, c := range d.Chains {
 		if c.Table == "raw" {
 			for _, r := range c.Rules {
@@ -57,6 +62,7 @@ func Plan(d declared.Desired, l host.Live) (Work, change.Findings) {
 		}
 	}
 	p.join = p.joinedBy()
+	p.nativeRules()
 	p.kernelRules()
 	p.nativeNAT()
 	p.savedRules()
@@ -90,7 +96,7 @@ func (p *stage) leaves(r *host.Ruleset) {
 
 // plans is whether a saved file is one to keep in line.
 func (p *stage) plans(r *host.Ruleset) bool {
-	return slices.Contains(p.d.Families, r.Family) || len(p.d.ChainsOf(r.Family)) > 0 || r.File.Exists
+	return p.carrier == declared.IPTables && (slices.Contains(p.d.Families, r.Family) || len(p.d.ChainsOf(r.Family)) > 0) || r.File.Exists
 }
 
 // kernelRules plans every live ruleset: ctplan's chains in the one that it
@@ -106,8 +112,15 @@ func (p *stage) kernelRules() {
 			p.out.Kernel = append(p.out.Kernel, p.rulesChange(w, r))
 		}
 	}
+	if p.carrier == declared.IPTables && p.d.Firewall == p.carrier && len(p.d.Chains) > 0 && !slices.ContainsFunc(p.l.Rulesets, func(r host.Ruleset) bool { return r.Primary }) {
+		p.Block(change.Block{
+			Risk: declared.RiskOldIptables, Address: "iptables", Where: fmt.Sprintf("firewall = %q", p.d.Firewall), Why: "iptables is not installed here, so it cannot carry the rules that are declared",
+			Remedy: "install the package iptables (on some systems iptables-nft), or leave firewall out, for nftables", Source: p.d.FirewallSource,
+		})
+		return
+	}
 	for _, f := range host.Families {
-		if len(p.d.ChainsOf(f)) > 0 && !slices.ContainsFunc(p.l.Rulesets, func(r host.Ruleset) bool { return r.Family == f && r.Primary }) {
+		if p.carrier == declared.IPTables && len(p.d.ChainsOf(f)) > 0 && !slices.ContainsFunc(p.l.Rulesets, func(r host.Ruleset) bool { return r.Family == f && r.Primary }) {
 			p.Warn("iptables."+string(f), fmt.Sprintf("%s is not filtered on this host (no %s): the rules declared for it are left out", f, xtables.ToolName(f, "", true)), p.d.Source)
 		}
 	}
@@ -174,6 +187,10 @@ func (p *stage) savedRules() {
 			f.Because("boot restores this file", s)
 		}
 	}
+	if p.carrier == declared.NFTables {
+		p.nativeUnsaved()
+		return
+	}
 	for _, f := range p.d.Families {
 		if !saved[f] && len(p.d.ChainsOf(f)) > 0 {
 			text, commands := lasting(p.l, f)
@@ -197,7 +214,7 @@ func (p *stage) rulesetWork(r *host.Ruleset) []*tableWork {
 	var works []*tableWork
 	for _, table := range r.TableNames() {
 		var want []declared.Chain
-		if r.Primary || r.File != nil {
+		if (r.Primary || r.File != nil) && p.carrier == declared.IPTables {
 			for _, c := range p.d.ChainsOf(r.Family) {
 				if c.Table == table {
 					want = append(want, c)
@@ -280,30 +297,52 @@ func (p *stage) disabledRule(r *host.Ruleset, table string, rule *host.Rule, n x
 	return false
 }
 
-// statefulRule: it stops matching for the packets that are no longer tracked.
+// other is a rule of somebody else's that needs connection tracking, of whatever
+// language.
+type other struct {
+	address, where   string
+	touched, covered bool        // by what the declared rules take out of tracking
+	matchesUntracked bool        // what is not tracked too
+	twins            bool        // stateless rules stand for it
+	keeps            func() bool // whether tracking does nothing more for it: see keepsWork
+}
+
+// statefulRule is a rule of iptables for stateful.
 func (p *stage) statefulRule(r *host.Ruleset, table string, rule *host.Rule, named map[declared.Risk]int) bool {
 	s := xtables.Parse(rule.Words)
-	if s.MatchesUntracked() || p.d.StatefulRules == declared.TranslateStateful && hasTwins(rule) {
+	o := other{
+		address: xtables.Address(r, table), where: xtables.Where(r, rule), matchesUntracked: s.MatchesUntracked(), twins: hasTwins(rule),
+		keeps: func() bool { return p.keepsWork(r, table, rule, named) },
+	}
+	o.touched, o.covered = p.untracks(r.Family, rule.Chain, xtables.PacketsOf(s))
+	return p.stateful(o, named)
+}
+
+// stateful decides about a rule that stops matching for the packets that are no
+// longer tracked: whether it goes.
+func (p *stage) stateful(o other, named map[declared.Risk]int) bool {
+	if o.matchesUntracked || p.d.StatefulRules == declared.TranslateStateful && o.twins {
 		return false
 	}
-	touched, covered := p.untracks(r.Family, rule.Chain, xtables.PacketsOf(s))
 	goes := p.d.StatefulRules == declared.RemoveStateful || p.d.StatefulRules == declared.TranslateStateful
 	switch {
-	case !touched:
+	case !o.touched:
 		return false
-	case !p.keepsWork(r, table, rule, named):
+	case !o.keeps():
 		return false
-	case goes && covered:
+	case goes && o.covered:
 		return true
 	case goes:
-		p.Warn(xtables.Address(r, table), fmt.Sprintf("%s stays for what is still tracked, and no longer matches what is not: accept blocks must cover that", xtables.Where(r, rule)), p.d.Source)
+		p.Warn(o.address, fmt.Sprintf("%s stays for what is still tracked, and no longer matches what is not: accept blocks must cover that", o.where), p.d.Source)
 		return false
 	}
 	named[declared.RiskStatefulRules]++
 	if named[declared.RiskStatefulRules] <= change.MaxNamed {
-		p.blockRule(r, table, rule, declared.RiskStatefulRules, xtables.Where(r, rule),
-			"this rule matches on connection state and stops matching the traffic that is no longer tracked",
-			`write accept blocks for that traffic, then set stateful_rules = "remove"`, true)
+		p.Block(change.Block{
+			Risk: declared.RiskStatefulRules, Address: o.address, Where: o.where,
+			Why:    "this rule matches on connection state and stops matching the traffic that is no longer tracked",
+			Remedy: `write accept blocks for that traffic, then set stateful_rules = "remove"`, Override: true, Source: p.d.Source,
+		})
 	}
 	return false
 }

@@ -130,61 +130,36 @@ func sameRules(have []*host.Rule, want []declared.TargetRule) bool {
 	})
 }
 
-// planJump decides where the hook's jump to our chain stands. It stays where
-// it is as long as nothing ahead of it swallows the whole of something that
-// the chain lets through; a narrower rule ahead, such as an address blocklist,
-// is the operator's business. A new jump goes where the first rule on
-// connection state stands, or first, and never behind a rule that swallows.
+// planJump decides where the hook's jump to our chain stands: see place.
 func (w *tableWork) planJump(c declared.Chain, hook []*host.Rule) (jumpWork, bool) {
-	var jumps []int
-	for i, r := range hook {
-		if xtables.OwnTarget(r.Words) == c.Name {
-			jumps = append(jumps, i)
-		}
-	}
-	bare := slices.IndexFunc(hook, func(r *host.Rule) bool { return xtables.OwnTarget(r.Words) == c.Name && xtables.IsBareJump(r.Words) })
-	works := bare >= 0 && w.firstBarrier(c, hook[:bare]) == bare
-	if works && len(jumps) == 1 {
-		return jumpWork{}, false
-	}
-	job := jumpWork{hook: c.Hook, chain: c.Name, rules: hook}
-	for _, i := range jumps {
-		job.old = append(job.old, hook[i])
-	}
-	if works { // one jump too many is no reason to move the one that works
-		job.at = bare
-		return job, true
-	}
-	if i := slices.IndexFunc(hook, func(r *host.Rule) bool { return xtables.Needs(w.table, r.Words) == xtables.NeedState }); i >= 0 {
-		job.at = i
-	}
-	job.at = min(job.at, w.firstBarrier(c, hook))
-	return job, true
-}
-
-// firstBarrier is the index of the first of the hook's rules that takes all of
-// what some rule of the chain lets through; len(rules) when none does.
-func (w *tableWork) firstBarrier(c declared.Chain, rules []*host.Rule) int {
-	if len(rules) == 0 {
-		return 0
-	}
 	wanted := make([]xtables.Packets, len(c.Rules))
 	for i, r := range c.Rules {
 		wanted[i] = xtables.PacketsOf(xtables.Parse(r.Words))
 	}
-	for i, r := range rules {
-		s := xtables.Parse(r.Words)
-		if xtables.IsOwn(s.Target) || s.Target == "ACCEPT" && w.table != "raw" {
-			continue
-		}
-		p := xtables.PacketsOf(s)
-		for _, q := range wanted {
-			if p.Covers(q) && w.swallows(s, q, 16) {
-				return i
-			}
-		}
+	at, old, ok := place(len(hook), func(i int) standing {
+		r := hook[i]
+		s := standing{jump: xtables.OwnTarget(r.Words) == c.Name, state: xtables.Needs(w.table, r.Words) == xtables.NeedState}
+		s.bare = s.jump && xtables.IsBareJump(r.Words)
+		return s
+	}, func(i int) bool { return w.barrier(hook[i], wanted) })
+	if !ok {
+		return jumpWork{}, false
 	}
-	return len(rules)
+	job := jumpWork{hook: c.Hook, chain: c.Name, rules: hook, at: at}
+	for _, i := range old {
+		job.old = append(job.old, hook[i])
+	}
+	return job, true
+}
+
+// barrier is whether a rule of a hook takes all of what something wanted is.
+func (w *tableWork) barrier(r *host.Rule, wanted []xtables.Packets) bool {
+	s := xtables.Parse(r.Words)
+	if xtables.IsOwn(s.Target) || s.Target == "ACCEPT" && w.table != "raw" {
+		return false
+	}
+	p := xtables.PacketsOf(s)
+	return slices.ContainsFunc(wanted, func(q xtables.Packets) bool { return p.Covers(q) && w.swallows(s, q, 16) })
 }
 
 // swallows reports whether a rule, matching all of q, keeps q from what comes

@@ -83,7 +83,10 @@ func (p *stage) once(key ...string) bool {
 // rule changes, and none of others stands in a raw table. What ctplan's own do
 // was said when they were planned.
 func (p *stage) worthJudging(f host.Family) *judge.Judge {
-	changes := slices.ContainsFunc(p.in.Rules, func(c change.Change) bool { return c.(*change.RulesChange).Family == f })
+	changes := slices.ContainsFunc(p.in.Rules, func(c change.Change) bool {
+		r, ok := c.(*change.RulesChange)
+		return !ok || r.Family == f
+	})
 	if !changes && !slices.ContainsFunc(p.in.Live.Rulesets, func(r host.Ruleset) bool { return r.Family == f && judge.TracksByRaw(&r) }) && len(nft.Rules(p.in.Live.NFT, f, nft.DecidesTracking)) == 0 {
 		return nil
 	}

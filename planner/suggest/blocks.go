@@ -116,7 +116,9 @@ func (c *cover) fewest(entries []entry) []entry {
 	chains := make([][]declared.Chain, len(entries))
 	specs := make([][][]xtables.Packets, len(entries))
 	for i, e := range entries {
-		chains[i] = c.render(declared.Desired{Accept: []declared.Traffic{e.t}, Families: host.Families})
+		d := declared.Desired{Accept: []declared.Traffic{e.t}, Families: host.Families}
+		c.render(&d)
+		chains[i] = d.Chains
 		for _, ch := range chains[i] {
 			var list []xtables.Packets
 			for _, r := range ch.Rules {

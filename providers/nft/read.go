@@ -19,12 +19,16 @@ import (
 //
 // All is of one generation of the ruleset. Tables come in the kernel's order.
 func Read(shown func(family, table string) bool) ([]host.NFTTable, error) {
-	return read(reader{shown: shown, whole: true, links: &linkNames{}})
+	tables, _, err := read(reader{shown: shown, whole: true, links: &linkNames{}})
+	return tables, err
 }
 
 // ReadHolders reads of every table what needs connection tracking, and nothing
 // else: no rules without it, and no elements of sets.
-func ReadHolders() ([]host.NFTTable, error) { return read(reader{links: &linkNames{}}) }
+func ReadHolders() ([]host.NFTTable, error) {
+	tables, _, err := read(reader{links: &linkNames{}})
+	return tables, err
+}
 
 // HasSet returns whether a table has a set or a map, named or not: iptables-nft
 // makes none, and iptables-save leaves what looks one up out of the rules that it
@@ -63,13 +67,14 @@ func Answers() bool {
 	return !unsupported(err)
 }
 
-func read(r reader) ([]host.NFTTable, error) {
+// read reads the tables, and says of which generation they are.
+func read(r reader) ([]host.NFTTable, uint64, error) {
 	s, err := netlink.Open(unix.NETLINK_NETFILTER)
 	if errors.Is(err, unix.EPROTONOSUPPORT) {
-		return nil, nil // a kernel that nothing of netfilter can be asked, nf_tables included
+		return nil, 0, nil // a kernel that nothing of netfilter can be asked, nf_tables included
 	}
 	if err != nil {
-		return nil, fmt.Errorf("reading nftables: %w", err)
+		return nil, 0, fmt.Errorf("reading nftables: %w", err)
 	}
 	defer s.Close()
 	r.socket = s
@@ -87,16 +92,16 @@ func read(r reader) ([]host.NFTTable, error) {
 			after, err = r.generation()
 		}
 		if err != nil {
-			return nil, fmt.Errorf("reading nftables: %w", err)
+			return nil, 0, fmt.Errorf("reading nftables: %w", err)
 		}
 		if after == before+step {
-			return r.list, nil
+			return r.list, after, nil
 		}
 		if step, err = r.step(); err != nil {
-			return nil, fmt.Errorf("reading nftables: %w", err)
+			return nil, 0, fmt.Errorf("reading nftables: %w", err)
 		}
 	}
-	return nil, errUnsettled
+	return nil, 0, errUnsettled
 }
 
 // step is by how much asking for the generation moves it: old kernels count a
@@ -346,12 +351,13 @@ func (r *reader) addRule(t *host.NFTTable, last *host.NFTChain, m *message) *hos
 		return nil
 	}
 	handle := m.number(unix.NFTA_RULE_HANDLE)
-	text := r.texts.ruleText(r.scratch, comment(m.attrs[unix.NFTA_RULE_USERDATA]))
+	said := comment(m.attrs[unix.NFTA_RULE_USERDATA])
+	text := r.texts.ruleText(r.scratch, said)
 	if needs {
 		t.Items = append(t.Items, host.NFTItem{Kind: "rule", Chain: cstring(name), Handle: handle, Text: text, Uses: uses})
 	}
 	if chain != nil {
-		rule := host.NFTRule{Handle: handle, Text: text, Exprs: make([]host.NFTExpr, len(r.scratch))}
+		rule := host.NFTRule{Handle: handle, Text: text, Comment: said, Exprs: make([]host.NFTExpr, len(r.scratch))}
 		for i := range r.scratch {
 			rule.Exprs[i] = r.scratch[i].NFTExpr
 		}

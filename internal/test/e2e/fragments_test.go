@@ -349,7 +349,7 @@ func TestFragmentsNative(t *testing.T) {
 	if len(all) != 2*len(list) {
 		t.Fatalf("to begin with, only %v live", all)
 	}
-	path := h.config("conntrack \"x\" {\n mode = \"notrack\"\n allow_risk = [\"exposed\"]\n notrack \"served\" {\n protocol = \"udp\"\n local_port = 5300\n}\nnotrack \"asked\" {\n protocol = \"udp\"\n remote_port = 5302\n}\n accept \"served\" {\n protocol = \"udp\"\n local_port = 5300\n}\n}\n")
+	path := h.config("conntrack \"x\" {\n mode = \"notrack\"\n firewall = \"iptables\"\n allow_risk = [\"exposed\"]\n notrack \"served\" {\n protocol = \"udp\"\n local_port = 5300\n}\nnotrack \"asked\" {\n protocol = \"udp\"\n remote_port = 5302\n}\n accept \"served\" {\n protocol = \"udp\"\n local_port = 5300\n}\n}\n")
 	if lost := fragmentsLost(h, path); len(lost) > 0 {
 		t.Errorf("the plan says %v", lost)
 	}

@@ -1,10 +1,12 @@
 package e2e
 
 import (
+	"fmt"
 	"maps"
 	"strings"
 	"testing"
 
+	"github.com/ctplan/ctplan/planner/declared"
 	live "github.com/ctplan/ctplan/planner/host"
 )
 
@@ -86,22 +88,30 @@ table ip marks {
 }
 
 // TestNativeKnowsWhatDies takes connections out of tracking under rulesets of
-// native nftables: those that die are those that the plan has called lost.
+// native nftables, with ctplan's rules in either firewall: those that die are those
+// that the plan has called lost.
 func TestNativeKnowsWhatDies(t *testing.T) {
 	for name, ruleset := range natives {
-		t.Run(name, func(t *testing.T) {
-			h := newHost(t, live.NFT, "crossroads")
-			here, near, far := network(t, h)
-			h.RunInput(ruleset, "nft", "-f", "-")
-			talks := crowd(t, h, here, near, far)
-			before := living(talks)
-			if all := total(before); all != len(talks) {
-				t.Fatalf("of %d connections %d work under the ruleset: %v", len(talks), all, before)
-			}
-			config := h.config(`conntrack "x" {
-  mode = "notrack"
+		for _, firewall := range []declared.Firewall{declared.IPTables, declared.NFTables} {
+			t.Run(fmt.Sprint(name, " ", firewall), func(t *testing.T) { nativeKnowsWhatDies(t, ruleset, firewall) })
+		}
+	}
+}
 
-  allow_risk = ["lost_flows", "lost_services", "one_sided", "related", "connection_marks"]
+func nativeKnowsWhatDies(t *testing.T, ruleset string, firewall declared.Firewall) {
+	h := newHost(t, live.NFT, "crossroads")
+	here, near, far := network(t, h)
+	h.RunInput(ruleset, "nft", "-f", "-")
+	talks := crowd(t, h, here, near, far)
+	before := living(talks)
+	if all := total(before); all != len(talks) {
+		t.Fatalf("of %d connections %d work under the ruleset: %v", len(talks), all, before)
+	}
+	config := h.config(`conntrack "x" {
+  mode     = "notrack"
+  firewall = "` + string(firewall) + `"
+
+  allow_risk = ["stateful_rules", "lost_flows", "lost_services", "one_sided", "related", "connection_marks"]
 
 ` + servicesUntracked + `  notrack "syslog" {
     protocol = "udp"
@@ -110,20 +120,18 @@ func TestNativeKnowsWhatDies(t *testing.T) {
   }
 }
 `)
-			lost := willLose(t, h, config)
-			t.Log(lost, h.try("plan", config).stdout)
-			if total(lost) == 0 {
-				t.Errorf("the plan loses nothing, so the test says nothing")
-			}
-			h.ctplan(exitOK, "apply", "--auto-approve", config)
-			want := maps.Clone(before)
-			for k, n := range lost {
-				want[k] -= n
-			}
-			if after := living(talks); !maps.Equal(want, after) {
-				t.Errorf("before: %v\nlost:   %v\nafter:  %v\n%s", before, lost, after, h.rules())
-			}
-		})
+	lost := willLose(t, h, config)
+	t.Log(lost, h.try("plan", config).stdout)
+	if total(lost) == 0 {
+		t.Errorf("the plan loses nothing, so the test says nothing")
+	}
+	h.ctplan(exitOK, "apply", "--auto-approve", config)
+	want := maps.Clone(before)
+	for k, n := range lost {
+		want[k] -= n
+	}
+	if after := living(talks); !maps.Equal(want, after) {
+		t.Errorf("before: %v\nlost:   %v\nafter:  %v\n%s", before, lost, after, h.rules())
 	}
 }
 

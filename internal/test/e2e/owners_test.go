@@ -20,6 +20,7 @@ const untracked = `locals {
 
 conntrack "x" {
   mode       = "notrack"
+  firewall   = "iptables"
   allow_risk = ["connection_marks"]
 
   notrack "web" {
@@ -87,7 +88,8 @@ conntrack "x" {
 
 // helped takes what a helper reads out of tracking.
 const helped = `conntrack "x" {
-  mode = "notrack"
+  mode     = "notrack"
+  firewall = "iptables"
 
   notrack "ftp" {
     protocol   = "tcp"
@@ -291,7 +293,7 @@ func TestBootOfNative(t *testing.T) {
 	if state, source := table(); state != "other" || !strings.Contains(source, "/etc/nftables.d/10-host.nft:7 has another rule there: ct state invalid drop") {
 		t.Errorf("with a line that is in no file: %s: %s", state, source)
 	}
-	config := h.config("conntrack \"x\" {\n  mode = \"notrack\"\n\n  notrack \"ntp\" {\n    protocol    = \"udp\"\n    remote_port = 123\n  }\n}\n")
+	config := h.config("conntrack \"x\" {\n  mode     = \"notrack\"\n  firewall = \"iptables\"\n\n  notrack \"ntp\" {\n    protocol    = \"udp\"\n    remote_port = 123\n  }\n}\n")
 	if plan := strings.Join(strings.Fields(h.try("plan", config).stdout), " "); !strings.Contains(plan, "a boot does not load the table inet filter as it is now: /etc/nftables.d/10-host.nft:7") {
 		t.Errorf("the plan does not warn:\n%s", plan)
 	}

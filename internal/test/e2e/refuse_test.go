@@ -48,15 +48,27 @@ func TestNotRoot(t *testing.T) {
 	}
 }
 
+// TestIptablesMissing: rules of iptables cannot be read without it; where it has
+// none, nftables does.
 func TestIptablesMissing(t *testing.T) {
 	h := newHost(t, "nft", "web-1")
 	path := h.config(webUntracked)
+	h.sh("iptables -A INPUT -i lo -j ACCEPT")
 	before := h.state()
 	h.sh("mount --bind /dev/null /usr/sbin/xtables-nft-multi; mount --bind /dev/null /usr/sbin/xtables-legacy-multi")
 	plan, apply := h.try("plan", path), h.try("apply", "--auto-approve", path)
 	h.sh("umount /usr/sbin/xtables-nft-multi; umount /usr/sbin/xtables-legacy-multi")
 	h.refused(before, plan, exitError, "iptables", "install")
 	h.refused(before, apply, exitError, "iptables", "install")
+
+	h.sh("nft flush ruleset; mount --bind /dev/null /usr/sbin/xtables-nft-multi; mount --bind /dev/null /usr/sbin/xtables-legacy-multi")
+	h.ctplan(exitOK, "apply", "--auto-approve", path)
+	if again := h.ctplan(exitOK, "plan", "--detailed-exitcode", path); !strings.Contains(again.stdout, "no changes") {
+		t.Errorf("a second plan:\n%s", again.stdout)
+	}
+	if rules := h.sh("nft list ruleset"); !strings.Contains(rules, "notrack comment") {
+		t.Errorf("nftables has\n%s", rules)
+	}
 }
 
 // TestXtablesLockHeld has another process hold the lock that legacy iptables
