@@ -138,7 +138,7 @@ func (s *script) step(n int, step change.Step) error {
 			three("loaded "+m, "unload "+m, "load "+m)
 		}
 	case step.NFT != nil:
-		return &Refusal{"it changes rules of native nftables, which a script would not put back where they stood: use ctplan apply"}
+		return &Refusal{"it changes nftables, by a transaction that nft has no words for: use ctplan apply"}
 	default:
 		return &Refusal{"it restarts a service, whose rules a script cannot watch: use ctplan apply, or leave out reload"}
 	}
