@@ -22,6 +22,10 @@ type Host struct {
 	// Command runs a program to its end, such as the restart of a service.
 	Command func(ctx context.Context, words []string) error
 
+	// CheckFiles, when set, asks who reads files whether they can be read as they
+	// will stand, and changes nothing.
+	CheckFiles func(ctx context.Context, edited []host.File) error
+
 	// Hold, when set, makes every command that is started from then on keep f
 	// open, until Hold(nil). So a journal shows whether a command of a process
 	// that was killed is still at work.

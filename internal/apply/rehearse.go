@@ -120,7 +120,24 @@ func (h *Host) test(ctx context.Context, steps []change.Step) error {
 			return fmt.Errorf("the %s rules: %w", p.key.family, err)
 		}
 	}
+	if err := h.checkFiles(ctx, steps); err != nil {
+		return err
+	}
 	return ctx.Err()
+}
+
+// checkFiles has who reads them say whether they can be read as the steps leave them.
+func (h *Host) checkFiles(ctx context.Context, steps []change.Step) error {
+	var edited []host.File
+	for _, s := range steps {
+		if s.File != nil {
+			edited = append(slices.DeleteFunc(edited, func(f host.File) bool { return f.Path == s.File.After.Path }), s.File.After)
+		}
+	}
+	if len(edited) == 0 || h.CheckFiles == nil {
+		return nil
+	}
+	return h.CheckFiles(ctx, edited)
 }
 
 // loadsFirst is whether what the rules need can be loaded only once the change

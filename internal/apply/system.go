@@ -22,6 +22,7 @@ import (
 	"github.com/ctplan/ctplan/planner/modules"
 	"github.com/ctplan/ctplan/providers/iptables"
 	"github.com/ctplan/ctplan/providers/kmod"
+	"github.com/ctplan/ctplan/providers/nft"
 	"github.com/ctplan/ctplan/providers/sysctl"
 )
 
@@ -38,8 +39,9 @@ func NewHost(root string) *Host {
 			_, err := r.Run(ctx, run.Cmd{Path: words[0], Args: words[1:]})
 			return err
 		},
-		Hold:  r.hold,
-		Apart: apart,
+		CheckFiles: func(ctx context.Context, edited []host.File) error { return nft.CheckConf(ctx, r, root, edited) },
+		Hold:       r.hold,
+		Apart:      apart,
 	}
 }
 

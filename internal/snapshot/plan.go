@@ -52,7 +52,7 @@ func afterPlan(d declared.Desired, l host.Live, p planner.Plan) (host.Live, erro
 		case put(&l.InitScripts, func(s host.InitScript) string { return s.Path }, f.Path, func(host.InitScript) host.InitScript { return initscript.Parse(f) }):
 		case put(&l.InitConfigs, func(c host.InitConfig) string { return c.Path }, f.Path, func(host.InitConfig) host.InitConfig { return initscript.ParseConfig(f) }):
 		case put(&l.NFTFiles, func(n host.NFTFile) string { return n.Path }, f.Path, func(host.NFTFile) host.NFTFile { return nftconf.Parse(f) }):
-		case f.Path == nftconf.OwnPath(&l.NFTConf):
+		case f.Path == nftconf.OwnPath(l.NFTConf.Mains):
 			l.NFTFiles = append(slices.Clone(l.NFTFiles), nftconf.Parse(f))
 		case f.Path == etc.SysctlTarget(d, l):
 			insert(&l.SysctlFiles, parseSysctl(f, ""), func(s host.SysctlFile) string { return cmp.Or(s.As, s.Path) })

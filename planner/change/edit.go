@@ -23,6 +23,7 @@ type FileEdit struct {
 	reasons []string
 	sources []declared.Pos
 	prefix  string // of the address: "file." or "initscript."
+	gone    bool   // the file is taken away
 }
 
 // Content is what the edits start from.
@@ -41,6 +42,9 @@ func (w *FileEdit) AppendLine(line string) {
 	end := len(w.file.Content)
 	w.edits = append(w.edits, splice{host.Span{Start: end, End: end}, line + "\n", true})
 }
+
+// Remove takes the file away.
+func (w *FileEdit) Remove() { w.gone = true }
 
 // Because gives a reason for the edits, and what in the HCL asked for them.
 func (w *FileEdit) Because(reason string, source declared.Pos) {
@@ -93,6 +97,15 @@ func lineEnd(content string) string {
 
 // change returns the file's change, or nil when the edits come to nothing.
 func (w *FileEdit) change() *FileChange {
+	if w.gone {
+		if !w.file.Exists {
+			return nil
+		}
+		return &FileChange{
+			M:      Meta{Address: w.prefix + w.file.Path, Action: Delete, Reasons: w.reasons, Sources: SortPos(w.sources)},
+			Before: w.file, After: host.File{Path: w.file.Path},
+		}
+	}
 	after := w.file
 	after.Content = w.Edited()
 	if after.Content == w.file.Content {
@@ -135,6 +148,7 @@ func (s *Edits) Add(more Edits) {
 	for _, m := range more.files {
 		w := s.File(m.file, m.prefix)
 		w.edits = append(w.edits, m.edits...)
+		w.gone = w.gone || m.gone
 		for _, r := range m.reasons {
 			w.Because(r, declared.Pos{})
 		}

@@ -15,7 +15,7 @@ type Token struct {
 
 // Tokens takes a text apart as nft's src/scanner.l does, as far as statements,
 // names and strings go: numbers, addresses and operators are words and marks.
-// closed is false where a string has no end.
+// closed is false where a string, or a comment, has no end.
 func Tokens(content string) (tokens []Token, closed bool) {
 	line, goesOn, closed := int32(1), false, true
 	fresh := true // nothing but blanks on this line yet
@@ -33,8 +33,8 @@ func Tokens(content string) (tokens []Token, closed bool) {
 			i++
 		case c == '#':
 			end := strings.IndexByte(content[i:], '\n')
-			if end < 0 {
-				return tokens, closed
+			if end < 0 { // nft knows no comment that no newline ends
+				return tokens, false
 			}
 			i += end
 			if fresh && goesOn {

@@ -47,25 +47,46 @@ func OriginOf(conf *host.NFTConf, t *host.NFTTable, c *host.NFTChain, index int)
 		out.Added = Policy(chain.Policy) != Policy(c.Policy)
 		return out
 	}
-	vague := false
-	texts := make([]string, len(chain.Rules))
-	for i := range chain.Rules {
-		r := &chain.Rules[i]
-		if texts[i] = r.Text; r.Vague {
-			texts[i], vague = "\x00"+r.Text, true // like no rule of the kernel's
-		}
-	}
-	kernel := make([]string, len(c.Rules))
-	for i := range c.Rules {
-		kernel[i] = Canonical(Words(c.Rules[i].Text))
-	}
-	switch at, added := align(kernel, texts, index); {
+	kernel, file, vague := spellings(chain, c)
+	switch at, added := align(kernel, file, index); {
 	case at >= 0:
 		return Origin{At: Place(chain.Rules[at].Site), Exact: true}
 	default:
 		out.Added = added && !vague
 		return out
 	}
+}
+
+// SavedRule is the rule of a file that the kernel's by index comes from; nil where
+// none is known to be. same is whether both read the same: else it stands in its
+// place, between such, and may only be spelled otherwise.
+func SavedRule(conf *host.NFTConf, t *host.NFTTable, c *host.NFTChain, index int) (r *host.NFTConfRule, same bool) {
+	_, chain := Find(conf, t.Family, t.Name, c.Name)
+	if chain == nil || chain.Doubt != "" || conf.Doubt != "" {
+		return nil, false
+	}
+	kernel, file, _ := spellings(chain, c)
+	at, _ := align(kernel, file, index)
+	if at < 0 {
+		return nil, false
+	}
+	return &chain.Rules[at], file[at] == kernel[index]
+}
+
+// spellings are the rules of the kernel and of files in one spelling; vague is
+// whether one of the latter's is not known.
+func spellings(chain *host.NFTConfChain, c *host.NFTChain) (kernel, file []string, vague bool) {
+	for i := range chain.Rules {
+		text := chain.Rules[i].Text
+		if chain.Rules[i].Vague {
+			text, vague = "\x00"+text, true // like no rule of the kernel's
+		}
+		file = append(file, text)
+	}
+	for i := range c.Rules {
+		kernel = append(kernel, Canonical(Words(c.Rules[i].Text)))
+	}
+	return kernel, file, vague
 }
 
 // Find is what the files say of a table, and of a chain of it; nil where they do

@@ -46,13 +46,13 @@ func Canonical(words []string) string {
 			} else {
 				out = append(out, w)
 			}
-		case w == ",":
+		case w == "," && len(out) > 0:
 			end := i - 1 // of the list, with the word before
 			for end+2 < len(words) && words[end+1] == "," {
 				end += 2
 			}
-			out[max(0, len(out)-1)] = elements(words[max(0, i-1):end+1], ports)
-			i = end
+			out[len(out)-1] = elements(words[max(0, i-1):end+1], ports)
+			i = max(i, end)
 		default:
 			out = append(out, spell(w, ports))
 			if !portWords[w] {
@@ -93,6 +93,11 @@ func spell(w string, port bool) string {
 	w = strings.TrimPrefix(w, `"`)
 	if host, ok := strings.CutSuffix(w, "/32"); ok && strings.Count(host, ".") == 3 {
 		return host
+	}
+	if hex, ok := strings.CutPrefix(w, "0x"); ok {
+		if n, err := strconv.ParseUint(hex, 16, 64); err == nil {
+			return strconv.FormatUint(n, 10)
+		}
 	}
 	if n := services[w]; port && n != "" {
 		return n

@@ -51,7 +51,7 @@ func (l *loader) open(name string, from host.NFTSite, depth int) {
 	if l.lexed[i] == nil {
 		tokens, closed := nftables.Tokens(l.files[i].Content)
 		if !closed {
-			l.doubt(&token{tokens[len(tokens)-1], int32(i)}, "a string that nothing ends")
+			l.doubt(&token{nftables.Token{Line: int32(1 + strings.Count(l.files[i].Content, "\n"))}, int32(i)}, "a string, or a comment, that nothing ends: nft does not load it")
 		}
 		l.lexed[i] = append(tokens, nftables.Token{}) // never nil
 	}
@@ -62,12 +62,26 @@ func (l *loader) open(name string, from host.NFTSite, depth int) {
 			l.tokens = append(l.tokens, t)
 			continue
 		}
+		if n := len(l.tokens); n > 0 && !l.tokens[n-1].ends() && l.tokens[n-1].Text != "{" {
+			l.doubt(&t, "an include where none can be: what comes before it is not ended")
+		}
 		named := token{tokens[k+1], int32(i)}
 		if k += 2; k < len(tokens) {
 			l.tokens = append(l.tokens, token{tokens[k], int32(i)})
+		} else if depth == 0 {
+			l.doubt(&t, "an include that no newline ends: nft does not load it")
 		}
 		l.include(&named, l.site([]token{t, named}), depth)
 	}
+}
+
+// isOpen is whether the last statement that a file loads is one of another file, and
+// not ended there: what the file says next would be part of it.
+func isOpen(main string, files []host.NFTFile) bool {
+	l := newLoader([]string{main}, files)
+	l.open(main, host.NFTSite{}, 0)
+	n := len(l.tokens)
+	return n > 0 && !l.tokens[n-1].ends() && files[l.tokens[n-1].file].Path != main
 }
 
 // include opens what a line names.
@@ -84,14 +98,18 @@ func (l *loader) include(name *token, site host.NFTSite, depth int) {
 		l.doubt(name, "it includes %s, which was not read", pattern)
 		return
 	}
-	var found []string
-	for i := range l.files {
-		if Matches(pattern, l.files[i].Path) {
-			found = append(found, l.files[i].Path)
+	for _, f := range matching(pattern, l.files) {
+		l.open(f, site, depth+1)
+	}
+}
+
+// matching are the files of a pattern, in the order in which nft reads them.
+func matching(pattern string, files []host.NFTFile) (found []string) {
+	for i := range files {
+		if Matches(pattern, files[i].Path) {
+			found = append(found, files[i].Path)
 		}
 	}
 	slices.Sort(found)
-	for _, f := range found {
-		l.open(f, site, depth+1)
-	}
+	return found
 }

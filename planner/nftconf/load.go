@@ -28,7 +28,7 @@ func Of(b *host.Boot, files []host.NFTFile) host.NFTConf {
 // into an empty ruleset. Files are those that are known to exist; one that they
 // include and that is not among them is a doubt.
 func Load(mains []string, files []host.NFTFile) host.NFTConf {
-	l := &loader{files: files, conf: host.NFTConf{Mains: mains}, lexed: make([][]nftables.Token, len(files)), read: map[spot]int{}}
+	l := newLoader(mains, files)
 	for _, main := range mains {
 		l.tokens, l.at, l.defined = nil, 0, []map[string][]token{{}}
 		l.open(main, host.NFTSite{}, 0)
@@ -60,6 +60,10 @@ type loader struct {
 	defined []map[string][]token // by scope, the innermost last
 	read    map[spot]int         // how often each statement was read
 	rules   int
+}
+
+func newLoader(mains []string, files []host.NFTFile) *loader {
+	return &loader{files: files, conf: host.NFTConf{Mains: mains}, lexed: make([][]nftables.Token, len(files)), read: map[spot]int{}}
 }
 
 // doubt is the first reason alone: what comes after it may follow from it.

@@ -13,11 +13,11 @@ import (
 // maxConfs bounds how many files are followed.
 const maxConfs = 256
 
-// ConfPaths lists the rules files of nft that exist, seen from root: mains, and
-// those that they include.
+// ConfPaths lists the rules files of nft that exist, seen from root: mains, those
+// that they include, and ctplan's own.
 func ConfPaths(root string, mains []string) ([]string, error) {
 	var list []string
-	queue := slices.Clone(mains)
+	queue := append(slices.Clone(mains), nftconf.OwnPath(mains))
 	for len(queue) > 0 && len(list) < maxConfs {
 		name := queue[0]
 		queue = queue[1:]
