@@ -194,14 +194,18 @@ func (w *work) edits(move bool) change.Edits {
 
 // load is what comes of the edited files.
 func (w *work) load(edits change.Edits) host.NFTConf {
-	return Load(w.conf.Mains, After(w.files, edits))
+	return Load(w.conf.Mains, After(w.conf.Mains, w.files, edits))
 }
 
-// After are the files as edits make them.
-func After(files []host.NFTFile, edits change.Edits) []host.NFTFile {
+// After are the files as edits make them, ctplan's own among them; edits of other
+// files are none of theirs.
+func After(mains []string, files []host.NFTFile, edits change.Edits) []host.NFTFile {
 	out := slices.Clone(files)
 	for _, c := range edits.Changes() {
 		f := c.(*change.FileChange).After
+		if f.Path != OwnPath(mains) && !slices.ContainsFunc(files, func(o host.NFTFile) bool { return o.Path == f.Path }) {
+			continue
+		}
 		out = slices.DeleteFunc(out, func(o host.NFTFile) bool { return o.Path == f.Path })
 		if f.Exists {
 			out = append(out, Parse(f))

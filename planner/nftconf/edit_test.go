@@ -120,7 +120,7 @@ func TestInclude(t *testing.T) {
 			if refused := (Edit{Own: own}).Apply(&conf, files, &edits); len(refused) > 0 {
 				t.Errorf("%q: %v", before, refused)
 			}
-			files = After(files, edits)
+			files = After([]string{"/etc/a.nft"}, files, edits)
 			i := slices.IndexFunc(files, func(f host.NFTFile) bool { return f.Path == "/etc/a.nft" })
 			if got := files[i].Content; got != after {
 				t.Errorf("%q became %q, want %q", before, got, after)

@@ -20,6 +20,10 @@ const ownHead = "# ctplan writes this file, by its HCL: what is changed here is 
 // they have among those of the kernel.
 func Keep(conf *host.NFTConf, before, after []host.NFTTable) (Edit, []Refusal) {
 	k := &keeper{conf: conf, before: before}
+	if conf.Doubt != "" {
+		k.refuse(lastMain(conf.Mains), "what nftables.service loads is not known whole: %s", conf.Doubt)
+		return k.edit, k.refused
+	}
 	for i := range before {
 		k.cut(&before[i], after)
 	}
@@ -87,6 +91,8 @@ func (k *keeper) cut(t *host.NFTTable, after []host.NFTTable) {
 			switch saved, same := nftables.SavedRule(k.conf, t, chain, r); {
 			case same:
 				k.edit.Cut = append(k.edit.Cut, saved.Site)
+			case origin.Exact:
+				k.refuse(origin.At, "it stands where the kernel has the rule with handle %d, %s, and reads otherwise", rule.Handle, rule.Text)
 			case origin.At != "" && !origin.Added:
 				k.refuse(origin.At, "it is not known which line has the rule with handle %d, %s", rule.Handle, rule.Text)
 			}

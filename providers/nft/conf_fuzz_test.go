@@ -56,7 +56,7 @@ func FuzzCut(f *testing.F) {
 					if cuts++; cuts > 6 || len((nftconf.Edit{Cut: []host.NFTSite{r.Site}}).Apply(&conf, files, &edits)) > 0 {
 						continue
 					}
-					after := nftconf.After(files, edits)[0].Content
+					after := nftconf.After(nftconf.Defaults[:1], files, edits)[0].Content
 					want := without(listing, conf.Tables[i].Family, conf.Tables[i].Name, c.Name, k)
 					if got, ok := list(after); !ok || got != want {
 						t.Errorf("%q\nwithout %q of %s:\n%q\nloads %v\n%swant\n%s", text, r.Text, c.Name, after, ok, got, want)
@@ -103,7 +103,7 @@ func FuzzConf(f *testing.F) {
 					if len((nftconf.Edit{Cut: []host.NFTSite{r.Site}}).Apply(&conf, files, &edits)) > 0 {
 						continue
 					}
-					after := nftconf.After(files, edits)
+					after := nftconf.After(nftconf.Defaults[:1], files, edits)
 					for _, f := range files {
 						k := slices.IndexFunc(after, func(o host.NFTFile) bool { return o.Path == f.Path })
 						if f.Path == r.Site.File && (after[k].Content == f.Content || !isCut(f.Content, after[k].Content)) || f.Path != r.Site.File && after[k].Content != f.Content {

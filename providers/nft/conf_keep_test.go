@@ -99,7 +99,7 @@ func TestKeep(t *testing.T) {
 				continue
 			}
 			kept++
-			files := nftconf.After(c.files, edits)
+			files := nftconf.After(conf.Mains, c.files, edits)
 			h.load(&c, files, 1)
 			booted := readTables(t)
 			if got, want := model(booted), model(after); got != want {

@@ -307,7 +307,7 @@ func (h *confHost) ownAlone(c *savedConf, conf *host.NFTConf, listing string) {
 		if n := len(edits.Changes()); n != changes {
 			h.t.Errorf("%s: %d files change, not %d", c.name, n, changes)
 		}
-		files = nftconf.After(files, edits)
+		files = nftconf.After(conf.Mains, files, edits)
 		return h.load(c, files, 1)
 	}
 	if got := step(ownRules, 2); got != listing+ownRules {
