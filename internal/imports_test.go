@@ -25,7 +25,7 @@ var ranks = [][]string{
 	{"nftconf"},
 	{"carrier", "translate"},
 	{"judge", "modules", "owners", "rules"},
-	{"impact", "sizes", "service"},
+	{"carry", "impact", "sizes", "service"},
 	{"sides", "boot"},
 	{"."},
 	{"importer", "suggest"},

@@ -269,30 +269,53 @@ func TestUnmanaged(t *testing.T) {
 	}
 }
 
+// TestNoSavedFile is of hosts without a saved rules file: what becomes of rules at
+// a reboot, by what brings that host's own rules back.
 func TestNoSavedFile(t *testing.T) {
-	p := Diff(notrackTCP(declared.RefuseStateful), testHost(host.Ruleset{Family: host.IPv4, Backend: host.NFT, Primary: true}))
-	if len(p.Warnings) != 1 || !strings.Contains(p.Warnings[0].Text, "will not survive a reboot") {
-		t.Errorf("got %+v", p.Warnings)
-	}
-}
-
-// TestNoSavedFileNative is of hosts whose rules a service of nftables keeps: what
-// saves the rules of iptables is none of theirs.
-func TestNoSavedFileNative(t *testing.T) {
+	from := func(r ...host.Restorer) []host.Restorer { return r }
 	for _, tt := range []struct {
-		services []string
-		want     string
+		name   string
+		boot   *host.Boot
+		os     []string
+		want   string
+		saveTo string
 	}{
-		{[]string{"nftables"}, "nor a restart or reload of nftables,"},
-		{[]string{"firewalld"}, "nor a restart or reload of firewalld,"},
-		{[]string{"netfilter-persistent", "nftables"}, "there is no saved rules file. Install"},
-		{nil, "there is no saved rules file. Install"},
+		{"a host of which nothing is known", nil, nil, "whether the ipv4 rules will survive a reboot is not known: there is no saved rules file, and how this host boots could not be told", ""},
+		{"nftables", &host.Boot{Services: []string{"nftables"}}, nil, "nor a restart or reload of nftables,", ""},
+		{"firewalld", &host.Boot{Services: []string{"firewalld"}}, nil, "nor a restart or reload of firewalld,", ""},
+		{"shorewall", &host.Boot{Services: []string{"shorewall"}}, nil, "nor a restart or reload of shorewall, which keeps this host's rules", ""},
+		{"ufw", &host.Boot{Services: []string{"ufw"}}, []string{"debian"}, "the ipv4 rules will not survive a reboot: ufw keeps this host's rules, and none of ctplan's", ""},
+		{"netfilter-persistent with no file", &host.Boot{Services: []string{"netfilter-persistent", "nftables"}}, []string{"debian"}, "netfilter-persistent is enabled, and the file that it restores, /etc/iptables/rules.v4, does not exist", "/etc/iptables/rules.v4"},
+		{"iptables-services with no file", &host.Boot{Services: []string{"iptables"}}, []string{"rhel"}, "iptables is enabled, and the file that it restores, /etc/sysconfig/iptables, does not exist", "/etc/sysconfig/iptables"},
+		{"Alpine with no file", &host.Boot{Init: host.InitOpenRC, Services: []string{"iptables"}}, []string{"alpine"}, "/etc/iptables/rules-save, does not exist", "/etc/iptables/rules-save"},
+		{"Gentoo with no file", &host.Boot{Init: host.InitOpenRC, Services: []string{"iptables"}}, []string{"gentoo"}, "/var/lib/iptables/rules-save, does not exist", "/var/lib/iptables/rules-save"},
+		{"Arch with no file", &host.Boot{Services: []string{"iptables"}, Restorers: from(host.Restorer{By: "iptables.service", At: "/usr/lib/systemd/system/iptables.service:9", Does: host.DoRestore, Family: host.IPv4, File: "/etc/iptables/iptables.rules"})}, []string{"arch"},
+			"the file that /usr/lib/systemd/system/iptables.service:9 restores, /etc/iptables/iptables.rules, does not exist", "/etc/iptables/iptables.rules"},
+		{"a script that makes rules", &host.Boot{Restorers: from(host.Restorer{By: "/etc/rc.local", At: "/etc/rc.local:3", Does: host.DoMake, Family: host.IPv4})}, []string{"debian"}, "the ipv4 rules will not survive a reboot: /etc/rc.local:3 makes rules", ""},
+		{"a script that makes rules of IPv6", &host.Boot{Restorers: from(host.Restorer{By: "/etc/rc.local", At: "/etc/rc.local:3", Does: host.DoMake, Family: host.IPv6})}, nil, "there is no saved rules file, and nothing was found that restores one", ""},
+		{"a script that cannot be followed", &host.Boot{Restorers: from(host.Restorer{By: "fw.service", At: "/usr/local/bin/fw.py:7", Does: host.DoUnknown})}, nil, "is not known: there is no saved rules file, and /usr/local/bin/fw.py:7 names a program that changes rules", ""},
+		{"a file that cannot be told", &host.Boot{Restorers: from(host.Restorer{By: "fw.service", At: "/etc/fw.sh:2", Does: host.DoRestore, Family: host.IPv4})}, nil, "/etc/fw.sh:2 restores one that cannot be told from there: name it by files { rules_v4 = … }", ""},
+		{"nothing, Debian", &host.Boot{}, []string{"ubuntu", "debian"}, "nothing was found that restores one. Install netfilter-persistent", "/etc/iptables/rules.v4"},
+		{"nothing, Red Hat", &host.Boot{}, []string{"rocky", "rhel", "centos", "fedora"}, "nothing was found that restores one. Install and enable iptables-services", "/etc/sysconfig/iptables"},
+		{"nothing, another", &host.Boot{}, []string{"void"}, "the ipv4 rules will not survive a reboot: there is no saved rules file, and nothing was found that restores one", ""},
 	} {
-		l := testHost(host.Ruleset{Family: host.IPv4, Backend: host.NFT, Primary: true})
-		l.Boot = &host.Boot{Init: host.InitSystemd, Services: tt.services}
-		p := Diff(notrackTCP(declared.RefuseStateful), l)
-		if !slices.ContainsFunc(p.Warnings, func(w change.Warning) bool { return strings.Contains(w.Text, tt.want) }) {
-			t.Errorf("%v: got %+v", tt.services, p.Warnings)
-		}
+		t.Run(tt.name, func(t *testing.T) {
+			l := testHost(host.Ruleset{Family: host.IPv4, Backend: host.NFT, Primary: true})
+			if l.Boot, l.Host.OS = tt.boot, tt.os; tt.boot != nil && tt.boot.Init == "" {
+				tt.boot.Init = host.InitSystemd
+			}
+			p := Diff(notrackTCP(declared.RefuseStateful), l)
+			i := slices.IndexFunc(p.Warnings, func(w change.Warning) bool { return strings.Contains(w.Text, tt.want) })
+			if i < 0 {
+				t.Fatalf("got %+v", p.Warnings)
+			}
+			want := []string(nil)
+			if tt.saveTo != "" {
+				want = []string{"iptables-save > " + tt.saveTo}
+			}
+			if !slices.Equal(p.Warnings[i].Commands, want) {
+				t.Errorf("commands %q, want %q", p.Warnings[i].Commands, want)
+			}
+		})
 	}
 }

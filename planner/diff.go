@@ -198,12 +198,12 @@ func Steps(p Plan) []change.Step { return change.StepsOf(p.Changes) }
 // Judged returns the plan of a way back with what its steps do to the
 // connections that are open. What they lose is a warning, and no block: who
 // goes back may have to, and has no HCL to accept a risk in. split takes the
-// words of a rule apart, as iptables-restore does.
-func (p Plan) Judged(l host.Live, steps []change.Step, split func(rule string) []string) Plan {
+// words of a rule apart, as iptables-restore does. Of d the mode does not count.
+func (p Plan) Judged(d declared.Desired, l host.Live, steps []change.Step, split func(rule string) []string) Plan {
 	if l.Connections == nil || !NeedsConnections(p) {
 		return p
 	}
-	d := declared.Desired{Mode: p.Mode}
+	d.Mode = p.Mode
 	lost, found := impact.Of(d, l, judge.Kernel(d, l, steps, split), nil)
 	for _, b := range found.Blocks {
 		found.Warnings = append(found.Warnings, change.Warning{Address: b.Address, Text: fmt.Sprintf("%s (%s)", b.Why, b.Where)})

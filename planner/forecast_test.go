@@ -397,7 +397,7 @@ func TestForesee(t *testing.T) {
 			l.SavedRules = []host.Ruleset{savedFile(t, "/srv/rules", stateRules)}
 		}, `
 			unloaded: nothing that boot reads loads it
-			ipv4 unknown 0: ctplan does not know what restores this file`},
+			ipv4 unknown 0: nothing was found that restores it`},
 		{"docker", host.InitSystemd, func(l *host.Live) { l.Boot.Services = []string{"docker", "netfilter-persistent"} }, `
 			unknown: docker is enabled and may load it`},
 		{"docker, blocked", host.InitSystemd, func(l *host.Live) {

@@ -73,7 +73,7 @@ func TestForeseenWarnings(t *testing.T) {
 			l.SavedRules = []host.Ruleset{savedFile(t, rulesV4, stateRules)}
 		}, []string{"file./etc/iptables/rules.v4: a boot does not restore this file: netfilter-persistent is not enabled, and ctplan knows of nothing else that restores this file"}},
 		{"notrack, elsewhere", notrack, func(l *host.Live) { l.SavedRules = []host.Ruleset{savedFile(t, "/srv/rules", stateRules)} },
-			[]string{"file./srv/rules: whether a boot restores this file is not known: ctplan does not know what restores this file"}},
+			[]string{"file./srv/rules: whether a boot restores this file is not known: nothing was found that restores it"}},
 		{"notrack, a container", notrack, func(l *host.Live) {
 			l.Boot = &host.Boot{}
 			l.SavedRules = []host.Ruleset{savedFile(t, rulesV4, stateRules)}

@@ -71,7 +71,7 @@ func symmetryFindings(p Plan) (found []string) {
 		}
 	}
 	for _, w := range p.Warnings {
-		if !strings.Contains(w.Text, "may now") && !strings.Contains(w.Text, "will not survive a reboot") && !strings.Contains(w.Text, "stays for what is still tracked") {
+		if !strings.Contains(w.Text, "may now") && !strings.Contains(w.Text, "survive a reboot") && !strings.Contains(w.Text, "stays for what is still tracked") {
 			found = append(found, "warn "+w.Address+": "+w.Text)
 		}
 	}

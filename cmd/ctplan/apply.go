@@ -113,6 +113,7 @@ func (a *applier) carryOut(ctx context.Context, c *config, file *planfile.Plan, 
 			return err
 		}
 	}
+	p.desired.NoCarry = a.flags.noCarry
 	// What is open now counts, not what was when a saved plan was made.
 	if err := a.judge(p); err != nil {
 		return err
@@ -146,7 +147,9 @@ func (a *applier) carryOut(ctx context.Context, c *config, file *planfile.Plan, 
 	where := a.transaction(p.snapshot.Host, a.flags.lockTimeout)
 	where.Lock = held.give()
 	where.Host.Seen(p.live.Rulesets)
-	return a.change(ctx, where, planner.Steps(p.plan), p.plan, a.flags, apply.Options{
+	steps := planner.Steps(p.plan)
+	return a.change(ctx, where, steps, p.plan, a.flags, apply.Options{
+		Carry:  a.carrying(a.flags, p.desired, p.live, steps),
 		Verify: func(ctx context.Context) error { return a.readBack(ctx, p) },
 	})
 }
@@ -212,6 +215,7 @@ func (e *env) recoverFirst(ctx context.Context, lockTimeout time.Duration) error
 	results, err := apply.Recover(ctx, e.transaction(host.Host{}, lockTimeout), e.progress())
 	for _, r := range results {
 		e.warnf("transaction %d had been cut off: everything was put back as it was before it", r.ID)
+		e.tellTable(r.Table)
 	}
 	return err
 }

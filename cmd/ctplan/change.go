@@ -13,16 +13,20 @@ import (
 	"github.com/ctplan/ctplan/internal/journal"
 	"github.com/ctplan/ctplan/internal/view"
 	"github.com/ctplan/ctplan/planner"
+	"github.com/ctplan/ctplan/planner/carry"
 	"github.com/ctplan/ctplan/planner/change"
 	"github.com/ctplan/ctplan/planner/declared"
+	"github.com/ctplan/ctplan/planner/host"
 	"github.com/ctplan/ctplan/planner/impact"
 	"github.com/ctplan/ctplan/providers/flows"
+	"github.com/ctplan/ctplan/providers/iptables"
 )
 
 // changeFlags are the flags of the commands that change the host.
 type changeFlags struct {
 	full          bool
 	autoApprove   bool
+	noCarry       bool
 	lockTimeout   time.Duration
 	confirmWithin time.Duration
 }
@@ -30,6 +34,7 @@ type changeFlags struct {
 func (f *changeFlags) register(flags *pflag.FlagSet) {
 	flags.BoolVar(&f.full, "full", false, "show long changes in full")
 	flags.BoolVar(&f.autoApprove, "auto-approve", false, "do not ask")
+	flags.BoolVar(&f.noCarry, "no-carry", false, "leave the kernel's table of connections as it is: tell tracking of none that is open, take no entry out")
 	flags.DurationVar(&f.confirmWithin, "confirm-within", 0, "take everything back after this `TIME` unless ctplan confirm comes: 60s, 5m")
 	lockTimeoutFlag(flags, &f.lockTimeout)
 }
@@ -75,6 +80,7 @@ func (e *env) change(ctx context.Context, where apply.Env, steps []change.Step, 
 	if err != nil {
 		return err
 	}
+	e.tellTable(result.Table)
 	_, err = fmt.Fprintln(e.stdout, view.Summary(plan, view.Applied))
 	if err != nil && !errors.Is(err, syscall.EPIPE) { // the change is made, whoever listens
 		return err
@@ -93,6 +99,28 @@ func (e *env) loosen(impact *impact.Impact) {
 	}
 	if err := flows.Loosen(impact.Leaving); err != nil {
 		e.warnf("%v: connections that are open now may break if they are tracked again later", err)
+	}
+}
+
+// carrying are the rules by which a change carries connections over; nil where
+// it does not: what is tracked stays the same, or somebody said so.
+func (e *env) carrying(f changeFlags, d declared.Desired, l host.Live, steps []change.Step) *carry.Rules {
+	if f.noCarry || e.root != "" || l.Connections == nil || !apply.TouchesTracking(steps) {
+		return nil
+	}
+	return planner.Carrying(d, l, steps, iptables.Words)
+}
+
+// tellTable says what became of the kernel's table of connections.
+func (e *env) tellTable(t *journal.Table) {
+	if t == nil {
+		return
+	}
+	if text := view.Table(t); text != "" {
+		e.progressf("%s", text)
+	}
+	if t.Trouble != "" {
+		e.warnf("not all connections could be carried over: %s; those may be cut off", view.Clean(t.Trouble))
 	}
 }
 

@@ -19,6 +19,7 @@ import (
 	"github.com/ctplan/ctplan/internal/view"
 	"github.com/ctplan/ctplan/planner"
 	"github.com/ctplan/ctplan/planner/change"
+	"github.com/ctplan/ctplan/planner/declared"
 	"github.com/ctplan/ctplan/planner/host"
 	"github.com/ctplan/ctplan/providers/iptables"
 )
@@ -61,6 +62,14 @@ func (e *env) historyText(all []journal.Transaction) error {
 			result += ": " + t.Err.Error()
 		} else if t.Reason != "" {
 			result += ": " + firstLine(t.Reason)
+		}
+		if t.Table != nil {
+			if did := view.Table(t.Table); did != "" {
+				result += "; " + did
+			}
+			if t.Table.Trouble != "" {
+				result += "; not all carried over: " + firstLine(t.Table.Trouble)
+			}
 		}
 		when := ""
 		if !t.Time.IsZero() {
@@ -106,6 +115,9 @@ type historyEntry struct {
 	Summary string     `json:"summary"`
 	Outcome string     `json:"outcome"`
 	Reason  string     `json:"reason"`
+
+	// What became of the kernel's table of connections; absent where nothing did.
+	Table *journal.Table `json:"table,omitempty"`
 }
 
 type historyReport struct {
@@ -118,7 +130,7 @@ func (e *env) historyJSON(all []journal.Transaction) error {
 	for _, t := range all {
 		entry := historyEntry{
 			ID: t.ID, Time: t.Time, User: t.Who.User, UID: t.Who.UID, SSH: t.Who.SSH, Version: t.Version,
-			Summary: t.Summary, Outcome: string(t.Outcome), Reason: t.Reason,
+			Summary: t.Summary, Outcome: string(t.Outcome), Reason: t.Reason, Table: t.Table,
 		}
 		if !t.Ended.IsZero() {
 			entry.Ended = &t.Ended
@@ -202,7 +214,7 @@ func (r *rollbacker) rollback(ctx context.Context, id int) error {
 	back, err := r.wayBack(ctx, env, id)
 	if err == nil && planner.NeedsConnections(back.plan) {
 		back.snapshot.ReadConnections(r.root, r.getenv("SSH_CONNECTION"), 0)
-		err = back.judge()
+		err = back.judge(r.flags)
 	}
 	switch {
 	case errors.Is(err, apply.ErrNoTransaction) && id == 0:
@@ -230,6 +242,7 @@ func (r *rollbacker) rollback(ctx context.Context, id int) error {
 	env.Identity = back.snapshot.Host
 	env.Lock = held.give()
 	return r.change(ctx, env, back.steps, back.plan, r.flags, apply.Options{
+		Carry: r.carrying(r.flags, declared.Desired{Mode: back.plan.Mode}, back.live, back.steps),
 		Verify: func(ctx context.Context) error {
 			left, err := r.wayBack(ctx, env, id)
 			if err == nil && !left.plan.Empty() {
@@ -255,12 +268,12 @@ type wayBack struct {
 }
 
 // judge adds what becomes of the connections that are open now.
-func (b *wayBack) judge() error {
+func (b *wayBack) judge(f changeFlags) error {
 	live, err := b.snapshot.Live()
 	if err != nil {
 		return err
 	}
-	b.live, b.plan = live, b.plan.Judged(live, b.steps, iptables.Words)
+	b.live, b.plan = live, b.plan.Judged(declared.Desired{NoCarry: f.noCarry}, live, b.steps, iptables.Words)
 	return nil
 }
 
@@ -300,7 +313,7 @@ func (r *rollbacker) approved(ctx context.Context, env apply.Env, id int, was *w
 	}
 	now.snapshot.Connections = was.snapshot.Connections
 	if now.snapshot.Connections != nil {
-		if err := now.judge(); err != nil {
+		if err := now.judge(r.flags); err != nil {
 			return nil, err
 		}
 	}

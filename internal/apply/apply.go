@@ -23,6 +23,7 @@ package apply
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -30,6 +31,7 @@ import (
 
 	"github.com/ctplan/ctplan/internal/journal"
 	"github.com/ctplan/ctplan/internal/lock"
+	"github.com/ctplan/ctplan/planner/carry"
 	"github.com/ctplan/ctplan/planner/change"
 	"github.com/ctplan/ctplan/planner/host"
 	"github.com/ctplan/ctplan/providers/flows"
@@ -58,6 +60,10 @@ type Env struct {
 	// confirms; StartWatchdog on a real host. Only ConfirmWithin needs it.
 	Watch func(ctx context.Context, id int) error
 
+	// Rules reads the host, and judges by its rules as they stand: for the
+	// connections that a way back carries over into tracking. nil: it carries none.
+	Rules func(context.Context) (*carry.Rules, error)
+
 	// Fault is nil outside tests. It is called at every point where a
 	// transaction can be cut off; an error fails it there.
 	Fault func(point string, index int) error
@@ -71,6 +77,12 @@ type Options struct {
 	// ConfirmWithin makes the new state stay only if Confirm is called within
 	// that time. 0: it stays.
 	ConfirmWithin time.Duration
+
+	// Carry has connections carried over into tracking before the rules change,
+	// and entries that nothing meets any more taken out after, by the rules of the
+	// plan; what takes the transaction back does the same. nil: the table of
+	// connections is left alone.
+	Carry *carry.Rules
 
 	// Prepare is called under the lock when everything is tested, right before
 	// the first step. It changes nothing that would have to be taken back.
@@ -96,8 +108,9 @@ type Event struct {
 type Result struct {
 	ID       int // 0 when nothing was changed and no journal was written
 	Outcome  journal.Outcome
-	Deadline time.Duration // Waiting: how long there is to confirm
-	Steps    []StepReport  // those that began
+	Deadline time.Duration  // Waiting: how long there is to confirm
+	Steps    []StepReport   // those that began
+	Table    *journal.Table // what became of the kernel's table; nil: nothing
 }
 
 // StepReport is what became of one step.
@@ -126,6 +139,8 @@ type transaction struct {
 	began    []undo
 	reports  []StepReport
 	rebooted bool
+	emptied  bool     // of entries that nothing meets any more
+	carrier  *carrier // nil: the table of connections is left alone
 }
 
 // Run carries out the steps in order, or none of them. It returns a
@@ -196,11 +211,16 @@ func Run(ctx context.Context, env Env, steps []change.Step, opts Options) (Resul
 	if opts.Prepare != nil {
 		opts.Prepare(ctx)
 	}
+	if opts.Carry != nil {
+		if err := tx.carriesOver(opts.Carry); err != nil {
+			return tx.back(ctx, err)
+		}
+	}
 	deadline, err := tx.forward(ctx, steps)
 	if err != nil {
 		return tx.back(ctx, err)
 	}
-	result := Result{ID: j.ID, Outcome: journal.Committed, Steps: tx.reports}
+	result := Result{ID: j.ID, Outcome: journal.Committed, Steps: tx.reports, Table: tx.carrier.told()}
 	if opts.ConfirmWithin > 0 {
 		result.Outcome, result.Deadline = journal.Waiting, deadline
 	}
@@ -224,13 +244,8 @@ func (tx *transaction) forward(ctx context.Context, steps []change.Step) (left t
 		ctx, cancel = context.WithTimeoutCause(ctx, tx.opts.ConfirmWithin, errTooSlow)
 		defer cancel()
 	}
-	for i, s := range steps {
-		if ctx.Err() != nil {
-			return 0, context.Cause(ctx)
-		}
-		if err := tx.do(ctx, i, len(steps), s); err != nil {
-			return 0, fmt.Errorf("%s: %w", describe(s), err)
-		}
+	if err := tx.doAll(ctx, steps); err != nil {
+		return 0, err
 	}
 	if err := tx.env.fault("verify", 0); err != nil {
 		return 0, err
@@ -242,15 +257,18 @@ func (tx *transaction) forward(ctx context.Context, steps []change.Step) (left t
 			return 0, fmt.Errorf("reading back: %w", err)
 		}
 	}
+	if err := tx.takeOut(ctx); err != nil {
+		return 0, err
+	}
 	if ctx.Err() != nil {
 		return 0, context.Cause(ctx)
 	}
 	if err := tx.env.fault("commit", 0); err != nil {
 		return 0, err
 	}
-	last := journal.Record{Kind: journal.Commit}
+	last := journal.Record{Kind: journal.Commit, Table: tx.carrier.told()}
 	if within := tx.opts.ConfirmWithin; within > 0 {
-		last = journal.Record{Kind: journal.Armed, Deadline: now() + int64(within)}
+		last = journal.Record{Kind: journal.Armed, Deadline: now() + int64(within), Table: tx.carrier.told()}
 	}
 	if err := tx.j.Append(last, true); err != nil {
 		return 0, err
@@ -258,6 +276,54 @@ func (tx *transaction) forward(ctx context.Context, steps []change.Step) (left t
 	// From here on the new state stays: a failure changes nothing any more.
 	_ = tx.env.fault("committed", 0)
 	return tx.opts.ConfirmWithin, nil
+}
+
+// doAll carries out the steps, and sees to the table of connections between them.
+func (tx *transaction) doAll(ctx context.Context, steps []change.Step) error {
+	first, last := -1, -1 // that change rules
+	for i, s := range steps {
+		if s.Rules != nil || s.NFT != nil {
+			if last = i; first < 0 {
+				first = i
+			}
+		}
+	}
+	for i, s := range steps {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if i == first && tx.carrier != nil {
+			if err := errors.Join(tx.env.fault("carry", 0), tx.carryIn(ctx)); err != nil {
+				return err
+			}
+		}
+		if s.Module != nil && !s.Module.Load {
+			if err := tx.takeOut(ctx); err != nil { // the table goes with its module
+				return err
+			}
+		}
+		if err := tx.do(ctx, i, len(steps), s); err != nil {
+			return fmt.Errorf("%s: %w", describe(s), err)
+		}
+		if i == last && tx.carrier != nil {
+			tx.carrier.trouble(tx.carrier.stay(ctx))
+		}
+	}
+	return nil
+}
+
+// takeOut takes out what nothing meets any more, once. What goes wrong there is
+// told, and undoes nothing: the entries that are left expire.
+func (tx *transaction) takeOut(ctx context.Context) error {
+	if tx.carrier == nil || tx.emptied {
+		return nil
+	}
+	tx.emptied = true
+	if err := tx.env.fault("out", 0); err != nil {
+		return err
+	}
+	tx.carrier.trouble(tx.carrier.out(ctx, tx.opts.Carry))
+	return nil
 }
 
 // do carries out one step, its undo on the disk before.
@@ -314,9 +380,13 @@ func (tx *transaction) back(ctx context.Context, cause error) (Result, error) {
 	// back. It stays open then, and the next run finds nothing left to undo.
 	_ = tx.j.Append(journal.Record{Kind: journal.Rollback, Reason: cause.Error()}, false)
 	var left []LeftStep
-	stuck := map[string]bool{}
+	stuck, carried := map[string]bool{}, false
 	for _, i := range undoOrder(tx.began) {
 		u := tx.began[i]
+		if (u.Step.Rules != nil || u.Step.NFT != nil) && !u.Undone && !carried {
+			carried = true
+			tx.carryBack(ctx)
+		}
 		if u.Undone && !tx.rebooted {
 			tx.reports[i].State = Reverted
 			continue
@@ -339,7 +409,8 @@ func (tx *transaction) back(ctx context.Context, cause error) (Result, error) {
 	if len(left) == 0 {
 		left = tx.settle(ctx)
 	}
-	result := Result{ID: tx.j.ID, Outcome: journal.WasUndone, Steps: tx.reports}
+	tx.backDone(ctx)
+	result := Result{ID: tx.j.ID, Outcome: journal.WasUndone, Steps: tx.reports, Table: tx.carrier.told()}
 	if len(left) > 0 {
 		result.Outcome = journal.Undoing
 		err := &IncompleteError{ID: tx.j.ID, Cause: cause, Left: left}
@@ -351,7 +422,7 @@ func (tx *transaction) back(ctx context.Context, cause error) (Result, error) {
 	_ = os.RemoveAll(tx.aside()) // of an earlier try
 	err := tx.env.fault("end", 0)
 	if err == nil {
-		err = tx.j.Append(journal.Record{Kind: journal.RolledBack, Reason: cause.Error()}, true)
+		err = tx.j.Append(journal.Record{Kind: journal.RolledBack, Reason: cause.Error(), Table: tx.carrier.told()}, true)
 	}
 	return result, &RolledBackError{ID: tx.j.ID, Cause: cause, Journal: err}
 }

@@ -95,7 +95,7 @@ func (h *Host) testNative(steps []change.Step) error {
 	}
 	var there []change.NFTOp // what stands today goes and comes back
 	for _, op := range ops {
-		if op.Kept != nil {
+		if op.Kind == change.DeleteNFTRule && op.Kept != nil {
 			there = append(there, op)
 		}
 	}
@@ -173,9 +173,30 @@ func mendNative(tables []host.NFTTable, ops []change.NFTOp) (out []change.NFTOp)
 		if op.Kind == change.InsertNFTRule {
 			inserts[key]++
 		}
-		if op, needed := mendNativeOp(tables, op, inserts[key]); needed {
-			tables = nftables.Apply(tables, []change.NFTOp{op})
-			out = append(out, op)
+		op, needed := mendNativeOp(tables, op, inserts[key])
+		if !needed {
+			continue
+		}
+		ops := []change.NFTOp{op}
+		if op.Kind == change.DropNFTChain {
+			ops = append(jumpsTo(tables, &op), op)
+		}
+		tables = nftables.Apply(tables, ops)
+		out = append(out, ops...)
+	}
+	return out
+}
+
+// jumpsTo are the deletions of the rules that lead to a chain of ctplan's, which
+// cannot go as long as somebody's do.
+func jumpsTo(tables []host.NFTTable, op *change.NFTOp) (out []change.NFTOp) {
+	t := tableIn(tables, op)
+	for i := range t.Chains {
+		c := &t.Chains[i]
+		for k, r := range slices.Backward(c.Rules) {
+			if to, _ := nftables.OwnTarget(&r); to == op.Chain {
+				out = append(out, change.NFTOp{Kind: change.DeleteNFTRule, Family: op.Family, Table: op.Table, Chain: c.Name, Pos: k + 1, Rule: &r})
+			}
 		}
 	}
 	return out
@@ -263,45 +284,67 @@ func (b *wayBack) native(group []journal.Step) error {
 		return err
 	}
 	now := live
-	var ops []change.NFTOp
+	var names []change.NFTOp // of the tables
+	kept := map[string]*change.NFTKept{}
 	for _, s := range slices.Backward(group) {
-		back := mendNative(now, s.NFT.Inverse().Ops)
-		now = nftables.Apply(now, back)
-		ops = append(ops, back...)
-	}
-	if len(ops) == 0 || nativeDigest(live, ops) == nativeDigest(now, ops) {
-		return nil
+		back := s.NFT.Inverse().Ops
+		for _, op := range back {
+			if op.Kept != nil {
+				kept[nftables.Key(op.Rule, op.Sets)] = op.Kept
+			}
+			if !slices.ContainsFunc(names, func(o change.NFTOp) bool { return o.Family == op.Family && o.Table == op.Table }) {
+				names = append(names, op)
+			}
+		}
+		now = nftables.Apply(now, mendNative(now, back))
 	}
 	step := change.Step{NFT: &change.NFTStep{}}
-	for len(ops) > 0 {
-		first := ops[0]
+	for _, name := range names {
+		was, want := tableIn(live, &name), tableIn(now, &name)
 		c := &change.NFTChange{
-			M:      change.Meta{Address: "nftables." + first.Family + "." + first.Table, Action: change.Update, Reasons: []string{b.reason}},
-			Family: first.Family, Table: first.Table,
+			M:      change.Meta{Address: "nftables." + name.Family + "." + name.Table, Action: change.Update, Reasons: []string{b.reason}},
+			Family: name.Family, Table: name.Table,
 		}
-		var rest []change.NFTOp
+		c.Ops = tableBetween(name, was, want, kept)
+		if len(c.Ops) == 0 {
+			continue
+		}
 		var chains []string
-		for _, op := range ops {
-			if op.Family != c.Family || op.Table != c.Table {
-				rest = append(rest, op)
-				continue
-			}
-			c.Ops = append(c.Ops, op)
+		for _, op := range c.Ops {
 			chains = append(chains, op.Chain)
 		}
-		ops = rest
-		if t := tableIn(live, &first); t != nil {
-			c.Before = nftables.Lines(t, chains)
+		if was != nil {
+			c.Before = nftables.Lines(was, chains)
 		}
-		if t := tableIn(now, &first); t != nil {
-			c.After = nftables.Lines(t, chains)
+		if want != nil {
+			c.After = nftables.Lines(want, chains)
 		}
 		step.NFT.Ops = append(step.NFT.Ops, c.Ops...)
 		step.Addresses = append(step.Addresses, c.M.Address)
 		b.plan.Changes = append(b.plan.Changes, c)
 	}
-	b.steps = append(b.steps, step)
+	if len(step.NFT.Ops) > 0 {
+		b.steps = append(b.steps, step)
+	}
 	return nil
+}
+
+// tableBetween is nftables.Between for a table that may not be there, before or
+// after.
+func tableBetween(name change.NFTOp, was, want *host.NFTTable, kept map[string]*change.NFTKept) []change.NFTOp {
+	table := change.NFTOp{Family: name.Family, Table: name.Table}
+	none := &host.NFTTable{Family: name.Family, Name: name.Table}
+	switch {
+	case was == nil && want == nil:
+		return nil
+	case was == nil:
+		table.Kind = change.AddNFTTable
+		return append([]change.NFTOp{table}, nftables.Between(none, want, kept)...)
+	case want == nil:
+		table.Kind = change.DeleteNFTTable
+		return append(nftables.Between(was, none, kept), table)
+	}
+	return nftables.Between(was, want, kept)
 }
 
 // manualNative are the commands that take a step back by hand, in nft's words: as

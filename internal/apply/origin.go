@@ -50,6 +50,7 @@ func header(env Env, steps int, opts Options, conntrack *journal.ModuleBefore) (
 		Summary: opts.Summary,
 		Steps:   steps,
 		Back:    opts.Back,
+		Carry:   opts.Carry != nil,
 
 		Conntrack: conntrack,
 	}

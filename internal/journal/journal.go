@@ -240,13 +240,16 @@ func (t *Transaction) take(r Record) error {
 		}
 		s.Undone = r.Kind == Undone
 	case Armed:
-		t.Outcome, t.Deadline = Waiting, r.Deadline
+		t.Outcome, t.Deadline, t.Table = Waiting, r.Deadline, r.Table
 	case Rollback:
 		t.Outcome, t.Reason = Undoing, r.Reason
 	case Commit:
 		t.Outcome, t.Ended = Committed, r.Time
+		if r.Table != nil {
+			t.Table = r.Table
+		}
 	case RolledBack:
-		t.Outcome, t.Ended = WasUndone, r.Time
+		t.Outcome, t.Ended, t.Table = WasUndone, r.Time, r.Table
 	default:
 		return fmt.Errorf("a record of unknown kind %q", r.Kind)
 	}

@@ -51,6 +51,15 @@ type Record struct {
 
 	Deadline int64  `json:"deadline,omitempty"` // armed: nanoseconds of CLOCK_BOOTTIME
 	Reason   string `json:"reason,omitempty"`   // rollback, stuck, rolled-back: why
+	Table    *Table `json:"table,omitempty"`    // armed, commit, rolled-back: what became of the kernel's table
+}
+
+// Table is what a transaction did to the kernel's table of connections.
+type Table struct {
+	Over    int64  `json:"over"`              // connections that were carried over
+	Out     int64  `json:"out"`               // entries that were taken out
+	Failed  int64  `json:"failed,omitempty"`  // what the kernel refused of both, or had no room for
+	Trouble string `json:"trouble,omitempty"` // what went wrong
 }
 
 // Header says who began a transaction, when, where and for what.
@@ -66,7 +75,8 @@ type Header struct {
 	NetNS         string    `json:"netns"`   // the network namespace, as readlink /proc/self/ns/net prints it
 	Summary       string    `json:"summary"` // of the plan: one line
 	Steps         int       `json:"steps"`
-	Back          bool      `json:"back,omitempty"` // it takes others back
+	Back          bool      `json:"back,omitempty"`  // it takes others back
+	Carry         bool      `json:"carry,omitempty"` // open connections are carried over into tracking, there and back
 
 	// ConfirmWithin is how long to wait for ctplan confirm; 0 when the new
 	// state stays without.
@@ -159,6 +169,7 @@ type Transaction struct {
 	Reason   string    // why it was rolled back
 	Deadline int64     // nanoseconds of CLOCK_BOOTTIME; 0: none
 	Steps    []Step    // those that began, in order
+	Table    *Table    // what became of the kernel's table; nil: nothing
 	Err      error     // why it is unreadable
 }
 

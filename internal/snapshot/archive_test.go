@@ -50,18 +50,33 @@ func byScript(t *testing.T, shell []string, ssh string, args ...string) *snapsho
 func TestScript(t *testing.T) {
 	nstest.Inside(t, func(ns *nstest.NS) {
 		for name, content := range map[string]string{
-			"/etc/sysctl.d/a b\n$(id).conf":  "net.netfilter.nf_conntrack_max = 7\x00\xff\nno newline at the end",
-			"/etc/sysctl.d/-rf.conf":         "",
-			"/etc/modprobe.d/one.conf":       "options nf_conntrack hashsize=4096\r\n.\nend\n= 1\n",
-			"/etc/iptables/rules.v4":         "*filter\n:INPUT ACCEPT [0:0]\nCOMMIT\n",
-			"/etc/rc.d/init.d/iptables":      "#!/bin/sh\nNF_MODULES_COMMON=(x_tables nf_nat nf_conntrack)\n",
-			"/etc/elsewhere/modules-load.md": "nf_conntrack\n",
-			"/etc/modules":                   "nf_conntrack\n",
+			"/etc/sysctl.d/a b\n$(id).conf":                           "net.netfilter.nf_conntrack_max = 7\x00\xff\nno newline at the end",
+			"/etc/sysctl.d/-rf.conf":                                  "",
+			"/etc/modprobe.d/one.conf":                                "options nf_conntrack hashsize=4096\r\n.\nend\n= 1\n",
+			"/etc/iptables/rules.v4":                                  "*filter\n:INPUT ACCEPT [0:0]\nCOMMIT\n",
+			"/etc/rc.d/init.d/iptables":                               "#!/bin/sh\nNF_MODULES_COMMON=(x_tables nf_nat nf_conntrack)\n",
+			"/etc/elsewhere/modules-load.md":                          "nf_conntrack\n",
+			"/etc/modules":                                            "nf_conntrack\n",
+			"/run/systemd/system/x":                                   "",
+			"/etc/systemd/system/multi-user.target.wants/fw.service":  "",
+			"/etc/systemd/system/fw.service":                          "[Service]\nEnvironment=PASSWORD=topsecret\nExecStart=-/etc/fw/bin/up start\nExecStartPost=/bin/sh -c 'ip6tables-restore </etc/fw/v6'\n",
+			"/etc/systemd/system/fw.service.d/a.conf":                 "[Service]\nExecStartPost=/usr/bin/true\n",
+			"/etc/systemd/system/multi-user.target.wants/app.service": "",
+			"/etc/systemd/system/app.service":                         "[Service]\nExecStart=/etc/app/topsecret\n",
+			"/etc/app/topsecret":                                      "topsecret\n",
+			"/etc/fw/bin/up":                                          "#!/bin/sh\n. /etc/fw/lib\nload /etc/fw/v4\n",
+			"/etc/fw/lib":                                             "load() {\n\tiptables-restore \"$1\"\n}\n",
+			"/etc/fw/v4":                                              "*filter\n-A INPUT -j ACCEPT\nCOMMIT\n",
+			"/etc/fw/v6":                                              "*raw\nCOMMIT\n",
+			"/etc/rc.local":                                           "#!/bin/sh\niptables -A INPUT -j DROP\n",
+			"/etc/cron.d/fw":                                          "# topsecret\nPASSWORD=topsecret\n@reboot root iptables -F\n* * * * * root /usr/bin/curl -u topsecret\n",
+			"/etc/NetworkManager/dispatcher.d/5-fw":                   "#!/bin/sh\n/etc/fw/bin/up\n",
 		} {
 			if err := errors.Join(os.MkdirAll(filepath.Dir(name), 0o755), os.WriteFile(name, []byte(content), 0o644)); err != nil {
 				t.Fatal(err)
 			}
 		}
+		ns.Run("chmod", "755", "/etc/fw/bin/up", "/etc/rc.local", "/etc/NetworkManager/dispatcher.d/5-fw")
 		for link, to := range map[string]string{
 			"/etc/modules-load.d/link.conf": "../elsewhere/modules-load.md", "/etc/sysctl.d/gone.conf": "/nowhere", "/etc/modprobe.d/masked.conf": "/dev/null",
 			"/etc/init.d/iptables": "../rc.d/init.d/iptables", "/etc/sysctl.d/loop.conf": "loop.conf", "/etc/nftables": "/etc/../../../../etc/elsewhere",
@@ -110,6 +125,12 @@ func TestScript(t *testing.T) {
 				got := byScript(t, shell, ssh)
 				if diff := cmp.Diff(object(t, want), object(t, got)); diff != "" {
 					t.Errorf("%s, %s: - binary, + script\n%s", backend, name, diff)
+				}
+				if n := len(want.Boot.Restorers); n < 4 {
+					t.Errorf("%d restorers were found", n)
+				}
+				if text, err := json.Marshal(got.Archive); err != nil || bytes.Contains(text, []byte("topsecret")) || bytes.Contains(text, []byte(hex.EncodeToString([]byte("topsecret")))) {
+					t.Errorf("%s: the snapshot holds what is nobody's business: %v", name, err)
 				}
 			}
 			ns.Run("iptables", "-F")

@@ -133,7 +133,7 @@ func (s *Snapshot) Check() error {
 		}
 	}
 	if b := s.Boot; b != nil {
-		if !slices.Contains([]string{"", host.InitSystemd, host.InitSysv}, b.Init) {
+		if !slices.Contains([]string{"", host.InitSystemd, host.InitSysv, host.InitOpenRC}, b.Init) {
 			return fmt.Errorf("boot.init is %q", b.Init)
 		}
 		for _, name := range b.Services {

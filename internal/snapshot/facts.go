@@ -75,6 +75,13 @@ func (s *Snapshot) Facts() []Fact {
 		add("boot.init", b.Init)
 		add("boot.services", b.Services...)
 		add("boot.cmdline", b.Cmdline...)
+		if len(b.Restorers) > 0 {
+			var values []string
+			for _, r := range b.Restorers {
+				values = append(values, r.By, r.At, string(r.Does), string(r.Family), r.File)
+			}
+			add("boot.restorers", values...)
+		}
 		add("boot.nftables", b.NFTables...)
 	}
 	s.holderFacts(add)

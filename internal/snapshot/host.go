@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -20,6 +21,7 @@ func readHost(root string) (host.Host, error) {
 		MachineID:   line(root, "/etc/machine-id"),
 		BootID:      line(root, "/proc/sys/kernel/random/boot_id"),
 		Kernel:      line(root, "/proc/sys/kernel/osrelease"),
+		OS:          osNames(root),
 		CPUs:        countCPUs(line(root, "/sys/devices/system/cpu/online")),
 		PageSize:    int64(os.Getpagesize()),
 		PointerSize: pointerSize(),
@@ -33,6 +35,26 @@ func readHost(root string) (host.Host, error) {
 		return h, fmt.Errorf("reading /proc/meminfo: %w", err)
 	}
 	return h, nil
+}
+
+// osNames are ID and ID_LIKE of os-release(5).
+func osNames(root string) (names []string) {
+	data, err := os.ReadFile(root + "/etc/os-release")
+	if err != nil {
+		data, _ = os.ReadFile(root + "/usr/lib/os-release")
+	}
+	for l := range strings.Lines(string(data)) {
+		key, value, _ := strings.Cut(strings.TrimSpace(l), "=")
+		if key != "ID" && key != "ID_LIKE" {
+			continue
+		}
+		for name := range strings.FieldsSeq(strings.Trim(value, `"'`)) {
+			if name = strings.ToValidUTF8(name, "\uFFFD"); !slices.Contains(names, name) {
+				names = append(names, name)
+			}
+		}
+	}
+	return names
 }
 
 // line returns the first line of a small file, "" when there is none. What is

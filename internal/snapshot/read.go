@@ -210,7 +210,7 @@ func (r *Reader) readFiles(files declared.Files, initScripts []string) error {
 	groups = append(groups, collect(KindInitramfs, plain(kmod.InitramfsPaths(r.root)...), nil))
 	native, err := nft.ConfPaths(r.root, r.s.Boot.NFTables)
 	groups = append(groups, collect(KindNFTables, plain(native...), err))
-	for _, saved := range iptables.SavedPaths(r.root, files) {
+	for _, saved := range iptables.SavedPaths(r.root, files, r.s.Boot.Restorers) {
 		groups = append(groups, collect(savedKind(saved.Family), plain(saved.Path), nil))
 	}
 

@@ -104,7 +104,7 @@ echo "ctplan snapshot by script, version 1"
 # Who the host is.
 kernel /proc/sys/kernel/hostname /proc/sys/kernel/osrelease /proc/sys/kernel/random/boot_id /proc/sys/kernel/modules_disabled \
 	/proc/meminfo /proc/cmdline /proc/1/comm /proc/mounts /sys/devices/system/cpu/online
-take /etc/machine-id
+take /etc/machine-id /etc/os-release /usr/lib/os-release
 run uname -m
 run sed -n '/^KernelPageSize/p' /proc/self/smaps
 
@@ -131,6 +131,8 @@ take /etc/sysctl.conf /etc/modules /etc/initramfs-tools/modules /etc/rc.local /e
 	/usr/libexec/iptables/iptables.init /usr/libexec/iptables/ip6tables.init \
 	/etc/sysconfig/iptables-config /etc/sysconfig/ip6tables-config \
 	/etc/sysconfig/iptables /etc/sysconfig/ip6tables /etc/iptables/rules.v4 /etc/iptables/rules.v6 \
+	/etc/iptables/iptables.rules /etc/iptables/ip6tables.rules /etc/iptables/rules-save /etc/iptables/rules6-save \
+	/var/lib/iptables/rules-save /var/lib/ip6tables/rules-save \
 	/etc/nftables.conf /etc/sysconfig/nftables.conf /etc/nftables/* /etc/nftables.d/* "$@"
 
 # Which servers of UDP the host asks; of files that may hold passwords, the lines about DHCP alone.
@@ -148,7 +150,8 @@ done
 for path in /run/systemd/system /etc/rc?.d /etc/rc.d/rc?.d /etc/rc?.d/S* /etc/rc.d/rc?.d/S* \
 	/sys/fs/cgroup/system.slice/*.service /sys/fs/cgroup/systemd/system.slice/*.service \
 	/etc/systemd/system/*.wants/* /etc/systemd/system/*.requires/* /run/systemd/system/*.wants/* /run/systemd/system/*.requires/* \
-	/usr/local/lib/systemd/system/*.wants/* /usr/lib/systemd/system/*.wants/* /lib/systemd/system/*.wants/*; do
+	/usr/local/lib/systemd/system/*.wants/* /usr/lib/systemd/system/*.wants/* /lib/systemd/system/*.wants/* \
+	/sbin/ifup /usr/sbin/ifup /bin/ifup /sbin/initctl /run/openrc /etc/runlevels/*/*; do
 	if [ -e "$path" ] || [ -h "$path" ]; then there "$path"; fi
 done
 for path in /etc/systemd/system/*.service; do
@@ -159,6 +162,102 @@ for path in /run/*.pid /run/*/*.pid; do
 		kernel "$path" "/proc/$(tr -cd 0-9 <"$path")/stat"
 	fi
 done
+
+# Who brings rules back: of what is started, the lines that name a program which
+# changes rules, or a script that does; those scripts, what they call, and the rules
+# files that they name. Other lines and other files are left out.
+names() { grep -Eq '(^|[^[:alnum:]_])(ip6?tables|nft)([^[:alnum:]_]|$)' "$1"; }
+rules() { grep -Eq '^\*(filter|nat|mangle|raw|security)' "$1"; }
+calls() { # a script, one that names such a program
+	[ "$(head -c 2 "$1" | tr -d '\0')" = '#!' ] || return 1
+	tr -s ' \t"=;|&<>()`'"'" '\n' <"$1" | grep '^/[a-zA-Z0-9/._@-]*$' | grep -v '^/\(proc\|dev\|sys\)/' | sort -u | {
+		while read -r called; do
+			if [ -f "$called" ] && names "$called"; then exit 0; fi
+		done
+		exit 1
+	}
+}
+found=
+words() { # of a line that name such a file, into found
+	IFS=" 	\"'=;|&<>()\`"
+	set -f
+	# shellcheck disable=SC2086 # it is to be split
+	set -- $1
+	unset IFS
+	set +f
+	for word do
+		word=${word#[-@+!:]}
+		case $word in
+		*[!a-zA-Z0-9/._@-]* | /proc/* | /dev/* | /sys/*) ;;
+		/*) if [ -f "$word" ] && { names "$word" || rules "$word" || calls "$word"; }; then found="$found $word"; fi ;;
+		esac
+	done
+}
+keeps() { # a line
+	before=$found
+	case $1 in
+	*/*) words "$1" ;;
+	esac
+	case $1 in
+	*ptables* | *p6tables* | *nft* | Exec*= | source*) ;;
+	*) [ "$found" != "$before" ] ;;
+	esac
+}
+excerpt() {
+	# shellcheck disable=SC2012
+	ls -ldnL "$1" | {
+		read -r mode _ uid gid _
+		begin file "$1" "$mode" "$uid" "$gid"
+	}
+	while IFS= read -r text || [ -n "$text" ]; do
+		if keeps "$text"; then printf '%s\n' "$text"; else echo; fi
+	done <"$1" | hex
+	end
+	while IFS= read -r text || [ -n "$text" ]; do keeps "$text" || :; done <"$1"
+}
+for path in /etc/systemd/system/*.wants/* /etc/systemd/system/*.requires/* /run/systemd/system/*.wants/* /run/systemd/system/*.requires/* \
+	/usr/local/lib/systemd/system/*.wants/* /usr/lib/systemd/system/*.wants/* /lib/systemd/system/*.wants/* /etc/rc?.d/S* /etc/rc.d/rc?.d/S* /etc/runlevels/*/*; do
+	unit=${path##*/}
+	case $path in
+	*/S[0-9][0-9]*) unit=${unit#S[0-9][0-9]} ;;
+	esac
+	printf '%s\n' "${unit%.*}" "$unit"
+done | sort -u | {
+	while read -r unit; do
+		for file in "$unit" "${unit%%@*}@"; do
+			for lib in /etc /run /usr/local/lib /usr/lib /lib; do
+				for path in "$lib/systemd/system/$file.service" "$lib/systemd/system/$file.service.d"/*.conf; do
+					[ ! -h "$lib" ] && [ ! -h "$path" ] && [ -f "$path" ] && excerpt "$path"
+				done
+			done
+		done
+		for path in "/etc/init.d/$unit" "/etc/rc.d/init.d/$unit"; do
+			case $unit in iptables | ip6tables) continue ;; esac
+			[ -f "$path" ] && { names "$path" || calls "$path"; } && found="$found $path"
+		done
+	done
+	for path in /etc/network/interfaces /etc/network/interfaces.d/* /etc/crontab /etc/cron.d/* /etc/crontabs/root /var/spool/cron/root /var/spool/cron/crontabs/root \
+		/etc/udev/rules.d/*.rules /run/udev/rules.d/*.rules /usr/local/lib/udev/rules.d/*.rules /etc/init/*.conf; do
+		[ -f "$path" ] && excerpt "$path"
+	done
+	for path in /etc/network/if-pre-up.d/* /etc/network/if-up.d/* /etc/NetworkManager/dispatcher.d/* /etc/NetworkManager/dispatcher.d/pre-up.d/* \
+		/usr/lib/NetworkManager/dispatcher.d/* /etc/networkd-dispatcher/*.d/* /etc/local.d/*.start /etc/rc.local /etc/rc.d/rc.local; do
+		if [ -f "$path" ]; then
+			if names "$path" || calls "$path"; then found="$found $path"; fi
+		fi
+	done
+	taken=' '
+	for round in 1 2 3; do
+		now=$found found=
+		for path in $now; do
+			case $taken in *" $path "*) ;; *) take "$path" ;; esac
+			taken="$taken$path "
+			if [ "$round" != 3 ] && ! rules "$path"; then
+				while IFS= read -r text || [ -n "$text" ]; do words "$text"; done <"$path"
+			fi
+		done
+	done
+}
 
 # Rules. nf_tables is not asked where that would load it.
 nft=no

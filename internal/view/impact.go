@@ -4,8 +4,10 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/ctplan/ctplan/internal/journal"
 	"github.com/ctplan/ctplan/planner"
 	"github.com/ctplan/ctplan/planner/impact"
+	"github.com/ctplan/ctplan/planner/words"
 )
 
 // maxGroups is how many groups of connections are shown unless all are asked for.
@@ -36,6 +38,35 @@ func impactCounts(im *impact.Impact) string {
 		if c.n > 0 {
 			parts = append(parts, fmt.Sprintf("%d %s", c.n, c.what))
 		}
+	}
+	text := strings.Join(parts, ", ")
+	switch im.Carried {
+	case 0:
+	case im.Kept:
+		text += ", carried over"
+	default:
+		text += fmt.Sprintf(", %d of them carried over", im.Carried)
+	}
+	return text
+}
+
+// tableText is what becomes of the kernel's table; it is clean.
+func tableText(t *impact.Table) string {
+	text := fmt.Sprintf("%d of its %s leave with their connections, and are taken out: %d", t.TakenOut, words.Plural(int(t.Entries), "entry", "entries"), t.Left)
+	if t.Max > 0 {
+		text += fmt.Sprintf(" of %d", t.Max)
+	}
+	return text + " will be left"
+}
+
+// Table says what became of the kernel's table in a transaction; "" where nothing did.
+func Table(t *journal.Table) string {
+	var parts []string
+	if t.Over > 0 {
+		parts = append(parts, words.Plural(int(t.Over), "open connection was", "open connections were")+" carried over into tracking")
+	}
+	if t.Out > 0 {
+		parts = append(parts, words.Plural(int(t.Out), "entry was", "entries were")+" taken out of its table")
 	}
 	return strings.Join(parts, ", ")
 }
@@ -117,6 +148,9 @@ func (t *textWriter) impact(p planner.Plan) {
 	if left > 0 {
 		t.line(fmt.Sprintf("  … %d more groups of connections (--full shows all)", left))
 	}
+	if im.Table != nil {
+		t.prose("  table ", tableText(im.Table))
+	}
 	t.line("")
 }
 
@@ -136,7 +170,10 @@ func (m *markdownWriter) impact(p planner.Plan) {
 	if left > 0 {
 		m.item(fmt.Sprintf("%d more groups of connections", left))
 	}
-	if len(groups) > 0 {
+	if im.Table != nil {
+		m.item("table: " + prose(tableText(im.Table)))
+	}
+	if len(groups) > 0 || im.Table != nil {
 		m.para("")
 	}
 }

@@ -164,14 +164,7 @@ func (f *foresight) loadEarly() {
 
 // makesRules are services that load nf_conntrack for rules that ctplan does
 // not read.
-func makesRules(service string) bool {
-	for _, list := range restorers {
-		if slices.Contains(list, service) {
-			return false
-		}
-	}
-	return true
-}
+func makesRules(service string) bool { return !etc.RestoresFiles(service) }
 
 // loadLate is what services load that come after the saved rules.
 func (f *foresight) loadLate() {
@@ -221,6 +214,12 @@ func (f *foresight) loadLate() {
 	for _, s := range f.boot.Services {
 		if makesRules(s) {
 			f.out.Module = Module{ModuleUnknown, s + " is enabled and may load it"}
+			return
+		}
+	}
+	for _, r := range f.boot.Restorers {
+		if r.Does != host.DoFlush && !(r.Does == host.DoRestore && f.holds(r)) {
+			f.out.Module = Module{ModuleUnknown, "what " + r.At + " does to rules may load it"}
 			return
 		}
 	}

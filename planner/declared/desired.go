@@ -176,6 +176,10 @@ type Desired struct {
 	Files         Files          `json:"files"`
 	InitScripts   []string       `json:"init_scripts,omitzero"` // nil: detected; empty: none
 
+	// NoCarry has the kernel's table left as it is: no connection is carried over,
+	// no entry taken out. It is how apply is run, and in no HCL.
+	NoCarry bool `json:"-"`
+
 	// Firewall is what shall carry the rules; empty: what holds the host's policy.
 	Firewall       Firewall `json:"firewall,omitempty"`
 	FirewallSource Pos      `json:"firewall_source,omitzero"`

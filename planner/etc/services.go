@@ -45,6 +45,8 @@ var Services = []Service{
 	{"ferm", "filters, mostly by connection state"},
 	{"firehol", "filters by connection state"},
 	{"csf", "filters by connection state"},
+	{"apf", "filters by connection state"},
+	{"arno-iptables-firewall", "filters by connection state"},
 	{"tailscaled", "makes nat rules and rules on connection marks"},
 	{"openvswitch-switch", "can track connections in its bridges"},
 	{"conntrackd", "shares tracked connections with other hosts"},

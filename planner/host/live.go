@@ -41,14 +41,17 @@ type Live struct {
 
 // Host identifies a machine and carries the facts that HCL reads as host.*.
 type Host struct {
-	Name        string `json:"name"`
-	MachineID   string `json:"machine_id,omitempty"` // /etc/machine-id
-	BootID      string `json:"boot_id,omitempty"`    // /proc/sys/kernel/random/boot_id
-	Kernel      string `json:"kernel"`               // release, as uname -r prints it
-	CPUs        int64  `json:"cpus"`
-	Memory      int64  `json:"memory"`       // bytes the kernel manages: MemTotal
-	PageSize    int64  `json:"page_size"`    // bytes
-	PointerSize int64  `json:"pointer_size"` // bytes
+	Name      string `json:"name"`
+	MachineID string `json:"machine_id,omitempty"` // /etc/machine-id
+	BootID    string `json:"boot_id,omitempty"`    // /proc/sys/kernel/random/boot_id
+	Kernel    string `json:"kernel"`               // release, as uname -r prints it
+	// OS are the names of the operating system, its own and those that it is like:
+	// ID and ID_LIKE of os-release(5).
+	OS          []string `json:"os,omitempty"`
+	CPUs        int64    `json:"cpus"`
+	Memory      int64    `json:"memory"`       // bytes the kernel manages: MemTotal
+	PageSize    int64    `json:"page_size"`    // bytes
+	PointerSize int64    `json:"pointer_size"` // bytes
 }
 
 // ConntrackKind is how the kernel has connection tracking.

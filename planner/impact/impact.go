@@ -38,6 +38,10 @@ type Impact struct {
 	Unknown int64 `json:"unknown"`
 	Gained  int64 `json:"gained"`
 	Kept    int64 `json:"kept"`
+	Carried int64 `json:"carried,omitempty"` // of Kept: tracking is told of them before it begins
+
+	// Table is what becomes of the kernel's table; nil where nothing does.
+	Table *Table `json:"table,omitempty"`
 
 	// NotKnown is what could not be read and is in no other number, with the
 	// reason: "the sockets (…)".
@@ -51,6 +55,15 @@ type Impact struct {
 	// on, by their original tuples: their entries stay, and know their windows
 	// no longer when they come back.
 	Leaving []host.Tuple `json:"-"`
+}
+
+// Table is what a plan does to the kernel's table of connections: to entries
+// that nothing meets any more, since their connections leave tracking.
+type Table struct {
+	Entries  int64 `json:"entries"`   // that there are
+	TakenOut int64 `json:"taken_out"` // those of connections that are untracked then
+	Left     int64 `json:"left"`
+	Max      int64 `json:"max"` // how many there may be; 0: no bound, or not known
 }
 
 // FlowGroup is connections to one service that share their fate and its rules.
@@ -93,6 +106,10 @@ func Of(d declared.Desired, l host.Live, judges judge.Judges, saved []*judge.Jud
 		atBoot(judges.Of(j.Family), j, &report)
 	}
 	unseen(d, l.Connections, total, &report)
+	if t := total.Table; t != nil {
+		t.Entries = max(l.Connections.Total, int64(len(l.Connections.All())))
+		t.Left, t.Max = t.Entries-t.TakenOut, l.Conntrack.Max
+	}
 	sortGroups(total.Groups)
 	sortGroups(total.Services)
 	blockImpact(d, l, total, &report)
@@ -123,6 +140,7 @@ type Fate struct {
 	before, after *verdict.RuleRef
 	stage         int
 	leaves        bool // tracking, while its entry there stays
+	carried       bool // tracking is told of it
 	fragments     bool // of parts of datagrams alone
 }
 
@@ -136,6 +154,10 @@ func Decide(j *judge.Judge, c *judge.Connection) (f Fate, ok bool) {
 		for i := range c.Count {
 			c.Packets[i].State |= verdict.StateInvalid
 		}
+	}
+	told := j.Carries() && j.Tracks() && j.Untold(c, today)
+	if told {
+		c.CarryOver()
 	}
 	last := len(j.Stages) - 1
 	end := j.At(j.Stages[last], c, true)
@@ -171,6 +193,7 @@ func Decide(j *judge.Judge, c *judge.Connection) (f Fate, ok bool) {
 	if f.inParts(j, c) {
 		return f, true
 	}
+	f.carried = told && !end.Untracked
 	f.before, f.after = nil, nil // what is kept needs no rule to explain it
 	return f, true
 }
@@ -211,6 +234,7 @@ func sameRule(a, b *verdict.RuleRef) bool {
 type tally struct {
 	groups  map[Fate]*found
 	leaving []int
+	out     int64
 	kin     map[judge.Kin]decided // what became of the first of a kin
 	asked   judge.Kin             // of the connection that is judged next
 	isKin   bool
@@ -220,6 +244,7 @@ type tally struct {
 type decided struct {
 	fate Fate
 	ok   bool
+	out  bool // its entry is taken out
 }
 
 // maxKin bounds how many kins one goroutine remembers.
@@ -243,6 +268,7 @@ func (t *tally) like(j *judge.Judge, n int, f *host.Flow) bool {
 func (t *tally) judge(j *judge.Judge, n int, c *judge.Connection) {
 	var d decided
 	d.fate, d.ok = Decide(j, c)
+	d.out = c.Flow != nil && j.Carries() && j.Leaves(c.Flow)
 	if t.isKin && len(t.kin) < maxKin {
 		t.kin[t.asked] = d
 	}
@@ -252,6 +278,9 @@ func (t *tally) judge(j *judge.Judge, n int, c *judge.Connection) {
 func (t *tally) note(d decided, n int) {
 	if d.ok {
 		t.add(d.fate, n)
+	}
+	if d.out {
+		t.out++
 	}
 	if d.fate.leaves {
 		t.leaving = append(t.leaving, n)
@@ -306,6 +335,12 @@ func collect(j *judge.Judge, parts []tally, total *Impact) {
 	all, leaving := parts[0].groups, []int(nil)
 	for i, t := range parts {
 		leaving = append(leaving, t.leaving...)
+		if t.out > 0 {
+			if total.Table == nil {
+				total.Table = &Table{}
+			}
+			total.Table.TakenOut += t.out
+		}
 		if i == 0 {
 			continue
 		}
@@ -334,6 +369,9 @@ func collect(j *judge.Judge, parts []tally, total *Impact) {
 			total.Gained += g.count
 		default:
 			total.Kept += g.count
+			if f.carried {
+				total.Carried += g.count
+			}
 		}
 		key, at := groupOf(j, f)
 		i, ok := known[key]

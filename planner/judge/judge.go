@@ -439,6 +439,10 @@ func StateAlone(proto uint8) verdict.State {
 // TranslationEnds stands for the rule where address translation needs tracking.
 var TranslationEnds = &verdict.RuleRef{Policy: "addresses are no longer translated: what is not tracked is not"}
 
+// Carries reports whether connections that tracking does not know are made known
+// to it before the rules change.
+func (j *Judge) Carries() bool { return !j.Desired.NoCarry }
+
 // Name is the rule, with its backend where both have rules.
 func (j *Judge) Name(r *verdict.RuleRef) string {
 	if r != nil && r.Chain != "" && r.Native == "" && j.mixed {

@@ -12,6 +12,7 @@ import (
 type Kin struct {
 	proto    uint8
 	liberal  bool
+	opening  bool
 	src, dst netip.Addr
 	ports    [2]uint16 // by their class
 	status   uint32
@@ -27,7 +28,7 @@ func (j *Judge) KinOf(f *host.Flow) (k Kin, ok bool) {
 		return k, false
 	}
 	return Kin{
-		proto: f.Protocol, liberal: f.Liberal, src: f.Orig.Src, dst: f.Orig.Dst, status: f.Status, mark: f.Mark,
+		proto: f.Protocol, liberal: f.Liberal, opening: opening(f), src: f.Orig.Src, dst: f.Orig.Dst, status: f.Status, mark: f.Mark,
 		ports: [2]uint16{j.classes[f.Orig.SrcPort], j.classes[f.Orig.DstPort]},
 	}, true
 }

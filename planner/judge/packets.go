@@ -38,7 +38,9 @@ type Connection struct {
 	Port       uint16 // of the service
 	Translated bool
 	Operator   bool
-	Strict     bool // TCP whose window is known to tracking, and checked
+	Strict     bool       // TCP whose window is known to tracking, and checked
+	Untold     bool       // tracking has no entry of it: only a socket knows it
+	Flow       *host.Flow // its entry, where it has one
 }
 
 // String is the connection as a person writes it.
@@ -71,10 +73,13 @@ func socketsOf(f *host.Flow) [3]socketKey {
 	return [3]socketKey{{f.Protocol, a, b}, {f.Protocol, b, a}, {f.Protocol, a, netip.AddrPortFrom(f.Orig.Dst, f.Orig.DstPort)}}
 }
 
-// TCP states of connection tracking that no more packets are due in.
+// TCP states of connection tracking: those that no more packets are due in, and
+// those in which a connection is opened.
 const (
 	TCPTimeWait = 7
 	TCPClose    = 8
+	tcpSynSent  = 1
+	tcpSynSent2 = 9
 )
 
 // over is whether no more packets are due of a tracked connection.
@@ -82,10 +87,18 @@ func over(f *host.Flow) bool {
 	return f.Protocol == protocol.TCP && (f.TCPState == TCPTimeWait || f.TCPState == TCPClose)
 }
 
+// opening is whether the next packet from who opened a connection of TCP is its
+// first again. One without an answer may have been picked up in the middle, where
+// one way alone is tracked: tracking has taken it for established (tcp_new in
+// net/netfilter/nf_conntrack_proto_tcp.c).
+func opening(f *host.Flow) bool {
+	return f.Protocol == protocol.TCP && f.Status&host.StatusSeenReply == 0 && (f.TCPState == 0 || f.TCPState == tcpSynSent || f.TCPState == tcpSynSent2)
+}
+
 // ofFlow makes the packets of a tracked connection.
 func (j *Judge) ofFlow(c *Connection, f *host.Flow) {
 	there := thereOf(f)
-	*c = Connection{Proto: f.Protocol, Orig: there}
+	*c = Connection{Proto: f.Protocol, Orig: there, Flow: f}
 	c.Translated = f.Reply.Dst != f.Orig.Src || f.Reply.Src != f.Orig.Dst || protocol.CarriesPorts(f.Protocol) && (f.Reply.DstPort != f.Orig.SrcPort || f.Reply.SrcPort != f.Orig.DstPort)
 	base := verdict.Packet{
 		Protocol: f.Protocol, Known: verdict.KnownConnMark | verdict.KnownStatus | verdict.KnownTuples | verdict.KnownReply,
@@ -102,7 +115,7 @@ func (j *Judge) ofFlow(c *Connection, f *host.Flow) {
 	}
 	if f.Protocol == protocol.TCP {
 		first.TCPFlags = verdict.TCPAck
-		if first.State != verdict.StateEstablished {
+		if opening(f) {
 			first.TCPFlags = verdict.TCPSyn
 		}
 	}
@@ -155,7 +168,7 @@ func (j *Judge) isOperator(c *Connection) bool {
 func (j *Judge) ofSocket(c *Connection, s *host.Socket) {
 	out := host.Tuple{Src: s.Local.Addr(), Dst: s.Remote.Addr(), SrcPort: s.Local.Port(), DstPort: s.Remote.Port()}
 	in := host.Tuple{Src: out.Dst, Dst: out.Src, SrcPort: out.DstPort, DstPort: out.SrcPort}
-	*c = Connection{Proto: s.Protocol}
+	*c = Connection{Proto: s.Protocol, Untold: true}
 	base := verdict.Packet{Protocol: s.Protocol, State: verdict.StateNew | verdict.StateEstablished}
 	if s.Protocol == protocol.TCP {
 		base.TCPFlags, base.State = verdict.TCPAck, j.tcpLoose

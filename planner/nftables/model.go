@@ -139,12 +139,69 @@ func Do(t *host.NFTTable, op *change.NFTOp) {
 	case change.InsertNFTRule:
 		if k >= 0 {
 			c := &t.Chains[k]
-			c.Rules = slices.Insert(c.Rules, min(op.Pos-1, len(c.Rules)), adopt(t, []host.NFTRule{*op.Rule}, op.Sets)...)
+			rule := *op.Rule
+			rule.Handle = 0 // the kernel gives it another
+			c.Rules = slices.Insert(c.Rules, min(op.Pos-1, len(c.Rules)), adopt(t, []host.NFTRule{rule}, op.Sets)...)
 		}
 	case change.DeleteNFTRule:
 		if k >= 0 && op.Pos <= len(t.Chains[k].Rules) {
 			c := &t.Chains[k]
 			c.Rules = slices.Delete(c.Rules, op.Pos-1, op.Pos)
+		}
+	}
+}
+
+// Between are the operations that make of a table another state of it, and no more
+// than it takes: chains of ctplan's as a whole, those of others rule by rule. kept
+// are rules of others as the kernel told of them, by their Key.
+func Between(from, to *host.NFTTable, kept map[string]*change.NFTKept) (ops []change.NFTOp) {
+	do := func(op change.NFTOp) {
+		op.Family, op.Table = from.Family, from.Name
+		ops = append(ops, op)
+	}
+	for i := range to.Chains {
+		name := to.Chains[i].Name
+		was, want := Content(from, name), Content(to, name)
+		switch {
+		case IsOwn(name) && !SameContent(was, want):
+			do(change.NFTOp{Kind: change.SetNFTChain, Chain: name, Want: want, Was: was})
+		case !IsOwn(name) && was != nil:
+			between(was, want, kept, do)
+		}
+	}
+	for i := len(from.Chains) - 1; i >= 0; i-- { // so that they come back in their order
+		if name := from.Chains[i].Name; IsOwn(name) && Content(to, name) == nil {
+			do(change.NFTOp{Kind: change.DropNFTChain, Chain: name, Was: Content(from, name)})
+		}
+	}
+	return ops
+}
+
+// between is the same of one chain of others.
+func between(was, want *change.NFTContent, kept map[string]*change.NFTKept, do func(change.NFTOp)) {
+	a, b := was.Chain.Rules, want.Chain.Rules
+	key := func(rules []host.NFTRule, sets []host.NFTSet) []string {
+		keys := make([]string, len(rules))
+		for i := range rules {
+			keys[i] = Key(&rules[i], sets)
+		}
+		return keys
+	}
+	x, y := key(a, was.Sets), key(b, want.Sets)
+	pos := 1
+	for i, k := 0, 0; i < len(a) || k < len(b); {
+		switch {
+		case i < len(a) && k < len(b) && x[i] == y[k]:
+			i, k, pos = i+1, k+1, pos+1
+		case i < len(a) && (k == len(b) || !slices.Contains(y[k:], x[i])): // it goes
+			do(change.NFTOp{Kind: change.DeleteNFTRule, Chain: was.Chain.Name, Pos: pos, Rule: &a[i], Sets: was.Sets, Kept: kept[x[i]]})
+			i++
+		case k < len(b) && (i == len(a) || !slices.Contains(x[i:], y[k])): // it comes
+			do(change.NFTOp{Kind: change.InsertNFTRule, Chain: was.Chain.Name, Pos: pos, Rule: &b[k], Sets: want.Sets, Kept: kept[y[k]]})
+			k, pos = k+1, pos+1
+		default: // it moves: it goes here, and comes where it shall be
+			do(change.NFTOp{Kind: change.DeleteNFTRule, Chain: was.Chain.Name, Pos: pos, Rule: &a[i], Sets: was.Sets, Kept: kept[x[i]]})
+			i++
 		}
 	}
 }

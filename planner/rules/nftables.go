@@ -309,7 +309,7 @@ func (w *nativeTable) delete(chain string, r *host.NFTRule) {
 
 // dropOthers plans that chains of ctplan's go that are not wanted.
 func (w *nativeTable) dropOthers(wanted []string) {
-	for i := range w.table.Chains {
+	for i := len(w.table.Chains) - 1; i >= 0; i-- { // so that they come back in their order
 		if c := &w.table.Chains[i]; nftables.IsOwn(c.Name) && !slices.Contains(wanted, c.Name) {
 			w.dropped = append(w.dropped, c.Name)
 			w.do(change.NFTOp{Kind: change.DropNFTChain, Chain: c.Name, Was: nftables.Content(w.table, c.Name)})

@@ -9,7 +9,6 @@ import (
 	"github.com/ctplan/ctplan/planner/carrier"
 	"github.com/ctplan/ctplan/planner/change"
 	"github.com/ctplan/ctplan/planner/declared"
-	"github.com/ctplan/ctplan/planner/etc"
 	"github.com/ctplan/ctplan/planner/host"
 	"github.com/ctplan/ctplan/planner/translate"
 	"github.com/ctplan/ctplan/planner/xtables"
@@ -193,12 +192,8 @@ func (p *stage) savedRules() {
 	}
 	for _, f := range p.d.Families {
 		if !saved[f] && len(p.d.ChainsOf(f)) > 0 {
-			text, save := unsaved(f)
-			if service := nativeService(p.l); service != "" {
-				p.Warn("iptables."+string(f), fmt.Sprintf("the %s rules will not survive a reboot, nor a restart or reload of %s, which keeps this host's rules, and none of iptables: run ctplan apply again after either", f, service), p.d.Source)
-				continue
-			}
-			p.Warn("iptables."+string(f), text, p.d.Source, save)
+			text, commands := lasting(p.l, f)
+			p.Warn("iptables."+string(f), text, p.d.Source, commands...)
 		}
 	}
 }
@@ -210,34 +205,6 @@ func stepOf(works []*tableWork, r *host.Ruleset) *change.RulesStep {
 		changes = append(changes, w.change(r))
 	}
 	return change.RulesStepOf(changes)
-}
-
-// nativeService is a service that makes nftables' rules at boot, where none
-// restores those of iptables; empty: there is none, or it is not known.
-func nativeService(l host.Live) string {
-	if l.Boot == nil {
-		return ""
-	}
-	native := ""
-	for _, s := range l.Boot.Services {
-		switch {
-		case etc.RestoresXtables(s):
-			return ""
-		case s == etc.NFTablesService, s == "firewalld":
-			native = s
-		}
-	}
-	return native
-}
-
-// unsaved says how to make rules survive a reboot where nothing saves them.
-func unsaved(f host.Family) (text, command string) {
-	file, tool := "/etc/iptables/rules.v4", "iptables-save"
-	if f == host.IPv6 {
-		file, tool = "/etc/iptables/rules.v6", "ip6tables-save"
-	}
-	return fmt.Sprintf("the %s rules will not survive a reboot: there is no saved rules file. Install netfilter-persistent (Debian) or iptables-services (Red Hat) "+
-		"and save the rules once after apply (Red Hat: service iptables save); from then on ctplan keeps the file", f), tool + " > " + file
 }
 
 // rulesetWork plans each table of a ruleset and leaves out those with nothing

@@ -1,13 +1,17 @@
 // Package boot knows what a host starts at boot, by systemd or by the links of
 // runlevels, and what of it runs.
 //
-// It owns the folders of enabled units, /etc/rc?.d, the control groups and PID
-// files of services, and the words of the kernel's command line that are about
-// modules. It reads names and links
-// alone, never what a unit or a script does, and starts and enables nothing.
+// It owns the folders of enabled units, /etc/rc?.d and OpenRC's runlevels, the
+// control groups and PID files of services, the words of the kernel's command line
+// that are about modules, and everything that runs programs by itself: units, init
+// scripts, interfaces(5), rc.local, crontabs, dispatchers and udev. It starts and
+// enables nothing.
 //
 // It promises to name a service only where boot starts it or it runs, and only
-// one that the planner knows to need connection tracking.
+// one that the planner knows to need connection tracking; and to name each command
+// found that loads, makes or flushes rules, or that it cannot follow what a script
+// which names such a program does. Conditions are taken to hold, variables to have
+// what the script gives them; what is called is followed one call deep.
 package boot
 
 import (
@@ -42,9 +46,13 @@ func Read(root string) host.Boot {
 		b.Init = host.InitSystemd
 		units(root, enabled)
 		links(root, enabled) // systemd-sysv-generator(8)
+	case exists(root, "/run/openrc") || exists(root, "/etc/runlevels/default"):
+		b.Init = host.InitOpenRC
+		levels(root, enabled)
 	case strings.TrimSpace(string(comm)) == "init" && links(root, enabled):
 		b.Init = host.InitSysv
 	}
+	b.Restorers = restorers(root, b.Init)
 	for _, s := range etc.ServiceNames() {
 		if runs(root, s) {
 			b.Running = append(b.Running, s)
@@ -122,6 +130,15 @@ func links(root string, into map[string]bool) bool {
 		}
 	}
 	return found
+}
+
+// levels collects the services of OpenRC's runlevels.
+func levels(root string, into map[string]bool) {
+	for _, level := range list(root, "/etc/runlevels") {
+		for _, e := range list(root, "/etc/runlevels/"+level) {
+			into[e] = true
+		}
+	}
 }
 
 func exists(root, name string) bool {

@@ -4,7 +4,10 @@
 // and routes, which say where a connection passes; and which of them is the
 // session that ctplan runs in.
 //
-// It owns the reading. It never changes a connection, loads no module (a host
-// without connection tracking has no table to read), and promises that a
-// connection is either read whole or left out.
+// It writes the table too: entries are saved whole, put in and taken out, in
+// batches. Which ones is its callers' to say.
+//
+// It owns the reading, and that writing. It changes no socket, loads no module
+// where it reads (a host without connection tracking has no table to read), and
+// promises that a connection is either read whole or left out.
 package flows

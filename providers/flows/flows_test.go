@@ -178,10 +178,10 @@ func FuzzMessages(f *testing.F) {
 		if e.parse(b) && (!e.Orig.Src.IsValid() || !e.Reply.Dst.IsValid() || e.Protocol == 0) {
 			t.Errorf("half an entry: %+v", e)
 		}
-		if s, ok := parseSocket(6, b); ok && s.Local.Port() == 0 {
+		if s, ok := parseSocket(6, b, (*socket).keep); ok && s.Local.Port() == 0 {
 			t.Errorf("half a socket: %+v", s)
 		}
-		parseSocket(17, b)
+		parseSocket(17, b, (*socket).keep)
 		ParseConnection(string(b))
 		sets := listing{}
 		sets.parse(b)

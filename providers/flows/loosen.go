@@ -1,7 +1,6 @@
 package flows
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -40,17 +39,13 @@ func Loosen(connections []host.Tuple) error {
 
 // loosen is the request about one connection: a struct nfgenmsg and attributes.
 func loosen(c host.Tuple) []byte {
-	family, src, dst := byte(unix.AF_INET6), uint16(ctaIPv6Src), uint16(ctaIPv6Dst)
+	family := byte(unix.AF_INET6)
 	if c.Src.Is4() {
-		family, src, dst = unix.AF_INET, ctaIPv4Src, ctaIPv4Dst
+		family = unix.AF_INET
 	}
-	port := func(n uint16) []byte { return binary.BigEndian.AppendUint16(nil, n) }
 	flags := []byte{tcpBeLiberal, tcpBeLiberal} // values, mask
-	tuple := nested(ctaTupleOrig,
-		nested(ctaTupleIP, attribute(src, c.Src.AsSlice()), attribute(dst, c.Dst.AsSlice())),
-		nested(ctaTupleProto, attribute(ctaProtoNum, []byte{unix.IPPROTO_TCP}), attribute(ctaProtoSrcPort, port(c.SrcPort)), attribute(ctaProtoDstPort, port(c.DstPort))))
 	info := nested(ctaProtoInfo, nested(ctaProtoInfoTCP, attribute(ctaTCPFlagsOrig, flags), attribute(ctaTCPFlagsReply, flags)))
-	return append(append([]byte{family, 0, 0, 0}, tuple...), info...)
+	return append(append([]byte{family, 0, 0, 0}, appendTuple(ctaTupleOrig, unix.IPPROTO_TCP, c)...), info...)
 }
 
 // attribute is a netlink attribute, padded.

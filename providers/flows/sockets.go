@@ -3,6 +3,7 @@ package flows
 import (
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"net/netip"
 
 	"golang.org/x/sys/unix"
@@ -18,8 +19,11 @@ const (
 	tcpFinWait2    = 5
 	tcpClose       = 7 // UDP is in it
 	tcpCloseWait   = 8
+	tcpLastAck     = 9
 	tcpListen      = 10
+	tcpClosing     = 11
 
+	openStates   = wantedStates | 1<<tcpLastAck | 1<<tcpClosing
 	wantedStates = 1<<tcpEstablished | 1<<tcpFinWait1 | 1<<tcpFinWait2 | 1<<tcpClose | 1<<tcpCloseWait | 1<<tcpListen
 )
 
@@ -63,11 +67,16 @@ func readSockets(root string, recorded bool) ([]socket, error) {
 var errRecorded = errors.New("only its files are here")
 
 func diagSockets(proto, family uint8) (list []socket, err error) {
+	return diagStates(proto, family, wantedStates, (*socket).keep)
+}
+
+// diagStates reads sockets in some states, of which keep tells those to return.
+func diagStates(proto, family uint8, states uint32, keep func(s *socket, state uint8, v6 bool) bool) (list []socket, err error) {
 	req := make([]byte, diagRequest)
 	req[0], req[1] = family, proto
-	binary.NativeEndian.PutUint32(req[4:], wantedStates)
+	binary.NativeEndian.PutUint32(req[4:], states)
 	err = netlink.Dump(unix.NETLINK_SOCK_DIAG, msgSockDiag, req, func(msg []byte) bool {
-		if s, ok := parseSocket(proto, msg); ok {
+		if s, ok := parseSocket(proto, msg, keep); ok {
 			list = append(list, s)
 		}
 		return true
@@ -76,7 +85,7 @@ func diagSockets(proto, family uint8) (list []socket, err error) {
 }
 
 // parseSocket reads a struct inet_diag_msg (linux/inet_diag.h).
-func parseSocket(proto uint8, b []byte) (s socket, ok bool) {
+func parseSocket(proto uint8, b []byte, keep func(s *socket, state uint8, v6 bool) bool) (s socket, ok bool) {
 	if len(b) < diagMessage {
 		return s, false
 	}
@@ -92,7 +101,7 @@ func parseSocket(proto uint8, b []byte) (s socket, ok bool) {
 	s.Remote = netip.AddrPortFrom(address(24), binary.BigEndian.Uint16(b[6:]))
 	s.UID = binary.NativeEndian.Uint32(b[64:])
 	s.inode = binary.NativeEndian.Uint32(b[68:])
-	ok = s.keep(state, b[0] == unix.AF_INET6)
+	ok = keep(&s, state, b[0] == unix.AF_INET6)
 	netlink.Attributes(b[diagMessage:], func(typ uint16, v []byte) {
 		if typ == diagV6Only && len(v) == 1 && v[0] == 1 {
 			s.Dual = false
@@ -121,4 +130,26 @@ func (s *socket) keep(state uint8, v6 bool) (ok bool) {
 	}
 	s.Dual = v6 && s.Listening && s.Local.Addr() == netip.IPv6Unspecified()
 	return ok && s.Local.Port() != 0
+}
+
+// Sockets reads the sockets of this network namespace that packets may still be
+// due for: as Read does, and TCP that its process has closed already, too.
+func Sockets() ([]host.Socket, error) {
+	var list []host.Socket
+	for _, proto := range []uint8{unix.IPPROTO_TCP, unix.IPPROTO_UDP} {
+		for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
+			found, err := diagStates(proto, family, openStates, func(s *socket, state uint8, v6 bool) bool {
+				return s.keep(state, v6) || proto == unix.IPPROTO_TCP && s.Local.Port() != 0 && s.Remote.Port() != 0
+			})
+			if err != nil {
+				if found, err = procSockets("", proto, family); err != nil {
+					return nil, fmt.Errorf("reading the sockets: %w", err)
+				}
+			}
+			for _, s := range found {
+				list = append(list, s.Socket)
+			}
+		}
+	}
+	return list, nil
 }

@@ -47,6 +47,8 @@ type Entry struct {
 	// Timeout is how many seconds the entry stays unless another packet comes; 0
 	// also where the kernel does not say, of what is offloaded to hardware.
 	Timeout uint32
+	// Zone is that of both ways; entries of zones of one way are as if in none.
+	Zone uint16
 }
 
 // ctxEvery is after how many entries Each looks whether it is to stop.
@@ -183,6 +185,10 @@ func (e *Entry) parse(msg []byte) bool {
 			e.Timeout = number32(a.Value)
 		case ctaMark:
 			e.Mark = number32(a.Value)
+		case ctaZone:
+			if len(a.Value) == 2 {
+				e.Zone = binary.BigEndian.Uint16(a.Value)
+			}
 		case ctaProtoInfo:
 			e.parseProtoInfo(a.Value)
 		}

@@ -2,8 +2,10 @@ package iptables
 
 import (
 	"os"
+	"slices"
 
 	"github.com/ctplan/ctplan/planner/declared"
+	"github.com/ctplan/ctplan/planner/etc"
 	"github.com/ctplan/ctplan/planner/host"
 )
 
@@ -14,26 +16,33 @@ type SavedPath struct {
 }
 
 // SavedPaths lists the rules files of a host: the ones that the HCL names,
-// whether they exist or not, else those of /etc/sysconfig/{iptables,ip6tables}
-// and /etc/iptables/rules.{v4,v6} that exist under root.
-func SavedPaths(root string, files declared.Files) []SavedPath {
-	candidates := []struct {
-		family   host.Family
-		override string
-		paths    [2]string
-	}{
-		{host.IPv4, files.RulesV4, [2]string{"/etc/sysconfig/iptables", "/etc/iptables/rules.v4"}},
-		{host.IPv6, files.RulesV6, [2]string{"/etc/sysconfig/ip6tables", "/etc/iptables/rules.v6"}},
-	}
+// whether they exist or not, else those that exist under root of the files of
+// distributions and of what a restorer loads whole.
+func SavedPaths(root string, files declared.Files, restorers []host.Restorer) []SavedPath {
 	var found []SavedPath
-	for _, c := range candidates {
-		if c.override != "" {
-			found = append(found, SavedPath{c.family, c.override})
+	for _, family := range host.Families {
+		named := files.RulesV4
+		if family == host.IPv6 {
+			named = files.RulesV6
+		}
+		if named != "" {
+			found = append(found, SavedPath{family, named})
 			continue
 		}
-		for _, path := range c.paths {
-			if _, err := os.Stat(root + path); err == nil {
-				found = append(found, SavedPath{c.family, path})
+		var candidates []string
+		for _, f := range etc.SavedFiles {
+			if f.Family == family {
+				candidates = append(candidates, f.Path)
+			}
+		}
+		for _, r := range restorers {
+			if r.Family == family && r.Does == host.DoRestore && r.File != "" && !slices.Contains(candidates, r.File) {
+				candidates = append(candidates, r.File)
+			}
+		}
+		for _, path := range candidates {
+			if info, err := os.Stat(root + path); err == nil && info.Mode().IsRegular() {
+				found = append(found, SavedPath{family, path})
 			}
 		}
 	}

@@ -393,16 +393,16 @@ func FuzzScript(f *testing.F) {
 }
 
 func TestSavedPaths(t *testing.T) {
-	if got := iptables.SavedPaths(t.TempDir(), declared.Files{}); len(got) != 0 {
+	if got := iptables.SavedPaths(t.TempDir(), declared.Files{}, nil); len(got) != 0 {
 		t.Error(got)
 	}
 	root := testhost.Tree(t, map[string]string{"/etc/iptables/rules.v4": "", "/etc/sysconfig/ip6tables": ""})
 	want := []iptables.SavedPath{{Family: host.IPv4, Path: "/etc/iptables/rules.v4"}, {Family: host.IPv6, Path: "/etc/sysconfig/ip6tables"}}
-	if diff := cmp.Diff(want, iptables.SavedPaths(root, declared.Files{})); diff != "" {
+	if diff := cmp.Diff(want, iptables.SavedPaths(root, declared.Files{}, nil)); diff != "" {
 		t.Error(diff)
 	}
 	want[0].Path = "/srv/absent"
-	if diff := cmp.Diff(want, iptables.SavedPaths(root, declared.Files{RulesV4: "/srv/absent"})); diff != "" {
+	if diff := cmp.Diff(want, iptables.SavedPaths(root, declared.Files{RulesV4: "/srv/absent"}, nil)); diff != "" {
 		t.Error(diff)
 	}
 }

@@ -27,6 +27,7 @@ var jobs = []job{
 	{"nativeimpact", planNativeImpact},
 	{"status", statusFull},
 	{"verify", verifyFull},
+	{"carry", carryOver},
 	{"curve", curve},
 }
 

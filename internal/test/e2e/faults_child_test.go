@@ -26,6 +26,7 @@ import (
 	"github.com/ctplan/ctplan/planner/change"
 	live "github.com/ctplan/ctplan/planner/host"
 	"github.com/ctplan/ctplan/providers/iptables"
+	"github.com/ctplan/ctplan/providers/nft"
 )
 
 // faultCount is what the child of TestFaults did.
@@ -49,14 +50,16 @@ type at struct {
 type victim struct {
 	backend live.Backend
 	machine bool // its rules and sizes are the machine's: rules are left alone
+	native  bool // nftables carries its rules: there are none of iptables
 	rules   [2]string
+	nft     string
 	values  map[string]string // files of sysctls and their values before
 	count   faultCount
 }
 
 // faults is the child: it stands in the host's namespaces.
 func faults(args []string) error {
-	v := victim{backend: live.Backend(args[0]), machine: len(args) > 1, count: faultCount{Kinds: map[string]int{}}}
+	v := victim{backend: live.Backend(args[0]), machine: len(args) > 1 && args[1] == "machine", native: len(args) > 1 && args[1] == "nftables", count: faultCount{Kinds: map[string]int{}}}
 	saved, err := planfile.Read("/run/test/plan")
 	if err != nil {
 		return err
@@ -65,7 +68,7 @@ func faults(args []string) error {
 	if err != nil {
 		return err
 	}
-	saved.Desired.Chains = iptables.Render(saved.Desired)
+	saved.Desired.Chains, saved.Desired.Native = iptables.Render(saved.Desired), nft.Render(saved.Desired)
 	plan := planner.Diff(saved.Desired, live)
 	if plan.Blocked() {
 		return fmt.Errorf("the plan is blocked: %+v", plan.Blocks)
@@ -343,6 +346,14 @@ func (v *victim) furnish(steps []change.Step) error {
 	if v.machine {
 		return nil
 	}
+	if v.native {
+		out, err := exec.Command("nft", "list", "ruleset").Output()
+		if err != nil {
+			return err
+		}
+		v.nft = string(out)
+		return v.loadRules()
+	}
 	for i, f := range []string{"iptables", "ip6tables"} {
 		if v.backend == live.Legacy { // tables that were used once stay
 			for _, table := range []string{"filter", "raw", "mangle", "nat"} {
@@ -378,6 +389,9 @@ func (v *victim) loadRules() error {
 			return err
 		}
 	}
+	if v.native {
+		return feed(v.nft, "nft", "-f", "-")
+	}
 	return errors.Join(feed(v.rules[0], "iptables-restore"), feed(v.rules[1], "ip6tables-restore"))
 }
 
@@ -408,6 +422,13 @@ var sizes = regexp.MustCompile(`_max$|_buckets$|hashsize$`)
 // state is all that ctplan could change on the host.
 func (v *victim) state() (string, error) {
 	var b strings.Builder
+	if v.native {
+		out, err := exec.Command("nft", "-s", "list", "ruleset").Output()
+		if err != nil {
+			return "", fmt.Errorf("nft: %w", err)
+		}
+		b.Write(out)
+	}
 	for _, save := range []string{"iptables-save", "ip6tables-save"} {
 		out, err := exec.Command(save).Output()
 		if err != nil {

@@ -53,13 +53,13 @@ func TestFaults(t *testing.T) {
 }
 
 // faults runs the child of that name on the host.
-func (h *host) faults(backend string) faultCount {
+func (h *host) faults(backend string, more ...string) faultCount {
 	h.t.Helper()
 	self, err := os.Executable()
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	words := []string{backend}
+	words := append([]string{backend}, more...)
 	if h.initial {
 		words = append(words, "machine")
 	}

@@ -86,7 +86,7 @@ conntrack "x" {
 			}
 			hold("a change that nobody confirmed")
 
-			h.ctplan(exitOK, "apply", "--auto-approve", h.config(strings.ReplaceAll(block, "PROTO", "tcp")))
+			h.ctplan(exitOK, "apply", "--auto-approve", "--lock-timeout", "30s", h.config(strings.ReplaceAll(block, "PROTO", "tcp")))
 			hold("leaving tracking a third time")
 			udp := h.config(strings.ReplaceAll(block, "PROTO", "udp"))
 			if gone := willLose(t, h, udp); len(gone) > 0 {
@@ -101,7 +101,38 @@ conntrack "x" {
 // TestRollbackIsJudged: a way back may cut off what came since. It says so, and
 // goes.
 func TestRollbackIsJudged(t *testing.T) {
-	h := newHost(t, live.NFT, "returning")
+	t.Run("carried", func(t *testing.T) {
+		h, talks := returning(t)
+		r := h.ctplan(exitOK, "rollback", "--auto-approve")
+		said(t, r.stdout, "impact of 2 open connections: 2 kept, carried over", "a service listens on tcp/8022 in")
+		allLive(t, h, "rollback", talks)
+	})
+	t.Run("not carried", func(t *testing.T) {
+		h, talks := returning(t)
+		r := h.ctplan(exitOK, "rollback", "--auto-approve", "--no-carry")
+		// Which way the first packet that is tracked goes, decides.
+		said(t, r.stdout, "impact of 2 open connections: 2 unknown", "whether 2 connections survive cannot be told", "a service listens on tcp/8022 in")
+		if now := living(talks); total(now) != 0 {
+			t.Errorf("%v live: they do not show what carrying over is for", now)
+		}
+	})
+}
+
+// said fails the test unless a text has all of some, however it is broken into lines.
+func said(t *testing.T, text string, want ...string) {
+	t.Helper()
+	for _, w := range want {
+		if !strings.Contains(strings.Join(strings.Fields(text), " "), w) {
+			t.Errorf("not said: %q\n%s", w, text)
+		}
+	}
+}
+
+// returning is a host with connections that were opened while they were untracked,
+// through rules that a rollback takes away.
+func returning(t *testing.T) (h *host, talks []*talk) {
+	t.Helper()
+	h = newHost(t, live.NFT, "returning")
 	here, near, _ := network(t, h)
 	h.RunInput(server, "iptables-restore")
 	h.ctplan(exitOK, "apply", "--auto-approve", h.config(`
@@ -119,18 +150,12 @@ conntrack "x" {
   }
 }
 `))
-	talks := open(t, near, here, "tcp", "", nearHost[live.IPv4], 8022, 2, "tcp/8022 in")
-	defer func() {
+	talks = open(t, near, here, "tcp", "", nearHost[live.IPv4], 8022, 2, "tcp/8022 in")
+	t.Cleanup(func() {
 		for _, k := range talks {
 			k.a.Close()
 			k.b.Close()
 		}
-	}()
-	r := h.ctplan(exitOK, "rollback", "--auto-approve")
-	// Which way the first packet that is tracked goes, decides.
-	for _, want := range []string{"impact of 2 open connections: 2 unknown", "whether 2 connections survive cannot be told", "a service listens on tcp/8022 in"} {
-		if !strings.Contains(strings.Join(strings.Fields(r.stdout), " "), want) {
-			t.Errorf("not said: %q\n%s", want, r.stdout)
-		}
-	}
+	})
+	return h, talks
 }
