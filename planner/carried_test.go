@@ -151,3 +151,21 @@ func TestPickedUp(t *testing.T) {
 		}
 	}
 }
+
+// TestRoutedIsUnknown: a way back that has routed traffic tracked again says that
+// nobody knows of what was opened meanwhile.
+func TestRoutedIsUnknown(t *testing.T) {
+	for forward, want := range map[string]bool{"ACCEPT": true, "DROP": false} {
+		l := testHost(parseLines(t, host.IPv4, strings.Replace(untrackedNow, ":OUTPUT ACCEPT\n-A INPUT -m", ":FORWARD DROP\n:OUTPUT ACCEPT\n-A FORWARD -p tcp -j "+forward+"\n-A INPUT -m", 1)))
+		l.Connections = &host.Connections{
+			Addresses: []host.Address{{Interface: "eth0", Prefix: netip.MustParsePrefix("10.0.0.1/24")}, {Interface: "eth1", Prefix: netip.MustParsePrefix("10.0.1.1/24")}},
+			Routes:    []host.Route{{Prefix: netip.MustParsePrefix("0.0.0.0/0"), Interface: "eth0"}, {Prefix: netip.MustParsePrefix("10.0.1.0/24"), Interface: "eth1"}},
+		}
+		changes := Diff(tracking(), l).Changes
+		p := Plan{Mode: declared.GoingBack, Changes: changes}.Judged(declared.Desired{}, l, change.StepsOf(changes), strings.Fields)
+		said := slices.ContainsFunc(p.Warnings, func(w change.Warning) bool { return strings.HasPrefix(w.Text, "routed connections") })
+		if said != want {
+			t.Errorf("FORWARD %s: said %v, want %v: %+v", forward, said, want, p.Warnings)
+		}
+	}
+}

@@ -204,9 +204,13 @@ func (p Plan) Judged(d declared.Desired, l host.Live, steps []change.Step, split
 		return p
 	}
 	d.Mode = p.Mode
-	lost, found := impact.Of(d, l, judge.Kernel(d, l, steps, split), nil)
+	judges := judge.Kernel(d, l, steps, split)
+	lost, found := impact.Of(d, l, judges, nil)
 	for _, b := range found.Blocks {
 		found.Warnings = append(found.Warnings, change.Warning{Address: b.Address, Text: fmt.Sprintf("%s (%s)", b.Why, b.Where)})
+	}
+	if slices.ContainsFunc(judges.All(), (*judge.Judge).RoutedBegins) {
+		found.Warnings = append(found.Warnings, change.Warning{Address: "connections", Text: "routed connections that are not tracked today are known to nobody: those that were opened since are in no number, and may be cut off when they are tracked again"})
 	}
 	all := change.Findings{Blocks: p.Blocks, Warnings: slices.Clone(p.Warnings)}
 	all.Add(change.Findings{Warnings: found.Warnings})

@@ -25,6 +25,7 @@ func TestTrackingWork(t *testing.T) {
 		{"mangle", "PREROUTING -p tcp -j CONNMARK --restore-mark --nfmask 0xffffffff --ctmask 0xffffffff", declared.RiskConnectionMarks},
 		{"mangle", "OUTPUT -p tcp -m connmark --mark 0x2 -j ACCEPT", declared.RiskConnectionMarks},
 		{"mangle", "POSTROUTING -p tcp -j CONNSECMARK --save", declared.RiskConnectionMarks},
+		{"mangle", "PREROUTING -p tcp -j HMARK --hmark-tuple ct --hmark-mod 8", declared.RiskConnectionMarks},
 		{"filter", "INPUT -p tcp -m connlabel --label 3 -j ACCEPT", declared.RiskConnectionMarks},
 		{"raw", "PREROUTING -p tcp -j CT --zone 5", declared.RiskZones},
 		{"raw", "PREROUTING -p tcp -j CT --zone-orig 5", declared.RiskZones},

@@ -15,6 +15,7 @@ import (
 	"github.com/ctplan/ctplan/planner/host"
 	"github.com/ctplan/ctplan/planner/judge"
 	"github.com/ctplan/ctplan/planner/owners"
+	"github.com/ctplan/ctplan/planner/protocol"
 	"github.com/ctplan/ctplan/planner/verdict"
 )
 
@@ -81,8 +82,9 @@ type FlowGroup struct {
 	// Fragments is whether it is about datagrams that come in parts alone.
 	Fragments bool `json:"fragments,omitempty"`
 
-	rule *verdict.RuleRef // After
-	cuts []owners.Cut     // what of it rules of nftables drop, by the first that is lost
+	rule    *verdict.RuleRef // After
+	carries bool             // it is a tunnel
+	cuts    []owners.Cut     // what of it rules of nftables drop, by the first that is lost
 }
 
 const maxExamples = 5
@@ -385,7 +387,7 @@ func collect(j *judge.Judge, parts []tally, total *Impact) {
 			if f.Result == FlowLost {
 				j.Nth(&c, g.first[0])
 				Decide(j, &c) // its states, as they were judged
-				total.Groups[i].cuts = Cuts(j, at, &c, f.after)
+				total.Groups[i].cuts, total.Groups[i].carries = Cuts(j, at, &c, f.after), protocol.Carries(c.Proto, c.Port)
 			}
 		}
 		total.Groups[i].Count += g.count

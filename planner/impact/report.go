@@ -168,6 +168,9 @@ func whyLost(g FlowGroup) string {
 	if g.Stage != "" {
 		text += ", while " + g.Stage + " is changed"
 	}
+	if g.carries {
+		text += "; whatever goes through it dies with it, also where it is called kept by itself"
+	}
 	if g.Before != "" {
 		text += "; today this lets them through: " + g.Before
 	}

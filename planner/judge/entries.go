@@ -71,3 +71,21 @@ func (c *Connection) CarryOver() {
 		p.State, p.Known, p.Status = carriedState, p.Known|verdict.KnownStatus, host.StatusConfirmed|host.StatusSeenReply|host.StatusAssured
 	}
 }
+
+// RoutedBegins reports whether a routed connection, of those that somebody may
+// have, is let through untracked today and will be tracked: of those that are open
+// nothing tells.
+func (j *Judge) RoutedBegins() bool {
+	if len(j.Stages) < 2 || !j.Routes() || !j.Tracks() {
+		return false
+	}
+	for c := range j.Conversations() {
+		if c.Way != Forward {
+			continue
+		}
+		if today := j.Stages[0].Verdict(&c.Packets[0]); today.Untracked && today.Verdict == verdict.Accepted && !j.End().Verdict(&c.Packets[0]).Untracked {
+			return true
+		}
+	}
+	return false
+}

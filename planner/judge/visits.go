@@ -1,7 +1,6 @@
 package judge
 
 import (
-	"fmt"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -304,22 +303,9 @@ func (j *Judge) Describe(n int) string {
 
 // ServiceName names what a connection is for.
 func ServiceName(proto uint8, port uint16, w Way) string {
-	name := fmt.Sprint(proto)
-	switch proto {
-	case protocol.TCP:
-		name = "tcp"
-	case protocol.UDP:
-		name = "udp"
-	case protocol.ICMP:
-		name = "icmp"
-	case protocol.ICMPv6:
+	name := protocol.Name(proto)
+	if proto == protocol.ICMPv6 {
 		name = "icmpv6"
-	case protocol.SCTP:
-		name = "sctp"
-	case protocol.DCCP:
-		name = "dccp"
-	case protocol.UDPLite:
-		name = "udplite"
 	}
 	switch {
 	case !protocol.CarriesPorts(proto):

@@ -61,6 +61,19 @@ func CarriesPorts(proto uint8) bool {
 	return false
 }
 
+// carriers are ports of UDP by which packets travel inside others.
+var carriers = map[uint16]bool{4789: true, 8472: true, 4790: true, 6081: true, 2152: true, 6635: true, 4754: true, 51820: true, 4500: true, 1194: true, 1701: true}
+
+// Carries reports whether packets of a protocol, to or from a port where it has
+// ports, have others inside: tunnels, and what is encrypted.
+func Carries(proto uint8, port uint16) bool {
+	switch proto {
+	case 4, 41, GRE, 50, 51, 97, 115, 137: // IP in IP, ESP, AH, Ethernet in IP, L2TP, MPLS in IP
+		return true
+	}
+	return proto == UDP && carriers[port]
+}
+
 // Name is how the language names a protocol.
 func Name(n uint8) string {
 	for _, name := range []string{"icmp", "igmp", "ipencap", "tcp", "udp", "dccp", "ipv6", "gre", "esp", "ah", "ipv6-icmp", "ospf", "ipip", "pim", "vrrp", "l2tp", "sctp", "udplite"} {

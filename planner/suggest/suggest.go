@@ -98,7 +98,7 @@ func Suggest(l host.Live, o Options) (Suggestion, error) {
 		return disabled, nil
 	}
 	because := strings.TrimSuffix(first(disabled.Remains), ".")
-	notrack := suggestAccepts(l, o, declared.Notrack, "disabled would not do ("+because+"); with notrack nothing enters the table, so that it cannot fill")
+	notrack := suggestAccepts(l, o, declared.Notrack, "disabled would not do ("+because+")")
 	if notrack.fits() {
 		return notrack, nil
 	}
@@ -162,10 +162,14 @@ func natRules(l host.Live) []string {
 // what it would open is left out, whatever that costs.
 func suggestAccepts(l host.Live, o Options, mode declared.Mode, why string) Suggestion {
 	var all []*attempt
-	for _, w := range ways(mode) {
+	list := ways(mode)
+	if mode == declared.Notrack {
+		list = append(list, around(&l)...)
+	}
+	for _, w := range list {
 		a := try(l, o, mode, w)
 		if a.opens() == 0 && !a.plan.Blocked() {
-			return a.suggestion(l, mode, why)
+			return a.suggestion(l, o, mode, why)
 		}
 		all = append(all, a)
 	}
@@ -174,10 +178,10 @@ func suggestAccepts(l host.Live, o Options, mode declared.Mode, why string) Sugg
 	})
 	for _, a := range all {
 		if a.close(l, o); a.opens() == 0 {
-			return a.suggestion(l, mode, why)
+			return a.suggestion(l, o, mode, why)
 		}
 	}
-	return all[0].suggestion(l, mode, why)
+	return all[0].suggestion(l, o, mode, why)
 }
 
 // attempt is a proposal for one of a mode's ways, with its plan.
@@ -211,8 +215,11 @@ func try(l host.Live, o Options, mode declared.Mode, w way) *attempt {
 }
 
 // suggestion writes it down.
-func (a *attempt) suggestion(l host.Live, mode declared.Mode, why string) Suggestion {
+func (a *attempt) suggestion(l host.Live, o Options, mode declared.Mode, why string) Suggestion {
 	plan := a.plan
+	if mode == declared.Notrack && o.Mode == declared.Unmanaged {
+		why += "; " + cmp.Or(a.way.cure, "with notrack nothing enters the table, so that it cannot fill")
+	}
 	s := Suggestion{Declaration: declared.Declaration{Host: l.Host.Name, Desired: a.d, Notes: a.notes}, Blocked: plan.Blocked()}
 	if s.Notes == nil {
 		s.Notes = map[string][]string{}
@@ -239,7 +246,7 @@ func (a *attempt) suggestion(l host.Live, mode declared.Mode, why string) Sugges
 			}
 		}
 	}
-	if goes := lostProtection(l); len(goes) > 0 && a.way.stateful == declared.RemoveStateful {
+	if goes := lostProtection(l, plan); len(goes) > 0 && a.way.stateful == declared.RemoveStateful {
 		more := ""
 		if len(goes) > change.MaxNamed {
 			more = fmt.Sprintf("; and %d more", len(goes)-change.MaxNamed)
@@ -261,10 +268,23 @@ func (a *attempt) suggestion(l host.Live, mode declared.Mode, why string) Sugges
 	return s
 }
 
-// lostProtection are the rules on connection state that do more than let
-// known connections through and keep broken packets out.
-func lostProtection(l host.Live) []string {
+// lostProtection are the rules on connection state that a plan takes away and
+// that do more than let known connections through and keep broken packets out.
+func lostProtection(l host.Live, plan planner.Plan) []string {
 	var out []string
+	goes := map[string]bool{}
+	for _, step := range change.StepsOf(plan.Changes) {
+		if step.Rules == nil {
+			continue
+		}
+		for _, section := range step.Rules.Sections {
+			for _, op := range section.Ops {
+				if op.Kind == change.DeleteRule {
+					goes["-A "+op.Chain+" "+op.Rule] = true
+				}
+			}
+		}
+	}
 	for i := range l.Rulesets {
 		for k := range l.Rulesets[i].Tables {
 			t := &l.Rulesets[i].Tables[k]
@@ -280,7 +300,7 @@ func lostProtection(l host.Live) []string {
 				invalid := slices.ContainsFunc(s.Matches, func(o xtables.Option) bool {
 					return !o.Not && (o.Name == "--state" || o.Name == "--ctstate") && len(o.Args) == 1 && o.Args[0] == "INVALID"
 				})
-				if text := "-A " + r.Chain + " " + r.Text; !plain && !invalid && !slices.Contains(out, text) {
+				if text := "-A " + r.Chain + " " + r.Text; !plain && !invalid && goes[text] && !slices.Contains(out, text) {
 					out = append(out, text)
 				}
 			}

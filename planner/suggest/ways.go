@@ -18,6 +18,7 @@ type way struct {
 	stateful declared.StatefulPolicy
 	narrow   bool   // accept blocks leave out networks that are refused today
 	note     string // above the first notrack block
+	cure     string // why the table cannot fill then; empty: nothing enters it
 }
 
 // ways are those of a mode, the one that takes most out of the table first.
@@ -29,17 +30,23 @@ func ways(mode declared.Mode) []way {
 	if mode == declared.Notrack {
 		without = []way{
 			{notrack: traffic("all", ""), note: "Both directions, and what is routed: what is not tracked fills no table."},
-			{notrack: traffic("tcp", "tcp"), note: "TCP alone, both directions, and what is routed: of other protocols, their state tells what may come in."},
+			{notrack: traffic("tcp", "tcp"), note: "TCP alone, both directions, and what is routed: of other protocols, their state tells what may come in.",
+				cure: "with notrack no connection of TCP enters the table"},
 		}
 	}
 	var out []way
 	for _, w := range without {
-		w.stateful = declared.RemoveStateful
-		translated, narrow := w, w
-		translated.stateful, narrow.narrow = declared.TranslateStateful, true
-		out = append(out, w, translated, narrow)
+		out = append(out, variants(w)...)
 	}
 	return out
+}
+
+// variants are a way with what may become of rules on connection state.
+func variants(w way) []way {
+	w.stateful = declared.RemoveStateful
+	translated, narrow := w, w
+	translated.stateful, narrow.narrow = declared.TranslateStateful, true
+	return []way{w, translated, narrow}
 }
 
 // opens is how much the plan lets in that is refused today.

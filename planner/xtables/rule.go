@@ -319,7 +319,7 @@ func Needs(table string, words []string) Need {
 		return NeedState
 	case s.Untracks():
 		return needModule
-	case s.Target == "CT": // a zone, a helper, a timeout: something to track with
+	case s.Target == "CT", marksByConnection(s): // a zone, a helper, a timeout: something to track with
 		return NeedState
 	}
 	return NeedNothing
@@ -342,7 +342,7 @@ func MayNeed(table string, words []string) bool {
 			}
 		case "-j", "--jump", "-g", "--goto":
 			t := words[i+1]
-			if t == "CT" || t == "NOTRACK" || isStateTarget(t) || IsNATTarget(t) {
+			if t == "CT" || t == "NOTRACK" || t == "HMARK" || isStateTarget(t) || IsNATTarget(t) {
 				return true
 			}
 		}

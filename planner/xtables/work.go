@@ -2,6 +2,7 @@ package xtables
 
 import (
 	"slices"
+	"strings"
 
 	"github.com/ctplan/ctplan/planner/declared"
 	"github.com/ctplan/ctplan/planner/words"
@@ -28,6 +29,9 @@ func WorkOf(s Spec) declared.Risk {
 	if r := workOf[s.Target]; r != "" {
 		return r
 	}
+	if marksByConnection(s) {
+		return declared.RiskConnectionMarks
+	}
 	if s.Target == "CT" {
 		for _, o := range s.TargetOptions {
 			if r := templateWork[o.Name]; r != "" {
@@ -42,6 +46,14 @@ func WorkOf(s Spec) declared.Risk {
 		return workOf["-m "+s.Modules[i]]
 	}
 	return ""
+}
+
+// marksByConnection is whether a rule marks packets by the addresses of their
+// connection, and not those that are without (net/netfilter/xt_HMARK.c).
+func marksByConnection(s Spec) bool {
+	return s.Target == "HMARK" && slices.ContainsFunc(s.TargetOptions, func(o Option) bool {
+		return o.Name == "--hmark-tuple" && len(o.Args) == 1 && slices.Contains(strings.Split(o.Args[0], ","), "ct")
+	})
 }
 
 // kernelHelpers are the helpers that the kernel has, as rules name them

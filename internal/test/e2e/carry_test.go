@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"encoding/binary"
 	"fmt"
 	"net"
 	"net/netip"
@@ -11,6 +12,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/ctplan/ctplan/internal/test/nstest"
 	live "github.com/ctplan/ctplan/planner/host"
@@ -162,6 +165,10 @@ func TestCarriedOver(t *testing.T) {
 					}
 					if got := h.entries(); got != len(talks) {
 						t.Errorf("%d entries for %d connections:\n%s", got, len(talks), h.sh("conntrack -L 2>&1; conntrack -L -f ipv6 2>&1"))
+					}
+					// Idle ones stay as long as any.
+					if short := h.sh(`conntrack -L -p tcp 2>/dev/null | awk '$3 <= 300' | wc -l`); strings.TrimSpace(short) != "0" {
+						t.Errorf("%s entries go in five minutes:\n%s", strings.TrimSpace(short), h.sh("conntrack -L -p tcp 2>/dev/null"))
 					}
 					allLive(t, h, "rollback", talks)
 				}
@@ -346,5 +353,90 @@ conntrack "x" {
 			}
 			allLive(t, h, "rollback", talks)
 		})
+	}
+}
+
+// TestNothingGetsIn forges packets in the middle of connections that are none: of
+// peers without a socket here, of one that has ended, and of one whose address was
+// banned meanwhile. What carries connections over lets none of them in that it would not let in without.
+func TestNothingGetsIn(t *testing.T) {
+	for _, flags := range [][]string{nil, {"--no-carry"}} {
+		t.Run(strings.Join(append([]string{"rollback"}, flags...), " "), func(t *testing.T) {
+			h, here, near, far := strictHost(t, live.NFT, 1)
+			open := openers(t, here, near, far)
+			forge := forger(t, near, here)
+			if got := forge(5001); got != 0 {
+				t.Fatalf("%d forged packets of nobody got in while all is tracked", got)
+			}
+			h.ctplan(exitOK, "apply", "--auto-approve", h.config(untrackedAll))
+			if got := forge(5001); got == 0 {
+				t.Fatal("no forged packet got in while nothing is tracked: the test does not see them")
+			}
+			var ended, banned uint16
+			for _, k := range open(2) {
+				if k.service == "tcp/8001 in" && k.family == live.IPv4 {
+					port := uint16(k.a.(net.Conn).LocalAddr().(*net.TCPAddr).Port)
+					if ended == 0 {
+						ended = port
+						k.a.(*net.TCPConn).SetLinger(0)
+						k.a.Close()
+						k.b.Close()
+						continue
+					}
+					banned = port
+				}
+			}
+			h.sh(fmt.Sprintf("iptables -I INPUT -p tcp --sport %d -j DROP", banned))
+			h.ctplan(exitOK, append([]string{"rollback", "--auto-approve"}, flags...)...)
+			h.sh(fmt.Sprintf("iptables -D INPUT -p tcp --sport %d -j DROP", banned))
+			for what, port := range map[string]uint16{"of nobody": 5001, "of a connection that has ended": ended, "of one that was banned": banned} {
+				if got := forge(port); got != 0 {
+					t.Errorf("%d forged packets %s got in\n%s", got, what, h.sh("conntrack -L 2>/dev/null"))
+				}
+			}
+		})
+	}
+}
+
+// forger sends packets of TCP from a port of near to port 8001 of here that begin no
+// connection, and says how many came through the rules.
+func forger(t *testing.T, near, here *space) func(port uint16) int {
+	t.Helper()
+	out, _ := rawSocket(t, near, unix.IPPROTO_TCP, nearHost[live.IPv4])
+	in, header := rawSocket(t, here, unix.IPPROTO_TCP, nearAddr[live.IPv4])
+	t.Cleanup(func() { unix.Close(out); unix.Close(in) })
+	const mark = 0x7a7a // in the urgent pointer
+	src, dst := netip.MustParseAddr(nearAddr[live.IPv4]).As4(), netip.MustParseAddr(nearHost[live.IPv4]).As4()
+	return func(port uint16) (got int) {
+		for i := range 3 {
+			p := make([]byte, 20)
+			binary.BigEndian.PutUint16(p, port)
+			binary.BigEndian.PutUint16(p[2:], 8001)
+			binary.BigEndian.PutUint32(p[4:], 0x10000000*uint32(i+1))
+			p[12], p[13] = 5<<4, 0x10 // ACK
+			binary.BigEndian.PutUint16(p[14:], 1000)
+			binary.BigEndian.PutUint16(p[18:], mark)
+			sum := uint32(unix.IPPROTO_TCP + len(p))
+			for _, b := range [][]byte{src[:], dst[:], p} {
+				for k := 0; k < len(b); k += 2 {
+					sum += uint32(binary.BigEndian.Uint16(b[k:]))
+				}
+			}
+			for sum > 0xffff {
+				sum = sum>>16 + sum&0xffff
+			}
+			binary.BigEndian.PutUint16(p[16:], ^uint16(sum))
+			if err := unix.Send(out, p, 0); err != nil {
+				t.Fatal(err)
+			}
+		}
+		buf := make([]byte, 2048)
+		for deadline := time.Now().Add(300 * time.Millisecond); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+			n, _, err := unix.Recvfrom(in, buf, unix.MSG_DONTWAIT)
+			if err == nil && n >= header+20 && binary.BigEndian.Uint16(buf[header:]) == port && binary.BigEndian.Uint16(buf[header+18:]) == mark {
+				got++
+			}
+		}
+		return got
 	}
 }

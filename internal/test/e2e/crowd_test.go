@@ -323,7 +323,7 @@ func crowd(t *testing.T, h *host, here, near, far *space) []*talk {
 		open(t, near, far, "tcp", "", farAddr[v6], 80, 10, "tcp/80 forward"),
 		open(t, near, here, "udp", nearAddr[v6], nearHost[v6], 53, 10, "udp/53 in"),
 		open(t, here, near, "udp", nearHost[v6], nearAddr[v6], 123, 10, "udp/123 out"),
-		[]*talk{tunnel(t, near, here, nearAddr[v4], nearHost[v4], "47 in")},
+		[]*talk{tunnel(t, near, here, nearAddr[v4], nearHost[v4], "gre in")},
 	)
 	for i := range 5 {
 		talks = append(talks, ftpTalk(t, near, here, nearAddr[v4], nearHost[v4], i%2 == 1)...)

@@ -59,6 +59,8 @@ func TestMarksThatRoute(t *testing.T) {
 		{"two uplinks, under a mask", "ip rule add fwmark 0x20/0xf0 lookup 200 pref 100; ip -6 rule add fwmark 0x20/0xf0 lookup 200 pref 100", markRules("-A PREROUTING -i far -m state --state NEW -j CONNMARK --set-xmark 0x21/0xff", "-A OUTPUT -j CONNMARK --restore-mark --nfmask 0xf0 --ctmask 0xf0"), "", false, true, []string{"fwmark 0x20/0xf0"}},
 		{"two uplinks, routed", fwmark, markRules(markNew, restoreIn), "", true, true, []string{"no longer by far"}},
 		{"without the mark, a blackhole", fwmark + "ip rule add to 198.51.100.0/24 blackhole pref 200; ip -6 rule add to 2001:db8:9::/64 unreachable pref 200", markRules(markNew, restoreIn), "", true, true, []string{"goes nowhere"}},
+		{"pods with an uplink of their own, as AWS's CNI has it", "ip rule add fwmark 0x80/0x80 lookup 200 pref 1024; ip rule add from 10.31.0.2 lookup 300 pref 1536; ip -6 rule add fwmark 0x80/0x80 lookup 200 pref 1024; ip -6 rule add from fd31::2 lookup 300 pref 1536",
+			markRules("-A PREROUTING -i far -m comment --comment \"primary ENI\" -j CONNMARK --set-xmark 0x80/0x80", "-A PREROUTING -i near -m comment --comment \"to the primary ENI\" -j CONNMARK --restore-mark --nfmask 0x80 --ctmask 0x80"), "", true, true, []string{"fwmark 0x80/0x80 lookup 200"}},
 		{"with the mark, past a tunnel", "ip rule add not fwmark 2 lookup 300 pref 150; ip -6 rule add not fwmark 2 lookup 300 pref 150\n" + fwmark, markRules(markNew, restoreOut), "", false, true, []string{"goes by wg0"}},
 		{"marks that nothing goes by", "ip rule add fwmark 0x10/0xf0 lookup 300 pref 100; ip -6 rule add fwmark 0x10/0xf0 lookup 300 pref 100; ip route replace default via 10.32.0.2 dev far; ip -6 route replace default via fd32::2 dev far", markRules(markNew, restoreOut), "", false, false, nil},
 		{"marks by which it goes the same way", fwmark + "ip route replace default via 10.32.0.2 dev far; ip -6 route replace default via fd32::2 dev far", markRules(markNew, restoreOut), "", false, false, nil},
@@ -166,31 +168,46 @@ type unconnected struct {
 
 func (u unconnected) Write(b []byte) (int, error) { return u.WriteToUDP(b, u.peer) }
 
-// TestMarksOfTunnels is a host as wg-quick leaves it: what is not marked goes
+// TestMarksOfTunnels is a host as wg-quick or tailscale leaves it: what is not marked goes
 // through the tunnel, the tunnel's own packets are marked by their socket, and the
 // connection carries the mark to what comes in, so that rp_filter does not take it
 // for forged.
 func TestMarksOfTunnels(t *testing.T) {
-	const rules = "*mangle\n:PREROUTING ACCEPT\n:POSTROUTING ACCEPT\n-A POSTROUTING -p udp -m mark --mark 51820 -j CONNMARK --save-mark\n-A PREROUTING -p udp -j CONNMARK --restore-mark\nCOMMIT\n"
+	const (
+		quick    = "*mangle\n:PREROUTING ACCEPT\n:POSTROUTING ACCEPT\n-A POSTROUTING -p udp -m mark --mark 51820 -j CONNMARK --save-mark\n-A PREROUTING -p udp -j CONNMARK --restore-mark\nCOMMIT\n"
+		quickWay = "ip rule add not fwmark 51820 lookup 300 pref 150; ip rule add lookup main suppress_prefixlength 0 pref 140"
+		tail     = "*mangle\n:PREROUTING ACCEPT\n:OUTPUT ACCEPT\n-A PREROUTING -m conntrack --ctstate RELATED,ESTABLISHED -j CONNMARK --restore-mark --nfmask 0xff0000 --ctmask 0xff0000\n" +
+			"-A OUTPUT -m conntrack --ctstate NEW -m mark ! --mark 0x0/0xff0000 -j CONNMARK --save-mark --nfmask 0xff0000 --ctmask 0xff0000\nCOMMIT\n"
+		tailWay = "ip rule add fwmark 0x80000/0xff0000 lookup main pref 5210; ip rule add fwmark 0x80000/0xff0000 unreachable pref 5250; ip route add default dev wg0 table 52; ip rule add lookup 52 pref 5270"
+	)
 	for _, tt := range []struct {
-		name   string
-		strict bool
-		lost   bool
-	}{{"rp_filter", true, true}, {"no rp_filter", false, false}} {
+		name       string
+		mark       int
+		ways       string
+		rules      string
+		strict     bool
+		lost       bool
+		routedRule string // that the plan names
+	}{
+		{"wg-quick, rp_filter", 51820, quickWay, quick, true, true, "not from all fwmark 0xca6c lookup 300"},
+		{"wg-quick, no rp_filter", 51820, quickWay, quick, false, false, ""},
+		{"tailscale, rp_filter", 0x80000, tailWay, tail, true, true, "fwmark 0x80000/0xff0000 lookup main"},
+		{"tailscale, no rp_filter", 0x80000, tailWay, tail, false, false, ""},
+	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			h := newHost(t, live.NFT, "roadwarrior")
 			here, near, far := network(t, h)
-			h.sh(uplinks + "ip rule add not fwmark 51820 lookup 300 pref 150; ip rule add lookup main suppress_prefixlength 0 pref 140; sysctl -qw net.ipv4.conf.all.src_valid_mark=1")
+			h.sh(uplinks + tt.ways + "; sysctl -qw net.ipv4.conf.all.src_valid_mark=1")
 			if tt.strict {
 				h.sh("sysctl -qw net.ipv4.conf.near.rp_filter=1")
 			}
-			h.RunInput(rules, "iptables-restore")
+			h.RunInput(tt.rules, "iptables-restore")
 			beyond(t, far, near)
 			k := &talk{service: "udp/high ports out", family: live.IPv4}
 			here.do(t, func() (err error) {
 				l := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) (err error) {
-					c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK, 51820) })
+					c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK, tt.mark) })
 					return err
 				}}
 				c, err := l.ListenPacket(context.Background(), "udp", nearHost[live.IPv4]+":51821")
@@ -207,7 +224,7 @@ func TestMarksOfTunnels(t *testing.T) {
 			if !k.alive() {
 				t.Fatal("the tunnel does not work to begin with")
 			}
-			said := []string{"rp_filter of near takes it for forged", "not from all fwmark 0xca6c lookup 300"}
+			said := []string{"rp_filter of near takes it for forged", tt.routedRule}
 			if !tt.lost {
 				said = nil
 			}
@@ -217,6 +234,39 @@ func TestMarksOfTunnels(t *testing.T) {
 				t.Errorf("suggested:\n%s", out)
 			}
 			checkMarks(t, h, []*talk{k}, tt.lost, said)
+		})
+	}
+}
+
+// TestMarksOfPolicies is a router on which answers pass a policy of IPsec by the
+// mark of their connection: what that does without the mark the plan does not know, and
+// says so, with the policy. Here they die.
+func TestMarksOfPolicies(t *testing.T) {
+	for _, b := range backends {
+		t.Run(string(b), func(t *testing.T) {
+			t.Parallel()
+			h := newHost(t, b, "policies")
+			_, near, far := network(t, h)
+			h.sh(uplinks + "ip route replace default via 10.32.0.2 dev far; ip -6 route replace default via fd32::2 dev far\n" +
+				"ip xfrm policy add src 10.31.0.2 dst 198.51.100.9 dir fwd mark 2 action allow priority 1; ip xfrm policy add src 10.31.0.2 dst 198.51.100.9 dir fwd action block priority 2")
+			for family, tool := range map[live.Family]string{live.IPv4: "iptables-restore", live.IPv6: "ip6tables-restore"} {
+				h.RunInput(strings.ReplaceAll(markRules(markNew, restoreIn), "ICMP", map[live.Family]string{live.IPv4: "icmp", live.IPv6: "ipv6-icmp"}[family]), tool)
+			}
+			beyond(t, near, far)
+			talks := open(t, far, near, "udp", away[live.IPv4], nearAddr[live.IPv4], 53, 2, "udp/53 forward")
+			if before := living(talks); before["udp/53 forward ipv4"] != 2 {
+				t.Fatalf("to begin with: %v", before)
+			}
+			config := h.config("conntrack \"x\" {\n mode = \"notrack\"\n stateful_rules = \"remove\"\n allow_risk = [\"connection_marks\"]\n notrack \"all\" { }\n notrack \"through\" { direction = \"forward\" }\n accept \"web\" {\n protocol = \"tcp\"\n local_port = 80\n }\n accept \"dns\" {\n protocol = \"udp\"\n local_port = 53\n }\n" +
+				" accept \"icmp\" { protocol = \"icmp\" }\n accept \"icmpv6\" { protocol = \"ipv6-icmp\" }\n accept \"through\" { direction = \"forward\" }\n}\n")
+			said := h.try("plan", config).stdout
+			if text := strings.Join(strings.Fields(said), " "); !strings.Contains(text, "whether 2 connections survive cannot be told, because of its mark") || !strings.Contains(text, "a policy of IPsec goes by that (mark 0x2/0xffffffff)") || strings.Contains(text, "2 kept") {
+				t.Errorf("the plan says\n%s", said)
+			}
+			h.ctplan(exitOK, "apply", "--auto-approve", config)
+			if after := living(talks); after["udp/53 forward ipv4"] != 0 {
+				t.Errorf("nothing is tried: %v live\n%s", after, h.rules())
+			}
 		})
 	}
 }

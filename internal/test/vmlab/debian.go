@@ -35,7 +35,7 @@ type bundle struct {
 var (
 	qemuBundle = bundle{"qemu", "bookworm", []string{"qemu-system-x86"}, true, false}
 	userBundle = bundle{"userland", "bookworm",
-		[]string{"busybox-static", "bash", "kmod", "iptables", "nftables", "procps", "conntrack"}, true, false}
+		[]string{"busybox-static", "bash", "kmod", "iptables", "nftables", "procps", "conntrack", "iproute2", "ipvsadm", "socat"}, true, false}
 )
 
 // pin is what was fetched for a bundle: file names with their SHA-256. It
@@ -55,12 +55,30 @@ func (p pin) digest() string {
 	return hex.EncodeToString(sum[:6])
 }
 
+// has is whether a pin is for these packages, which another release of the lab
+// may not have asked for.
+func (p pin) has(packages []string) bool {
+	for _, name := range packages {
+		if strings.HasSuffix(name, ":depends") {
+			continue
+		}
+		found := false
+		for file := range p.Packages {
+			found = found || strings.HasPrefix(file, name+"_")
+		}
+		if !found {
+			return false
+		}
+	}
+	return true
+}
+
 // packages returns the folder with the bundle's packages. It fetches what is
 // not in the cache, and checks the digest of what is.
 func (c cache) packages(ctx context.Context, b bundle) (folder string, p pin, err error) {
 	folder = c.path("packages", b.name)
 	p, err = readPin(folder)
-	if errors.Is(err, fs.ErrNotExist) {
+	if errors.Is(err, fs.ErrNotExist) || err == nil && !p.has(b.packages) {
 		p, err = c.fetchPatiently(ctx, b, folder)
 	}
 	if err != nil {

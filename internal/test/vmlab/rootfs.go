@@ -26,7 +26,7 @@ var guest embed.FS
 // programs are what a machine has beside busybox; their libraries follow.
 var programs = []string{
 	"/bin/bash", "/bin/kmod", "/sbin/sysctl", "/usr/sbin/conntrack", "/usr/sbin/nft",
-	"/usr/sbin/xtables-nft-multi", "/usr/sbin/xtables-legacy-multi",
+	"/usr/sbin/xtables-nft-multi", "/usr/sbin/xtables-legacy-multi", "/bin/ip", "/sbin/tc", "/sbin/ipvsadm", "/usr/bin/socat",
 }
 
 // kept are the folders of modules that a machine has, beside those that its
@@ -35,6 +35,11 @@ var kept = []string{
 	"kernel/net/netfilter/", "kernel/net/ipv4/netfilter/", "kernel/net/ipv6/netfilter/", "kernel/net/bridge/",
 	"kernel/net/ipv4/tcp_diag.", "kernel/net/ipv4/udp_diag.", "kernel/net/ipv4/raw_diag.", "kernel/net/ipv4/inet_diag.",
 	"kernel/drivers/net/dummy.", "kernel/drivers/net/veth.", "kernel/drivers/net/virtio_net.",
+	// Tunnels, and what else rules know by its protocol alone.
+	"kernel/net/ipv4/gre.", "kernel/net/ipv4/ip_gre.", "kernel/net/ipv4/ipip.", "kernel/net/ipv4/esp4.", "kernel/net/ipv6/ip6_gre.", "kernel/net/ipv6/ip6_tunnel.",
+	"kernel/net/ipv6/esp6.", "kernel/net/xfrm/xfrm_user.", "kernel/net/sctp/", "kernel/drivers/net/vxlan", "kernel/drivers/net/geneve.",
+	"kernel/crypto/authenc.", "kernel/crypto/echainiv.",
+	"kernel/net/sched/act_connmark.", "kernel/net/sched/act_gact.", "kernel/net/sched/act_mirred.", "kernel/net/sched/cls_fw.", "kernel/net/sched/cls_u32.", "kernel/net/sched/sch_ingress.", "kernel/net/sched/sch_prio.",
 }
 
 // early are the modules that the disk needs, and what the agent needs.
@@ -102,7 +107,7 @@ func sources(trees ...string) string {
 const machineID = "0123456789abcdef0123456789abcdef\n"
 
 // layout changes whenever fill does.
-const layout = 2
+const layout = 3
 
 func (r *rootfs) fill(ctx context.Context) {
 	for _, dir := range []string{"dev", "proc", "sys", "run", "tmp", "root", "usr/bin", "usr/sbin", "usr/lib", "usr/lib64",
@@ -132,6 +137,7 @@ func (r *rootfs) fill(ctx context.Context) {
 	}
 
 	r.link("bash", "usr/bin/sh")
+	r.link("../bin/ip", "usr/sbin/ip") // which busybox would be otherwise
 	for _, name := range []string{"lsmod", "modprobe", "insmod", "rmmod", "depmod", "modinfo"} {
 		r.link("../bin/kmod", "usr/sbin/"+name)
 	}
