@@ -132,6 +132,7 @@ func (e *env) judge(p *planned) error {
 	}
 	s := *p.snapshot
 	p.snapshot = &s
+	defer collectLess(s.Conntrack.Count)()
 	return s.JudgeConnections(e.root, e.getenv("SSH_CONNECTION"), func(s *snapshot.Snapshot) error {
 		p.live.Connections, p.live.Notes = s.Connections, s.Notes
 		return plan()

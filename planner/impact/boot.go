@@ -23,7 +23,7 @@ func atBoot(kernel, saved *judge.Judge, report *change.Report) {
 	}
 	across := saved.Across(kernel)
 	w := newWatch(across)
-	list := w.find(across.Openings(), func(p *judge.Opening) (f opened, ok bool) {
+	list := w.seek(func(p *judge.Opening) (f opened, ok bool) {
 		today := across.Stages[0].Verdict(&p.Packet)
 		if today.Verdict != verdict.Dropped || today.Rule != nil && xtables.MakerOf(today.Rule.Chain) != "" || saved.Stages[0].Verdict(&p.Packet).Verdict != verdict.Accepted {
 			return f, false
@@ -31,7 +31,7 @@ func atBoot(kernel, saved *judge.Judge, report *change.Report) {
 		end := across.End().Verdict(&p.Packet)
 		f.way, f.before, f.after = p.Way, ref(today.Rule), ref(end.Rule)
 		return f, end.Verdict == verdict.Accepted && !w.asks(&f, p)
-	})
+	}).found()
 	if len(list) == 0 {
 		return
 	}

@@ -15,12 +15,18 @@ import (
 	"github.com/ctplan/ctplan/planner/xtables"
 )
 
-// exposed finds what newly gets in by the rules of a judge.
-func exposed(j *judge.Judge, total *Impact, report *change.Report) {
-	if len(j.Stages) < 2 {
+// exposed ends a search for what newly gets in by the rules of a judge; nil is
+// none.
+func exposed(s *search, total *Impact, report *change.Report) {
+	if s == nil {
 		return
 	}
-	if all := exposures(j, total); !all {
+	for _, e := range s.found() {
+		if !slices.ContainsFunc(total.Exposed, func(o Exposure) bool { o.File = e.File; return o.alike(e) }) {
+			total.Exposed = append(total.Exposed, e)
+		}
+	}
+	if j := s.watch.j; !s.of.All {
 		report.Warn("exposed", fmt.Sprintf("rules of %s%s tell apart too many sources and services to try all of them together: sources were tried with the services that stand with them in a rule, and with those that no rule names",
 			j.Family, inFile(j)), declared.Pos{})
 	}

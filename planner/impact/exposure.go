@@ -165,36 +165,40 @@ func ref(r *verdict.RuleRef) verdict.RuleRef {
 	return *r
 }
 
-// exposures tries what somebody may begin with this host, or through it. It
-// reports whether all that rules tell apart was tried.
-func exposures(j *judge.Judge, total *Impact) (all bool) {
-	o := j.Openings()
-	w := newWatch(j)
-	for _, e := range w.find(o, w.exposes) {
-		if !slices.ContainsFunc(total.Exposed, func(o Exposure) bool { o.File = e.File; return o.alike(e) }) {
-			total.Exposed = append(total.Exposed, e)
-		}
-	}
-	return o.All
+// search is for what somebody may begin with this host, or through it, and could
+// not before.
+type search struct {
+	of     *judge.Openings
+	watch  *watch
+	parts  []tried // by goroutine
+	finish func()
 }
 
-// find is what becomes of all openings that fate takes, told.
-func (w *watch) find(o *judge.Openings, fate func(p *judge.Opening) (opened, bool)) (list []Exposure) {
-	parts := make([]tried, o.Workers())
-	for i := range parts {
-		parts[i] = tried{}
+// seek begins a search for openings that fate takes. It goes on beside whatever
+// else is done with the judge.
+func (w *watch) seek(fate func(p *judge.Opening) (opened, bool)) *search {
+	s := &search{of: w.j.Openings(), watch: w}
+	s.parts = make([]tried, s.of.Workers())
+	for i := range s.parts {
+		s.parts[i] = tried{}
 	}
-	o.Each(func(worker int, p *judge.Opening) {
+	s.finish = s.of.Start(func(worker int, p *judge.Opening) {
 		if f, ok := fate(p); ok {
-			parts[worker].add(f, p)
+			s.parts[worker].add(f, p)
 		}
 	})
-	found := parts[0]
-	for _, part := range parts[1:] {
-		found.join(part)
+	return s
+}
+
+// found is what becomes of all of them, told.
+func (s *search) found() (list []Exposure) {
+	s.finish()
+	all := s.parts[0]
+	for _, part := range s.parts[1:] {
+		all.join(part)
 	}
-	for f, by := range found {
-		list = append(list, w.told(o, f, by)...)
+	for f, by := range all {
+		list = append(list, s.watch.told(s.of, f, by)...)
 	}
 	slices.SortFunc(list, func(a, b Exposure) int {
 		return cmp.Or(strings.Compare(a.Before, b.Before), strings.Compare(a.Rule, b.Rule), strings.Compare(a.Stage, b.Stage), strings.Compare(a.What, b.What), strings.Compare(a.Block, b.Block))

@@ -4,7 +4,6 @@ package impact
 
 import (
 	"cmp"
-	"maps"
 	"runtime"
 	"slices"
 	"strings"
@@ -96,15 +95,25 @@ const maxExamples = 5
 func Of(d declared.Desired, l host.Live, judges judge.Judges, saved []*judge.Judge) (*Impact, change.Findings) {
 	report := change.NewReport(d)
 	total := &Impact{Groups: []FlowGroup{}, Services: []FlowGroup{}, Exposed: []Exposure{}}
-	for _, j := range judges.All() {
-		if len(j.Stages) > 1 {
+	kernel := judges.All()
+	changing := func(j *judge.Judge) bool { return len(j.Stages) > 1 }
+	// While connections are still being read, there is this to do.
+	searches := map[*judge.Judge]*search{}
+	for _, j := range slices.Concat(kernel, saved) {
+		if changing(j) {
+			w := newWatch(j)
+			searches[j] = w.seek(w.exposes)
+		}
+	}
+	for _, j := range kernel {
+		if changing(j) {
 			flows(j, total)
 			listening(j, total, &report)
-			exposed(j, total, &report)
+			exposed(searches[j], total, &report)
 		}
 	}
 	for _, j := range saved {
-		exposed(j, total, &report)
+		exposed(searches[j], total, &report)
 		atBoot(judges.Of(j.Family), j, &report)
 	}
 	unseen(d, l.Connections, total, &report)
@@ -119,17 +128,42 @@ func Of(d declared.Desired, l host.Live, judges judge.Judges, saved []*judge.Jud
 }
 
 func sortGroups(g []FlowGroup) {
-	operator := func(g FlowGroup) int {
-		if g.Operator {
-			return 0
-		}
-		return 1
+	// Of equals there are none: that is what makes them groups. There may be as
+	// many as there are ports, and they are large.
+	type place struct {
+		rank  int // the operator's own session first, then the worst
+		count int64
+		at    int
 	}
-	// Of equals there are none: that is what makes them groups.
-	slices.SortFunc(g, func(a, b FlowGroup) int {
-		return cmp.Or(cmp.Compare(operator(a), operator(b)), cmp.Compare(severity[a.Result], severity[b.Result]), cmp.Compare(b.Count, a.Count),
-			strings.Compare(a.Service, b.Service), strings.Compare(string(a.Family), string(b.Family)), strings.Compare(a.After, b.After), strings.Compare(a.Before, b.Before), strings.Compare(a.Stage, b.Stage))
+	order := make([]place, len(g))
+	for i := range g {
+		order[i] = place{severity[g[i].Result], g[i].Count, i}
+		if !g[i].Operator {
+			order[i].rank += len(severity)
+		}
+	}
+	slices.SortFunc(order, func(x, y place) int {
+		if c := cmp.Or(cmp.Compare(x.rank, y.rank), cmp.Compare(y.count, x.count)); c != 0 {
+			return c
+		}
+		a, b := &g[x.at], &g[y.at]
+		if c := strings.Compare(a.Service, b.Service); c != 0 {
+			return c
+		}
+		fragments := 0
+		if a.Fragments != b.Fragments {
+			fragments = 1
+			if b.Fragments {
+				fragments = -1
+			}
+		}
+		return cmp.Or(strings.Compare(string(a.Family), string(b.Family)), strings.Compare(a.After, b.After), strings.Compare(a.Before, b.Before), strings.Compare(a.Stage, b.Stage), fragments)
 	})
+	sorted := make([]FlowGroup, len(g))
+	for i, p := range order {
+		sorted[i] = g[p.at]
+	}
+	copy(g, sorted)
 }
 
 // Fate is what happens to a connection, as groups are told apart.
@@ -237,6 +271,7 @@ type tally struct {
 	groups  map[Fate]*found
 	leaving []int
 	out     int64
+	carried int64                 // how many are kept because their entries are carried over
 	kin     map[judge.Kin]decided // what became of the first of a kin
 	asked   judge.Kin             // of the connection that is judged next
 	isKin   bool
@@ -262,7 +297,7 @@ func (t *tally) like(j *judge.Judge, n int, f *host.Flow) bool {
 		return false
 	}
 	d.fate.port = judge.ServicePort(f.Protocol, f.Reply.SrcPort)
-	t.note(d, n)
+	t.note(d, n, &f.Orig) // of a kin none is translated
 	return true
 }
 
@@ -274,18 +309,23 @@ func (t *tally) judge(j *judge.Judge, n int, c *judge.Connection) {
 	if t.isKin && len(t.kin) < maxKin {
 		t.kin[t.asked] = d
 	}
-	t.note(d, n)
+	t.note(d, n, &c.Orig)
 }
 
-func (t *tally) note(d decided, n int) {
-	if d.ok {
-		t.add(d.fate, n)
-	}
+// note takes in what becomes of a connection. What no group is told by is counted
+// beside them.
+func (t *tally) note(d decided, n int, orig *host.Tuple) {
 	if d.out {
 		t.out++
 	}
-	if d.fate.leaves {
+	if d.ok && d.fate.carried && d.fate.Result == FlowKept {
+		t.carried++
+	}
+	if d.fate.carried = false; d.fate.leaves {
 		t.leaving = append(t.leaving, n)
+	}
+	if d.fate.leaves = false; d.ok {
+		t.add(d.fate, n, orig)
 	}
 }
 
@@ -294,30 +334,39 @@ func (t *tally) note(d decided, n int) {
 type found struct {
 	fate  Fate
 	count int64
-	first [maxExamples]int
+	first [maxExamples]example
 }
 
-func (t *tally) add(f Fate, n int) {
+// example is a connection by its number, and from who opened it.
+type example struct {
+	n    int
+	orig host.Tuple
+}
+
+func (t *tally) add(f Fate, n int, orig *host.Tuple) {
 	g := t.groups[f]
 	if g == nil {
 		g = &found{fate: f}
 		t.groups[f] = g
 	}
 	if g.count < maxExamples {
-		g.first[g.count] = n
+		g.first[g.count] = example{n, *orig}
 	}
 	g.count++
 }
 
 // merge adds another's, which come in their own order.
 func (g *found) merge(o *found) {
+	if o.first[0].n < g.first[0].n {
+		g.fate = o.fate
+	}
 	all := append(slices.Clone(g.examples()), o.examples()...)
-	slices.Sort(all)
+	slices.SortFunc(all, func(a, b example) int { return cmp.Compare(a.n, b.n) })
 	copy(g.first[:], all)
 	g.count += o.count
 }
 
-func (g *found) examples() []int { return g.first[:min(g.count, maxExamples)] }
+func (g *found) examples() []example { return g.first[:min(g.count, maxExamples)] }
 
 // flows judges the connections of the family, in parallel.
 func flows(j *judge.Judge, total *Impact) {
@@ -332,11 +381,12 @@ func flows(j *judge.Judge, total *Impact) {
 	collect(j, parts, total)
 }
 
-// collect puts together what was found, in the order of the connections.
+// collect puts together what was found: connections whose fates read the same
+// are a group.
 func collect(j *judge.Judge, parts []tally, total *Impact) {
-	all, leaving := parts[0].groups, []int(nil)
+	all, leaving := parts[0].groups, parts[0].leaving
 	for i, t := range parts {
-		leaving = append(leaving, t.leaving...)
+		total.Carried += t.carried
 		if t.out > 0 {
 			if total.Table == nil {
 				total.Table = &Table{}
@@ -346,6 +396,7 @@ func collect(j *judge.Judge, parts []tally, total *Impact) {
 		if i == 0 {
 			continue
 		}
+		leaving = append(leaving, t.leaving...)
 		for f, g := range t.groups {
 			if first := all[f]; first != nil {
 				first.merge(g)
@@ -354,14 +405,9 @@ func collect(j *judge.Judge, parts []tally, total *Impact) {
 			}
 		}
 	}
-	order := slices.SortedFunc(maps.Values(all), func(a, b *found) int { return cmp.Compare(a.first[0], b.first[0]) })
-	known := make(map[groupKey]int, len(order))
-	total.Groups = slices.Grow(total.Groups, len(order))
-	start := len(total.Groups)
-	examples := make([][]int, 0, len(order)) // of the groups from start on
-	var c judge.Connection
-	for _, g := range order {
-		f := &g.fate
+	named := map[groupKey]*found{} // those that rules decide
+	groups := make([]*found, 0, len(all))
+	for f, g := range all {
 		switch f.Result {
 		case FlowLost:
 			total.Lost += g.count
@@ -371,48 +417,53 @@ func collect(j *judge.Judge, parts []tally, total *Impact) {
 			total.Gained += g.count
 		default:
 			total.Kept += g.count
-			if f.carried {
-				total.Carried += g.count
-			}
 		}
-		key, at := groupOf(j, f)
-		i, ok := known[key]
-		if !ok {
-			i = len(total.Groups)
-			known[key] = i
-			examples = append(examples, nil)
-			total.Groups = append(total.Groups, FlowGroup{
-				Result: key.result, Operator: key.operator, Fragments: key.fragments, Service: key.service, Family: j.Family, Before: key.before, After: key.after, Stage: key.stage, rule: f.after,
-			})
-			if f.Result == FlowLost {
-				j.Nth(&c, g.first[0])
-				Decide(j, &c) // its states, as they were judged
-				total.Groups[i].cuts, total.Groups[i].carries = Cuts(j, at, &c, f.after), protocol.Carries(c.Proto, c.Port)
+		if f.before != nil || f.after != nil {
+			key := keyOf(j, f)
+			if first := named[key]; first != nil {
+				first.merge(g)
+				continue
 			}
+			named[key] = g
 		}
-		total.Groups[i].Count += g.count
-		more := g.examples()
-		examples[i-start] = append(examples[i-start], more[:min(len(more), maxExamples-len(examples[i-start]))]...)
+		groups = append(groups, g)
 	}
-	describe(j, total.Groups[start:], examples)
+	start := len(total.Groups)
+	total.Groups = append(total.Groups, make([]FlowGroup, len(groups))...)
+	write(j, total.Groups[start:], groups)
+	for i, g := range groups {
+		if g.fate.Result == FlowLost {
+			var c judge.Connection
+			j.Nth(&c, g.first[0].n)
+			Decide(j, &c) // its states, as they were judged
+			group := &total.Groups[start+i]
+			group.cuts, group.carries = Cuts(j, stageOf(j, &g.fate).Evaluator, &c, g.fate.after), protocol.Carries(c.Proto, c.Port)
+		}
+	}
 	slices.Sort(leaving)
 	for _, n := range leaving {
+		var c judge.Connection
 		j.Nth(&c, n)
 		total.Leaving = append(total.Leaving, c.Packets[0].Orig)
 	}
 }
 
-// describe writes out the examples of groups, in parallel: there may be as many
-// groups as there are ports.
-func describe(j *judge.Judge, groups []FlowGroup, examples [][]int) {
+// write says what groups are, in parallel: there may be as many as there are
+// ports.
+func write(j *judge.Judge, out []FlowGroup, groups []*found) {
 	var wg sync.WaitGroup
 	workers := max(1, min(runtime.GOMAXPROCS(0), len(groups)/1024))
 	for w := range workers {
 		wg.Go(func() {
 			for i := len(groups) * w / workers; i < len(groups)*(w+1)/workers; i++ {
-				groups[i].Examples = make([]string, len(examples[i]))
-				for k, n := range examples[i] {
-					groups[i].Examples[k] = j.Describe(n)
+				g, f := groups[i], &groups[i].fate
+				key := keyOf(j, *f)
+				out[i] = FlowGroup{
+					Result: f.Result, Operator: f.operator, Fragments: f.fragments, Service: judge.ServiceName(f.proto, f.port, f.way), Family: j.Family, Count: g.count,
+					Before: key.before, After: key.after, Stage: key.stage, rule: f.after, Examples: make([]string, len(g.examples())),
+				}
+				for k, e := range g.examples() {
+					out[i].Examples[k] = judge.Describe(f.proto, e.orig)
 				}
 			}
 		})
@@ -420,26 +471,32 @@ func describe(j *judge.Judge, groups []FlowGroup, examples [][]int) {
 	wg.Wait()
 }
 
-// groupOf is the group that a fate belongs to, and the rules that decide it.
-func groupOf(j *judge.Judge, f *Fate) (key groupKey, at *verdict.Evaluator) {
-	key = groupKey{result: f.Result, operator: f.operator, fragments: f.fragments, service: judge.ServiceName(f.proto, f.port, f.way)}
+// stageOf is the rules that decide.
+func stageOf(j *judge.Judge, f *Fate) judge.Stage {
+	if f.stage > 0 {
+		return j.Stages[f.stage]
+	}
+	return j.End()
+}
+
+// keyOf is what a fate reads as.
+func keyOf(j *judge.Judge, f Fate) groupKey {
+	key := groupKey{Fate: f}
+	key.Fate.before, key.Fate.after = nil, nil
 	if f.before != nil {
 		key.before = j.Name(f.before)
 	}
 	if f.after != nil {
 		key.after = j.Name(f.after)
 	}
-	end := j.End()
 	if f.stage > 0 {
-		end = j.Stages[f.stage]
-		key.stage = end.Name
+		key.stage = j.Stages[f.stage].Name
 	}
-	return key, end.Evaluator
+	return key
 }
 
-// groupKey is a FlowGroup as a map's key.
+// groupKey is a fate with the names of its rules.
 type groupKey struct {
-	result                        FlowResult
-	operator, fragments           bool
-	service, before, after, stage string
+	Fate
+	before, after, stage string
 }

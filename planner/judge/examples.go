@@ -139,20 +139,25 @@ func Turned(t host.Tuple) host.Tuple {
 // begin makes the two packets the first of a connection and its answer.
 func (x *Connection) begin() {
 	for i := range x.Count {
-		p := &x.Packets[i]
-		p.Known |= verdict.KnownReply | verdict.KnownTuples | verdict.KnownConnMark | verdict.KnownStatus
-		p.Orig, p.Reply = x.Orig, Turned(x.Orig)
-		p.ICMPType = echo(x.Proto, i == 1)
-		if p.State = verdict.StateNew; i == 1 {
-			// The table has it by then, with a mark that rules may have given it.
-			p.State, p.IsReply, p.Status = verdict.StateEstablished, true, host.StatusConfirmed|host.StatusSeenReply
-			p.Known &^= verdict.KnownConnMark
-		}
-		if x.Proto == protocol.TCP {
-			p.TCPFlags = verdict.TCPSyn
-			if i == 1 {
-				p.TCPFlags = verdict.TCPSyn | verdict.TCPAck
-			}
+		begin(&x.Packets[i], x.Orig, i == 1)
+	}
+}
+
+// begin makes a packet one of those that a conversation begins with: the first,
+// or the answer.
+func begin(p *verdict.Packet, orig host.Tuple, answer bool) {
+	p.Known |= verdict.KnownReply | verdict.KnownTuples | verdict.KnownConnMark | verdict.KnownStatus
+	p.Orig, p.Reply = orig, Turned(orig)
+	p.ICMPType = echo(p.Protocol, answer)
+	if p.State = verdict.StateNew; answer {
+		// The table has it by then, with a mark that rules may have given it.
+		p.State, p.IsReply, p.Status = verdict.StateEstablished, true, host.StatusConfirmed|host.StatusSeenReply
+		p.Known &^= verdict.KnownConnMark
+	}
+	if p.Protocol == protocol.TCP {
+		p.TCPFlags = verdict.TCPSyn
+		if answer {
+			p.TCPFlags = verdict.TCPSyn | verdict.TCPAck
 		}
 	}
 }
@@ -219,7 +224,10 @@ func (j *Judge) through(i xtables.InterfaceSet, a netip.Addr) string {
 // connections that it routes now, blocks or rules about them, or a bridge whose
 // frames meet the rules of IP as they pass between its ports, whatever ip_forward
 // says (net/bridge/br_netfilter_hooks.c).
-func (j *Judge) Routes() bool {
+func (j *Judge) Routes() bool { return j.rulesRoute() || j.Seen().Forward }
+
+// rulesRoute is the same but for its connections, which it does not wait for.
+func (j *Judge) rulesRoute() bool {
 	key := host.SysctlBridged4
 	if j.Family == host.IPv6 {
 		key = host.SysctlBridged6
@@ -245,5 +253,5 @@ func (j *Judge) Routes() bool {
 			}
 		}
 	}
-	return j.Seen().Forward
+	return false
 }

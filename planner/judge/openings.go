@@ -1,6 +1,7 @@
 package judge
 
 import (
+	"iter"
 	"net/netip"
 	"runtime"
 	"slices"
@@ -26,24 +27,28 @@ type Opening struct {
 
 // Openings are the first packets that rules tell apart: from each kind of
 // addresses, by each interface, to each of this host's addresses and through
-// it, of each kind of services.
+// it, of each kind of services. Where nothing refuses any today, to this host or
+// through it, none of those is among them.
 type Openings struct {
 	From []Somebody
 	What []Service
-	// All is whether every kind of address was put together with every kind of
+	// All is whether every kind of address is put together with every kind of
 	// service. Where it would be too many, strangers and neighbours are, the
 	// others with services that no rule names and with those that stand with them
-	// in a rule.
+	// in a rule. It is known when Start's finish has returned.
 	All bool
 	// Interfaces are those that packets to this host may come in by.
 	Interfaces []string
 
-	j      *Judge
-	doors  []door
-	beyond []Somebody // what routed packets go to
-	pairs  map[[2]int]bool
-	few    []bool // sources that are put together with all services
-	plain  []bool // services that are put together with all sources
+	j       *Judge
+	doors   []door
+	beyond  []Somebody  // what routed packets go to, if any are
+	some    bool        // of what is beyond
+	routed  func() bool // whether packets are routed; it may wait for the connections
+	decided bool        // rules decide that, and it does not wait
+	pairs   map[[2]int]bool
+	few     []bool // sources that are put together with all services
+	plain   []bool // services that are put together with all sources
 }
 
 // door is an address of this host, or of a group, and an interface that leads to it.
@@ -67,19 +72,25 @@ func (j *Judge) Openings() *Openings {
 	var allFrom, allTo, allWhat bool
 	o.From, allFrom = j.somebodies(false, MaxSources)
 	o.What, allWhat = j.services(maxPorts)
-	o.doors = j.openDoors()
+	today := j.Stages[0]
+	if today.MayRefuse(verdict.HookInput) {
+		o.doors = j.openDoors()
+	}
 	for _, d := range o.doors {
 		if !slices.Contains(o.Interfaces, d.in) {
 			o.Interfaces = append(o.Interfaces, d.in)
 		}
 	}
 	allTo = true
-	if j.filtersRouted() {
+	if today.MayRefuse(verdict.HookForward) {
 		o.beyond, allTo = j.somebodies(true, MaxSources)
 	}
-	ways := len(o.doors) + len(o.beyond)
-	o.All = allFrom && allTo && allWhat
-	if len(o.From)*len(o.What)*ways > maxOpenings {
+	o.some = !allTo
+	o.decided = len(o.beyond) == 0 || j.rulesRoute() || j.rulesForward()
+	o.routed = sync.OnceValue(func() bool { return len(o.beyond) > 0 && (o.decided || j.Seen().Forward) })
+	o.All = allFrom && allWhat || len(o.doors)+len(o.beyond) == 0
+	few := func(ways int) bool { return len(o.From)*len(o.What)*ways <= maxOpenings }
+	if here := len(o.doors); !few(here) || !few(here+len(o.beyond)) && o.routed() {
 		o.All = false
 		o.thin()
 	}
@@ -114,12 +125,8 @@ func (j *Judge) openDoors() (out []door) {
 	return out
 }
 
-// filtersRouted is whether routed packets are to be judged: this host has
-// interfaces to route between, and shows signs that it does, or rules about it.
-func (j *Judge) filtersRouted() bool {
-	if j.Routes() {
-		return true
-	}
+// rulesForward is whether rules are about what is routed.
+func (j *Judge) rulesForward() bool {
 	for _, r := range j.sets {
 		for _, s := range r.Sections("filter") {
 			if slices.ContainsFunc(s.Rules, func(r host.Rule) bool { return r.Chain == "FORWARD" && xtables.OwnTarget(r.Words) == "" }) {
@@ -174,68 +181,115 @@ func (o *Openings) thin() {
 	}
 }
 
-// Each calls visit with each of them, from several goroutines at once and with
-// their numbers, of which there are as many as it returns. An opening is gone
-// when visit returns.
-func (o *Openings) Each(visit func(worker int, p *Opening)) int {
-	workers := max(1, min(runtime.GOMAXPROCS(0), len(o.From)*len(o.What)/256))
+// Start calls visit with each of them, from several goroutines at once and with
+// their numbers, of which there are at most Workers. An opening is gone when visit
+// returns. finish waits for the last: of what is routed too, where only the
+// tracked connections tell that something is.
+func (o *Openings) Start(visit func(worker int, p *Opening)) (finish func()) {
 	var wg sync.WaitGroup
-	for w := range workers {
-		wg.Go(func() {
-			var one Opening // for all, since there are many
-			for who := w; who < len(o.From); who += workers {
-				o.of(who, func(p Opening) {
-					one = p
-					visit(w, &one)
-				})
-			}
-		})
+	begin := func(of func(who int, one *Opening, visit func(*Opening))) {
+		workers := max(1, min(o.Workers(), len(o.From)*len(o.What)/256))
+		for w := range workers {
+			wg.Go(func() {
+				var one Opening // for all, since there are many
+				for who := w; who < len(o.From); who += workers {
+					of(who, &one, func(p *Opening) { visit(w, p) })
+				}
+			})
+		}
 	}
-	wg.Wait()
-	return workers
+	begin(func(who int, one *Opening, visit func(*Opening)) {
+		o.here(who, one, visit)
+		if o.decided {
+			o.through(who, one, visit)
+		}
+	})
+	return func() {
+		wg.Wait()
+		if !o.routed() {
+			return
+		}
+		o.All = o.All && !o.some
+		if !o.decided {
+			begin(o.through)
+			wg.Wait()
+		}
+	}
 }
 
-// Workers is the most that Each begins.
+// Workers is the most goroutines that visit at once.
 func (o *Openings) Workers() int { return runtime.GOMAXPROCS(0) }
 
-// of are those from one source.
-func (o *Openings) of(who int, visit func(p Opening)) {
-	j, from := o.j, o.From[who].Addr
-	for what := range o.What {
-		if o.few != nil && !o.few[who] && !o.plain[what] && !o.pairs[[2]int{who, what}] {
-			continue
-		}
-		s := &o.What[what]
-		t := host.Tuple{Src: from, SrcPort: s.From, DstPort: s.Port}
-		if s.Ports == nil {
-			t.SrcPort, t.DstPort = 0, 0
-		}
-		for _, d := range o.doors {
-			if t.Dst = d.to; d.cast && s.Proto == protocol.TCP {
+// services are the services that a source is put together with, as first packets
+// to nobody yet.
+func (o *Openings) services(who int) iter.Seq2[int, host.Tuple] {
+	return func(yield func(int, host.Tuple) bool) {
+		for what := range o.What {
+			if o.few != nil && !o.few[who] && !o.plain[what] && !o.pairs[[2]int{who, what}] {
 				continue
 			}
-			p := j.First(In, s.Proto, t, d.in, "")
-			if j.Places.Toward(from) != d.in {
-				p.Known &^= verdict.KnownWayBack
+			s := &o.What[what]
+			t := host.Tuple{Src: o.From[who].Addr, SrcPort: s.From, DstPort: s.Port}
+			if s.Ports == nil {
+				t.SrcPort, t.DstPort = 0, 0
 			}
-			o.visit(In, who, what, p, visit)
-		}
-		for _, to := range o.beyond {
-			t.Dst = to.Addr
-			in, out := j.Places.Toward(from), j.Places.Toward(to.Addr)
-			if from == to.Addr || j.Places.Way(from, to.Addr) != Forward || in == out && in != verdict.SomeInterface {
-				continue
+			if !yield(what, t) {
+				return
 			}
-			o.visit(Forward, who, what, j.First(Forward, s.Proto, t, in, out), visit)
 		}
 	}
 }
 
-func (o *Openings) visit(w Way, who, what int, p verdict.Packet, visit func(p Opening)) {
-	if p.Protocol == protocol.ICMP || p.Protocol == protocol.ICMPv6 {
-		p.ICMPType = o.What[what].Type
+// here are those from one source to this host.
+func (o *Openings) here(who int, one *Opening, visit func(*Opening)) {
+	toward := o.j.Places.Toward(o.From[who].Addr)
+	for what, t := range o.services(who) {
+		for _, d := range o.doors {
+			if t.Dst = d.to; d.cast && o.What[what].Proto == protocol.TCP {
+				continue
+			}
+			o.make(one, In, who, what, t, d.in, "")
+			if toward != d.in {
+				one.Packet.Known &^= verdict.KnownWayBack
+			}
+			visit(one)
+		}
 	}
-	visit(Opening{Way: w, Who: who, What: what, In: p.In, To: p.Dst, Packet: p})
+}
+
+// through are those from one source to somebody beyond.
+func (o *Openings) through(who int, one *Opening, visit func(*Opening)) {
+	j, from := o.j, o.From[who].Addr
+	type exit struct {
+		to  netip.Addr
+		out string
+	}
+	var exits []exit
+	in := j.Places.Toward(from)
+	for _, to := range o.beyond {
+		out := j.Places.Toward(to.Addr)
+		if from == to.Addr || j.Places.Way(from, to.Addr) != Forward || in == out && in != verdict.SomeInterface {
+			continue
+		}
+		exits = append(exits, exit{to.Addr, out})
+	}
+	for what, t := range o.services(who) {
+		for _, e := range exits {
+			t.Dst = e.to
+			o.make(one, Forward, who, what, t, in, e.out)
+			visit(one)
+		}
+	}
+}
+
+// make makes an opening.
+func (o *Openings) make(one *Opening, w Way, who, what int, t host.Tuple, in, out string) {
+	s := &o.What[what]
+	one.Way, one.Who, one.What, one.In, one.To = w, who, what, in, t.Dst
+	one.Packet = o.j.First(w, s.Proto, t, in, out)
+	if s.Proto == protocol.ICMP || s.Proto == protocol.ICMPv6 {
+		one.Packet.ICMPType = s.Type
+	}
 }
 
 // Asked are the accepts that are declared, alone: a packet that they accept is

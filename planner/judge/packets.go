@@ -44,9 +44,10 @@ type Connection struct {
 }
 
 // String is the connection as a person writes it.
-func (c *Connection) String() string { return describe(c.Proto, c.Orig) }
+func (c *Connection) String() string { return Describe(c.Proto, c.Orig) }
 
-func describe(proto uint8, t host.Tuple) string {
+// Describe is a connection of a protocol as a person writes it.
+func Describe(proto uint8, t host.Tuple) string {
 	b := make([]byte, 0, 96)
 	if !protocol.CarriesPorts(proto) {
 		b = append(t.Src.AppendTo(b), " -> "...)
@@ -186,6 +187,13 @@ func (j *Judge) ofSocket(c *Connection, s *host.Socket) {
 
 // passes adds a packet that passes a hook.
 func (j *Judge) passes(c *Connection, p verdict.Packet, hook verdict.Hook, in, out string) {
+	j.passing(&p, hook, in, out)
+	c.Packets[c.Count] = p
+	c.Count++
+}
+
+// passing has a packet pass a hook.
+func (j *Judge) passing(p *verdict.Packet, hook verdict.Hook, in, out string) {
 	p.Hook, p.In, p.Out = hook, in, out
 	if !j.Connections.Bridged {
 		p.Known |= verdict.KnownUnbridged
@@ -197,8 +205,6 @@ func (j *Judge) passes(c *Connection, p verdict.Packet, hook verdict.Hook, in, o
 	if hook != verdict.HookInput || p.Protocol == protocol.TCP {
 		p.PktType, p.Known = verdict.PktHost, p.Known|verdict.KnownPktType
 	}
-	c.Packets[c.Count] = p
-	c.Count++
 }
 
 // route says through which hooks and interfaces the two directions pass.

@@ -91,11 +91,10 @@ func (j *Judge) opening(proto uint8, t host.Tuple) Connection {
 // First is the first packet of a connection that passes the host this way,
 // through these interfaces.
 func (j *Judge) First(w Way, proto uint8, t host.Tuple, in, out string) verdict.Packet {
-	c := Connection{Proto: proto, Orig: t, Way: w}
-	hook := [...]verdict.Hook{In: verdict.HookInput, Out: verdict.HookOutput, Forward: verdict.HookForward}[w]
-	j.passes(&c, verdict.Packet{Protocol: proto, Tuple: t}, hook, in, out)
-	c.begin()
-	return c.Packets[0]
+	p := verdict.Packet{Protocol: proto, Tuple: t}
+	j.passing(&p, [...]verdict.Hook{In: verdict.HookInput, Out: verdict.HookOutput, Forward: verdict.HookForward}[w], in, out)
+	begin(&p, t, false)
+	return p
 }
 
 // ListenAddresses are those of the host's addresses that a socket listens on:
@@ -211,6 +210,9 @@ const MaxSources = 256
 // batch is how many tracked connections one goroutine takes at a time.
 const batch = 512
 
+// behind is how many have to be left for one more goroutine to help.
+const behind = 16 * batch
+
 // Each calls visit with every connection of the family: what is tracked, from
 // that many goroutines at once and with their numbers, then, numbered last,
 // what only a socket knows of. n says which it is, for Nth; to one goroutine
@@ -230,20 +232,34 @@ func (j *Judge) Each(workers int, like func(worker, n int, f *host.Flow) bool, v
 	}
 	var mu sync.Mutex
 	taken := 0
-	take := func() (list []host.Flow, first int) {
-		mu.Lock()
-		defer mu.Unlock()
-		first = taken
-		list, _ = conns.Beyond(first)
-		taken = min(first+batch, len(list))
-		return list[first:taken], first
+	// While more come than are left to do, one keeps up alone: a second is for
+	// when the first has fallen behind, or there are no more to come.
+	take := func(w int) (list []host.Flow, first int) {
+		for {
+			mu.Lock()
+			first = taken
+			mu.Unlock()
+			list, all := conns.Beyond(first + w*behind)
+			mu.Lock()
+			first = taken
+			if first < len(list) {
+				taken = min(first+batch, len(list))
+				list = list[first:taken]
+				mu.Unlock()
+				return list, first
+			}
+			mu.Unlock()
+			if all {
+				return nil, first
+			}
+		}
 	}
 	tracked := make([][]socketKey, workers)
 	var wg sync.WaitGroup
 	for w := range workers {
 		wg.Go(func() {
 			var c Connection
-			for list, first := take(); len(list) > 0; list, first = take() {
+			for list, first := take(w); len(list) > 0; list, first = take(w) {
 				for i := range list {
 					f := &list[i]
 					if f.Orig.Src.Is4() != (j.Family == host.IPv4) || over(f) {
@@ -289,16 +305,6 @@ func (j *Judge) Nth(c *Connection, n int) {
 	} else {
 		j.ofSocket(c, &j.Connections.Sockets[n-len(flows)])
 	}
-}
-
-// Describe is the connection that Each numbers so, as a person writes it.
-func (j *Judge) Describe(n int) string {
-	if flows := j.Connections.All(); n < len(flows) {
-		return describe(flows[n].Protocol, thereOf(&flows[n]))
-	}
-	var c Connection
-	j.Nth(&c, n)
-	return c.String()
 }
 
 // ServiceName names what a connection is for.

@@ -40,6 +40,7 @@ type compiledChain struct {
 	policy    outcomes
 	policyRef RuleRef
 	index     *chainIndex // nil: short enough to scan
+	drops     bool        // some rule may refuse, here or in a chain that one calls
 }
 
 // Compiler compiles tables of one family, each rule once however often it
@@ -145,12 +146,12 @@ func (t *Target) call(chains map[string]*compiledChain) *compiledChain {
 }
 
 // breakCircles makes every jump that leads back to a chain on the way to it
-// unknown.
+// unknown, and finds the chains that may refuse.
 func breakCircles(chains map[string]*compiledChain) {
 	const open, done = 1, 2
 	mark := map[*compiledChain]int{}
 	var visit func(c *compiledChain)
-	follow := func(t *Target, chain **compiledChain) {
+	follow := func(c *compiledChain, t *Target, chain **compiledChain) {
 		switch {
 		case *chain == nil:
 		case mark[*chain] == open:
@@ -158,14 +159,15 @@ func breakCircles(chains map[string]*compiledChain) {
 		case mark[*chain] == 0:
 			visit(*chain)
 		}
+		c.drops = c.drops || t.kind.refuses() || *chain != nil && (*chain).drops
 	}
 	visit = func(c *compiledChain) {
 		mark[c] = open
 		for i := range c.rules {
 			r := &c.rules[i]
-			follow(&r.target, &r.chain)
+			follow(c, &r.target, &r.chain)
 			for k := range r.choices {
-				follow(&r.choices[k].target, &r.choices[k].chain)
+				follow(c, &r.choices[k].target, &r.choices[k].chain)
 			}
 		}
 		mark[c] = done

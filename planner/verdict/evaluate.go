@@ -47,18 +47,21 @@ const (
 // Admitting is the evaluator that asks whether any of such packets is let
 // through, where it depends on how many there are, or on what cannot be known
 // of one.
-func (e *Evaluator) Admitting() *Evaluator {
-	admitting := *e
-	admitting.asks = anyPasses
-	return &admitting
-}
+func (e *Evaluator) Admitting() *Evaluator { return e.asking(anyPasses) }
 
 // Refusing is the evaluator that asks whether any of such packets is refused:
 // Dropped where those are that come too often, say.
-func (e *Evaluator) Refusing() *Evaluator {
-	refusing := *e
-	refusing.asks = anyRefused
-	return &refusing
+func (e *Evaluator) Refusing() *Evaluator { return e.asking(anyRefused) }
+
+func (e Evaluator) asking(q question) *Evaluator {
+	e.asks = q
+	return &e
+}
+
+// MayRefuse is whether some packet that passes the hook may be dropped on its
+// way. Where it is false, Verdict says Dropped of none.
+func (e *Evaluator) MayRefuse(h Hook) bool {
+	return slices.ContainsFunc(e.hooks[h], func(b baseChain) bool { return b.chain.drops || b.chain.policy == refuses })
 }
 
 // hostFacts is the host that rules stand on.
@@ -227,24 +230,20 @@ func (t *Table) note(r *Rule) {
 			t.sets = true
 			t.reads = t.reads || k == targetSave || k == targetRestore
 		case targetUnknown, targetQueue:
-			t.sets, t.refuses = true, true
-		case targetDrop:
-			t.refuses = true
+			t.sets = true
 		case targetProxy:
-			t.refuses, t.proxies = true, true
+			t.proxies = true
 		}
+		t.refuses = t.refuses || k.refuses()
 	}
 	target(r.target.kind)
 	for i := range r.choices {
 		target(r.choices[i].target.kind)
 	}
 	for i := range r.matches {
-		switch r.matches[i].kind {
-		case matchMark, matchCMark:
-			t.reads = true
-		case matchCT, matchTrackedOnly:
-			t.states = true
-		}
+		k := r.matches[i].kind
+		t.reads = t.reads || k == matchMark || k == matchCMark
+		t.states = t.states || k == matchCT || k == matchTrackedOnly
 	}
 	if p := r.program; p != nil {
 		t.sets, t.reads, t.states = t.sets || p.sets, t.reads || p.reads, t.states || p.states
@@ -319,15 +318,10 @@ func standing(at NetHook, tables []*Table) []baseChain {
 			if a == b || a.id.Native == "" && b.id.Native == "" || found[i].chain.base.Priority != found[k].chain.base.Priority {
 				continue
 			}
-			if a.sets && (b.reads || b.sets) || b.sets && a.reads {
-				found[i].shared = true
-			}
-			if a.proxies && b.refuses || b.proxies && a.refuses {
-				found[i].rival = true
-			}
-			if a.states && (b.untracks || b.template) {
-				found[i].perhaps = true
-			}
+			f := &found[i]
+			f.shared = f.shared || a.sets && (b.reads || b.sets) || b.sets && a.reads
+			f.rival = f.rival || a.proxies && b.refuses || b.proxies && a.refuses
+			f.perhaps = f.perhaps || a.states && (b.untracks || b.template)
 		}
 	}
 	return found

@@ -24,6 +24,10 @@ const (
 	targetProxy
 )
 
+func (k targetKind) refuses() bool {
+	return k == targetDrop || k == targetQueue || k == targetUnknown || k == targetProxy
+}
+
 // nftProxy is the value of a targetProxy that is nft's.
 const nftProxy = 1
 

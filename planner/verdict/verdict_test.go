@@ -81,11 +81,46 @@ func TestVerdict(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			r := parse(t, host.IPv4, "*filter\n"+tt.rules+"COMMIT\n")
-			got := xt.NewEvaluator(host.IPv4, []host.Ruleset{r}, verdict.Facts{}).Verdict(packet(verdict.HookInput, protocol.TCP, "10.0.0.9", "10.0.0.1", 40000, 80, tt.state))
+			e := xt.NewEvaluator(host.IPv4, []host.Ruleset{r}, verdict.Facts{})
+			got := e.Verdict(packet(verdict.HookInput, protocol.TCP, "10.0.0.9", "10.0.0.1", 40000, 80, tt.state))
+			if got.Verdict == verdict.Dropped && !e.MayRefuse(verdict.HookInput) {
+				t.Error("it is dropped where nothing may be")
+			}
 			if got.Verdict != tt.want || got.Rule.String() != tt.rule {
 				t.Errorf("%s by %q, want %s by %q", got.Verdict, got.Rule, tt.want, tt.rule)
 			}
 		})
+	}
+}
+
+// TestMayRefuse: by what may be refused at input, through and at output, as bits.
+func TestMayRefuse(t *testing.T) {
+	const input, forward, output = 1, 2, 4
+	for name, tt := range map[string]struct {
+		rules string
+		want  int
+	}{
+		"nothing":                 {"*filter\n:INPUT ACCEPT\n:A -\n-A INPUT -j A\n-A A -p tcp -j ACCEPT\n-A A -j LOG\n", 0},
+		"a policy":                {"*filter\n:INPUT ACCEPT\n:FORWARD DROP\n", forward},
+		"a rule":                  {"*filter\n:INPUT ACCEPT\n-A INPUT -s 10.0.0.0/8 -j REJECT\n", input},
+		"a chain that is called":  {"*filter\n:OUTPUT ACCEPT\n:A -\n:B -\n-A OUTPUT -j A\n-A A -g B\n-A B -j DROP\n", output},
+		"a chain that nobody is":  {"*filter\n:INPUT ACCEPT\n:A -\n-A A -j DROP\n", 0},
+		"what comes in":           {"*raw\n:PREROUTING ACCEPT\n-A PREROUTING -j DROP\n", input | forward},
+		"what leaves":             {"*mangle\n:POSTROUTING ACCEPT\n-A POSTROUTING -j DROP\n", forward | output},
+		"a program":               {"*filter\n:INPUT ACCEPT\n-A INPUT -j NFQUEUE\n", input},
+		"a target nobody knows":   {"*filter\n:INPUT ACCEPT\n-A INPUT -j FROBNICATE\n", input},
+		"nothing that is tracked": {"*raw\n:PREROUTING ACCEPT\n-A PREROUTING -j NOTRACK\n", 0},
+	} {
+		e := xt.NewEvaluator(host.IPv4, []host.Ruleset{parse(t, host.IPv4, tt.rules+"COMMIT\n")}, verdict.Facts{})
+		got := 0
+		for bit, hook := range map[int]verdict.Hook{input: verdict.HookInput, forward: verdict.HookForward, output: verdict.HookOutput} {
+			if e.MayRefuse(hook) {
+				got |= bit
+			}
+		}
+		if got != tt.want {
+			t.Errorf("%s: %03b, want %03b", name, got, tt.want)
+		}
 	}
 }
 
