@@ -137,6 +137,8 @@ func (s *script) step(n int, step change.Step) error {
 		} else {
 			three("loaded "+m, "unload "+m, "load "+m)
 		}
+	case step.NFT != nil:
+		return &Refusal{"it changes nftables, by a transaction that nft has no words for: use ctplan apply"}
 	default:
 		return &Refusal{"it restarts a service, whose rules a script cannot watch: use ctplan apply, or leave out reload"}
 	}
