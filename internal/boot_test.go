@@ -127,7 +127,7 @@ func TestBoot(t *testing.T) {
 			if diags.HasErrors() {
 				t.Fatal(diags)
 			}
-			render(&d)
+			render(&d, host.Live{})
 			settled := func(t *testing.T) *snapshot.Snapshot {
 				s := bootHost(boot.init, boot.as)
 				p := bootPlan(t, d, s)

@@ -143,7 +143,7 @@ func FuzzEditors(f *testing.F) {
 		if diags.HasErrors() {
 			f.Fatal(diags)
 		}
-		render(&d)
+		render(&d, host.Live{})
 		desired = append(desired, d)
 	}
 

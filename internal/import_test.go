@@ -20,6 +20,9 @@ import (
 	"github.com/ctplan/ctplan/schema"
 )
 
+// nothing is a host of which nothing is known.
+var nothing host.Live
+
 // applied is the snapshot after a plan was carried out on it: tables as the
 // planner models them, files as they are written.
 func applied(t *testing.T, s *snapshot.Snapshot, d declared.Desired) *snapshot.Snapshot {
@@ -129,7 +132,7 @@ func checkImport(t *testing.T, s *snapshot.Snapshot, want declared.Desired) {
 	if !got.Plan.Empty() {
 		t.Fatalf("not empty:\n%s\n%s", hcl, after.Rules[0].Text)
 	}
-	render(&desired)
+	render(&desired, live)
 	if plan := planner.Diff(desired, live); !plan.Empty() {
 		t.Fatalf("loaded again, its plan is not empty: %+v %+v\n%s", plan.Changes, plan.Blocks, hcl)
 	}
@@ -180,7 +183,7 @@ func TestImportExamples(t *testing.T) {
 				if want.Mode == declared.Unmanaged {
 					t.Skip("not managed")
 				}
-				render(&want)
+				render(&want, nothing)
 				checkImport(t, s, want)
 			})
 		}
@@ -283,12 +286,17 @@ func importRandom(t *testing.T, r *rand.Rand) {
 	}
 	b.WriteString("}\n")
 	s := plainHost("h", pick("", "*filter\n:INPUT DROP [0:0]\n:FORWARD ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\n-A INPUT -i lo -j ACCEPT\nCOMMIT\n"))
+	if r.IntN(2) == 0 { // it routes
+		for _, f := range host.Families {
+			s.Sysctls[host.Forwarding(f, "all")] = host.Sysctl{Value: "1"}
+		}
+	}
 	config, diags := schema.Load([]schema.Source{{Name: "x.hcl", Content: []byte(b.String())}}, schema.Vars{}, &schema.Facts{Host: s.Host, Conntrack: s.Conntrack})
 	if diags.HasErrors() {
 		return // no such traffic, such as ICMP over IPv6 alone
 	}
 	want, _ := config.For("h")
-	render(&want)
+	render(&want, host.Live{Sysctls: s.Sysctls})
 	defer func() {
 		if t.Failed() {
 			t.Log(b.String())
@@ -324,7 +332,7 @@ func FuzzImport(f *testing.F) {
 		}
 		got := importer.Import(live, render)
 		hcl, desired := reload(t, got.Declaration, s)
-		render(&desired)
+		render(&desired, live)
 		if plan := planner.Diff(desired, live); plan.Empty() != got.Plan.Empty() || plan.Blocked() != got.Plan.Blocked() {
 			t.Fatalf("imported as empty %v, blocked %v; loaded again it is %v, %v\n%s", got.Plan.Empty(), got.Plan.Blocked(), plan.Empty(), plan.Blocked(), hcl)
 		}

@@ -131,7 +131,7 @@ func TestSuggestedBlocks(t *testing.T) {
 				t.Errorf("blocked: %q", got.Remains)
 			}
 			var have []string
-			for _, c := range iptables.Render(got.Desired) {
+			for _, c := range iptables.Render(got.Desired, host.Live{}) {
 				for _, r := range c.Rules {
 					if c.Family == host.IPv4 && (c.Hook == "INPUT" || c.Hook == "FORWARD") && !strings.Contains(r.Text, "--comment icmp -j") {
 						have = append(have, r.Text)

@@ -151,7 +151,7 @@ func checkSuggestion(t *testing.T, s *snapshot.Snapshot, mode declared.Mode) sug
 	want := got.Desired
 	want.Chains, want.Native = nil, nil
 	sameDesired(t, hcl, want, desired)
-	render(&desired)
+	render(&desired, live)
 	plan := planner.Diff(desired, live)
 	if plan.Blocked() != got.Blocked {
 		t.Fatalf("blocked: %v, suggested as %v\n%s\n%+v", plan.Blocked(), got.Blocked, hcl, plan.Blocks)
@@ -235,7 +235,7 @@ func TestSuggest(t *testing.T) {
 		// Without the accept blocks there is something to lose, or this shows nothing.
 		bare := got.Desired
 		bare.Accept = nil
-		render(&bare)
+		render(&bare, host.Live{})
 		live, _ := s.Live()
 		if p := planner.Diff(bare, live); p.Impact != nil && p.Impact.Lost > 0 {
 			lost++
@@ -330,4 +330,6 @@ func TestSuggestAnonymised(t *testing.T) {
 }
 
 // render turns what is declared into rules.
-func render(d *declared.Desired) { d.Chains, d.Native = iptables.Render(*d), nft.Render(*d) }
+func render(d *declared.Desired, l host.Live) {
+	d.Chains, d.Native = iptables.Render(*d, l), nft.Render(*d)
+}

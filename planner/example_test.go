@@ -17,7 +17,7 @@ func ExampleDiff() {
 			Name: "dns", Protocol: "udp", LocalPorts: []host.PortRange{{From: 53, To: 53}}, Direction: declared.Both, Families: []host.Family{host.IPv4},
 		}},
 	}
-	d.Chains = iptables.Render(d)
+	d.Chains = iptables.Render(d, host.Live{})
 	l := host.Live{
 		Host:      host.Host{Name: "ns-1", Kernel: "6.1.0"},
 		Conntrack: host.Conntrack{Kind: host.ConntrackModule, Loaded: true},

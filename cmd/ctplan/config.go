@@ -53,7 +53,7 @@ func openConfig(e *env, args []string, v varFlags) (*config, error) {
 }
 
 // evaluate loads the configuration for a host and returns what it declares
-// for it, rules rendered. Diagnostics go to stderr; after an error of theirs
+// for it, without its rules. Diagnostics go to stderr; after an error of theirs
 // the error is a status.
 func (c *config) evaluate(facts *schema.Facts) (declared.Desired, string, error) {
 	conf, diags := schema.Load(c.sources, c.vars, facts)
@@ -64,13 +64,12 @@ func (c *config) evaluate(facts *schema.Facts) (declared.Desired, string, error)
 	if err := c.diagnose(diags); err != nil {
 		return declared.Desired{}, "", err
 	}
-	render(&desired)
 	return desired, conf.Digest(), nil
 }
 
-// render turns what is declared into rules.
-func render(d *declared.Desired) {
-	d.Chains, d.Native = iptables.Render(*d), nft.Render(*d)
+// render turns what is declared into rules for a host.
+func render(d *declared.Desired, l host.Live) {
+	d.Chains, d.Native = iptables.Render(*d, l), nft.Render(*d)
 }
 
 // diagnose is env.diagnose, without saying a thing twice.
@@ -113,6 +112,7 @@ func planBy(plan func(declared.Desired, host.Live) (planner.Plan, error), desire
 	if err != nil {
 		return nil, err
 	}
+	render(&desired, live)
 	made, err := plan(desired, live)
 	if err != nil {
 		return nil, err

@@ -52,7 +52,6 @@ func loadPlan(path string) (*planfile.Plan, *planned, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	render(&saved.Desired)
 	p, err := diff(saved.Desired, saved.ConfigDigest, saved.Snapshot)
 	if err != nil {
 		return nil, nil, fmt.Errorf("reading the plan %q: %w", path, err)

@@ -8,6 +8,7 @@ import (
 	"io"
 	"maps"
 	"math/bits"
+	"net/netip"
 	"path"
 	"slices"
 	"strings"
@@ -114,23 +115,21 @@ func (s *Snapshot) Check() error {
 			}
 		}
 	}
+	for _, t := range s.Trees {
+		if t.Release == "" || strings.ContainsAny(t.Release, "/\x00\n") {
+			return fmt.Errorf("module_trees: release %q", t.Release)
+		}
+	}
 	for _, k := range slices.Sorted(maps.Keys(s.Sysctls)) {
 		if !plainName(k) {
 			return fmt.Errorf("sysctl name %q", k)
 		}
 	}
-	for i, r := range s.Rules {
-		if !slices.Contains(host.Families, r.Family) {
-			return fmt.Errorf("rules: family %q", r.Family)
-		}
-		if r.Backend != host.NFT && r.Backend != host.Legacy {
-			return fmt.Errorf("rules: backend %q", r.Backend)
-		}
-		for _, o := range s.Rules[:i] {
-			if o.Family == r.Family && (o.Backend == r.Backend || o.Primary && r.Primary) {
-				return fmt.Errorf("rules: %s stands twice", r.Family)
-			}
-		}
+	if slices.ContainsFunc(s.Addresses, func(a netip.Prefix) bool { return !a.IsValid() || a.Addr().Zone() != "" }) {
+		return errors.New("addresses: one is not valid")
+	}
+	if err := s.checkRules(); err != nil {
+		return err
 	}
 	if b := s.Boot; b != nil {
 		if !slices.Contains([]string{"", host.InitSystemd, host.InitSysv, host.InitOpenRC}, b.Init) {
@@ -154,6 +153,23 @@ func (s *Snapshot) Check() error {
 		}
 		if p := f.File.Path; !path.IsAbs(p) || path.Clean(p) != p || strings.Contains(p, "\x00") {
 			return fmt.Errorf("files: path %q: it should be absolute and clean", p)
+		}
+	}
+	return nil
+}
+
+func (s *Snapshot) checkRules() error {
+	for i, r := range s.Rules {
+		if !slices.Contains(host.Families, r.Family) {
+			return fmt.Errorf("rules: family %q", r.Family)
+		}
+		if r.Backend != host.NFT && r.Backend != host.Legacy {
+			return fmt.Errorf("rules: backend %q", r.Backend)
+		}
+		for _, o := range s.Rules[:i] {
+			if o.Family == r.Family && (o.Backend == r.Backend || o.Primary && r.Primary) {
+				return fmt.Errorf("rules: %s stands twice", r.Family)
+			}
 		}
 	}
 	return nil

@@ -61,6 +61,7 @@ func (s *Snapshot) Facts() []Fact {
 			add("sysctl."+key, v.Value, fmt.Sprint(v.Writable))
 		}
 	}
+	s.kernelFacts(add)
 	for _, r := range s.Rules {
 		prefix := fmt.Sprintf("iptables.%s.", r.Family)
 		if !r.Primary {
@@ -96,6 +97,16 @@ func (s *Snapshot) Facts() []Fact {
 		return strings.Compare(a.Address+"\x00"+a.Digest, b.Address+"\x00"+b.Digest)
 	})
 	return facts
+}
+
+// kernelFacts are those of the installed kernels, and of the host's addresses.
+func (s *Snapshot) kernelFacts(add func(address string, values ...string)) {
+	for _, t := range s.Trees {
+		add("module."+t.Release, fmt.Sprint(t))
+	}
+	if s.Addresses != nil {
+		add("host.addresses", fmt.Sprint(s.Addresses))
+	}
 }
 
 // Declared reports whether a configuration can read the fact at the address,

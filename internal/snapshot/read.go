@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 	"os"
 	"runtime"
 	"slices"
@@ -19,6 +20,7 @@ import (
 	"github.com/ctplan/ctplan/planner/host"
 	"github.com/ctplan/ctplan/planner/modules"
 	"github.com/ctplan/ctplan/providers/boot"
+	"github.com/ctplan/ctplan/providers/flows"
 	"github.com/ctplan/ctplan/providers/initscript"
 	"github.com/ctplan/ctplan/providers/iptables"
 	"github.com/ctplan/ctplan/providers/kmod"
@@ -64,6 +66,7 @@ type rulesResult struct {
 
 type restResult struct {
 	sysctls map[string]host.Sysctl
+	trees   []host.ModuleTree
 	notes   []string
 }
 
@@ -88,17 +91,24 @@ func Start(ctx context.Context, root string, runner run.Runner) (*Reader, error)
 	}
 	rest := make(chan restResult, 1)
 	r.rest = rest
-	go func() { rest <- readSysctls(root) }()
+	go func() { rest <- readRest(root) }()
 	others := make(chan othersResult, 1)
 	r.other = others
 	go func() { others <- readOthers(ctx, root, runner, r.s.Conntrack, noNFT) }()
 	return r, nil
 }
 
-func readSysctls(root string) restResult {
+// readRest reads what the rules do not wait for.
+func readRest(root string) restResult {
 	values, err := sysctl.ReadKeys(root, nil)
-	maps.Copy(values, sysctl.ReadBeside(root))
-	return restResult{values, note(err, "what depends on it is not planned")}
+	beside := sysctl.ReadBeside(root)
+	for _, key := range []string{host.SysctlBridged4, host.SysctlBridged6} {
+		if beside[key].Value == "1" && !flows.Bridged(root) {
+			delete(beside, key) // it is at work for nothing
+		}
+	}
+	maps.Copy(values, beside)
+	return restResult{values, kmod.ReadTrees(root), note(err, "what depends on it is not planned")}
 }
 
 // lacksNFT reports whether nf_tables is not loaded: to ask it would load it,
@@ -152,8 +162,9 @@ func (r *Reader) Finish(files declared.Files, initScripts []string) (*Snapshot, 
 		return nil, err
 	}
 	rest := <-r.rest
-	s.Sysctls = rest.sysctls
+	s.Sysctls, s.Trees = rest.sysctls, rest.trees
 	s.Notes = append(s.Notes, rest.notes...)
+	s.readAddresses(r.root, flows.Addresses)
 
 	rules := <-r.rules
 	missing := errors.Is(rules.err, iptables.ErrNotInstalled)
@@ -178,6 +189,26 @@ func (r *Reader) Finish(files declared.Files, initScripts []string) (*Snapshot, 
 		s.Notes[i] = strings.ToValidUTF8(n, "\uFFFD")
 	}
 	return s, nil
+}
+
+// readAddresses reads the host's addresses where it routes. They are those of
+// the running kernel, not of files.
+func (s *Snapshot) readAddresses(root string, read func() ([]host.Address, error)) {
+	live := host.Live{Sysctls: s.Sysctls}
+	if root != "" || !live.Routes(host.IPv4) && !live.Routes(host.IPv6) {
+		return
+	}
+	list, err := read()
+	if err != nil {
+		s.Notes = append(s.Notes, note(err, "what is for this host and what it routes cannot be told apart everywhere")...)
+		return
+	}
+	s.Addresses = []netip.Prefix{}
+	for _, a := range list {
+		s.Addresses = append(s.Addresses, a.Prefix)
+	}
+	slices.SortFunc(s.Addresses, netip.Prefix.Compare)
+	s.Addresses = slices.Compact(s.Addresses)
 }
 
 // readFiles reads every file that boot reads and that can hold connection

@@ -3,6 +3,7 @@ package snapshot
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"sync"
 
 	"github.com/ctplan/ctplan/planner/host"
@@ -20,7 +21,9 @@ type Snapshot struct {
 	Conntrack     host.Conntrack         `json:"conntrack"`
 	Modules       []host.Module          `json:"modules"`           // null: the kernel has no module support
 	Loading       *host.Loading          `json:"loading,omitempty"` // absent: the kernel loads nothing, or it was not read
+	Trees         []host.ModuleTree      `json:"module_trees,omitempty"`
 	Sysctls       map[string]host.Sysctl `json:"sysctls"`
+	Addresses     []netip.Prefix         `json:"addresses,omitempty"` // of the host, where it routes; absent: not read
 	Rules         []Rules                `json:"rules"`
 	NFT           []host.NFTTable        `json:"nftables,omitempty"`        // what Rules do not hold
 	NFTUnread     string                 `json:"nftables_unread,omitempty"` // why they could not be read
@@ -81,7 +84,9 @@ func (s *Snapshot) Live() (host.Live, error) {
 		Conntrack: s.Conntrack,
 		Modules:   s.Modules,
 		Loading:   s.Loading,
+		Trees:     s.Trees,
 		Sysctls:   s.Sysctls,
+		Addresses: s.Addresses,
 		Notes:     s.Notes,
 		NFT:       s.NFT,
 		NFTUnread: s.NFTUnread,

@@ -113,15 +113,19 @@ run sed -n '/^KernelPageSize/p' /proc/self/smaps
 # Connection tracking, its settings, modules.
 kernel /proc/modules /proc/net/stat/nf_conntrack /proc/sys/net/nf_conntrack_max /proc/sys/net/core/netdev_max_backlog \
 	/proc/sys/net/netfilter/nf_conntrack_* /proc/sys/net/ipv4/vs/conntrack /proc/sys/net/bridge/bridge-nf-call-ip*tables \
+	/proc/sys/net/ipv[46]/conf/all/forwarding \
 	/sys/module/nf_conntrack /sys/module/nf_conntrack/initstate \
 	/sys/module/nf_conntrack/parameters/hashsize /sys/module/nf_tables /sys/module/nf_tables/initstate
-tree=/lib/modules/$(uname -r)
-for list in modules.dep modules.builtin; do
-	if [ -f "$tree/$list" ]; then
-		begin file "$tree/$list" -rw-r--r-- 0 0
-		grep -E '/(nf_|nft_|x_|xt_|ip_|ipt|ip6)[^/:]*\.ko' "$tree/$list" | hex
-		end
-	fi
+tree=/lib/modules/$(uname -r) last=/lib/modules/$(cd /lib/modules 2>/dev/null && ls -d -- */modules.dep 2>/dev/null | sed 's,/.*,,' | sort -V | tail -n 1)
+[ "$last" != "$tree" ] || last=
+for tree in "$tree" "$last"; do
+	for list in modules.dep modules.builtin modules.alias; do
+		if [ -f "$tree/$list" ]; then
+			begin file "$tree/$list" -rw-r--r-- 0 0
+			grep -E '/(nf_|nft_|x_|xt_|ip_|ipt|ip6)[^/:]*\.ko|^alias [^: ]* (nf|xt_|ip|act_|openvswitch|vport)' "$tree/$list" | hex
+			end
+		fi
+	done
 done
 
 # Files that boot reads.

@@ -178,7 +178,7 @@ func (a *Archive) readUnpacked(root string, files declared.Files, initScripts []
 	}
 	raws, notes, err := a.rules(!there)
 	rules <- rulesResult{raws, notes, err}
-	settings := readSysctls(root)
+	settings := readRest(root)
 	if a.readOnly("/proc/sys/net") {
 		for key, v := range settings.sysctls {
 			settings.sysctls[key] = host.Sysctl{Value: v.Value}
@@ -192,6 +192,9 @@ func (a *Archive) readUnpacked(root string, files declared.Files, initScripts []
 	}
 	a.describe(s)
 	s.readConnections(flows.Options{Root: root, Recorded: a.connections()})
+	if s.Connections.Addresses != nil {
+		s.readAddresses("", func() ([]host.Address, error) { return s.Connections.Addresses, nil })
+	}
 	s.Connections.Servers = servers.Read(root)
 	if slices.ContainsFunc(s.Rules, func(r Rules) bool { return strings.Contains(r.Text, "--match-set ") }) {
 		s.Notes = append(s.Notes, "the snapshot script reads no ipsets: what rules with them do is not known")

@@ -29,7 +29,7 @@ func observed(blocks ...declared.Traffic) *Observer {
 			d.Notrack[i].Direction = declared.Both
 		}
 	}
-	d.Chains = iptables.Render(d)
+	d.Chains = iptables.Render(d, host.Live{})
 	live := host.Live{Sysctls: map[string]host.Sysctl{
 		"net.netfilter.nf_conntrack_udp_timeout":                 {Value: "30"},
 		"net.netfilter.nf_conntrack_udp_timeout_stream":          {Value: "120"},

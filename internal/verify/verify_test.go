@@ -91,7 +91,7 @@ func healthy(mode declared.Mode) Input {
 		return in
 	}
 	in.Desired.Notrack = []declared.Traffic{{Name: "dns", Protocol: "udp", LocalPorts: []host.PortRange{{From: 53, To: 53}}, Direction: declared.Both, Families: []host.Family{host.IPv4}}}
-	in.Desired.Chains = iptables.Render(in.Desired)
+	in.Desired.Chains = iptables.Render(in.Desired, host.Live{})
 	in.Live.Rulesets = []host.Ruleset{standing(in.Desired)}
 	in.Live.SavedRules = []host.Ruleset{standing(in.Desired)}
 	in.Live.SavedRules[0].File, in.Live.SavedRules[0].Primary = &host.File{Path: "/etc/iptables/rules.v4", Exists: true}, false

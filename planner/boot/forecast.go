@@ -118,14 +118,20 @@ func (f *foresight) loadEarly() {
 	f.out.Module = Module{ModuleUnloaded, "nothing that boot reads loads it"}
 	systemd := f.boot.Init == host.InitSystemd
 	try := func(module, params, at string) {
-		module = f.unaliased(module)
 		if f.tracks() {
 			return
 		}
-		if how, unsure := f.pullsIn(module); how == "" {
+		name := module
+		module, how, unsure := f.pullsIn(name)
+		n, _ := f.named(name)
+		switch gone := n.Gone; {
+		case how == "" && gone != "" && f.out.Module.State == ModuleUnloaded:
+			f.out.Module.Source = fmt.Sprintf("%s names %s, which kernel %s does not have", at, name, gone)
 			return
-		} else if unsure {
-			f.out.Module = Module{ModuleUnknown, fmt.Sprintf("%s names %s, and %s may load it", at, module, how)}
+		case how == "":
+			return
+		case unsure != "":
+			f.out.Module = Module{ModuleUnknown, fmt.Sprintf("%s names %s, and %s", at, name, unsure)}
 			return
 		}
 		if by := f.blacklisted(module); by != "" && systemd {
@@ -185,14 +191,13 @@ func (f *foresight) loadLate() {
 				continue
 			}
 			for _, w := range c.Modules.Words {
-				module := f.unaliased(strings.ReplaceAll(w.Text, "-", "_"))
-				how, unsure := f.pullsIn(module)
+				module, how, unsure := f.pullsIn(strings.ReplaceAll(w.Text, "-", "_"))
 				if how == "" {
 					continue
 				}
 				state, why := f.loads(module)
-				if unsure && state == ModuleLoaded {
-					state, why = ModuleUnknown, how+" may load it"
+				if unsure != "" && state == ModuleLoaded {
+					state, why = ModuleUnknown, unsure
 				}
 				if why == "" {
 					why = etc.Place(c.Path, c.Modules.Line)

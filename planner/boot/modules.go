@@ -105,34 +105,32 @@ func (f *foresight) cmdline(param string) []string {
 	return out
 }
 
-// unaliased is the module that a name stands for: the kernel's own alias, or a
-// line of modprobe.d, which comes first.
-func (f *foresight) unaliased(name string) string {
+// named is what a name loads: by a line of modprobe.d, which comes first and
+// leads to a module itself, or as the kernel has it. aliased is the name of what is
+// looked for then.
+func (f *foresight) named(name string) (n modules.Naming, aliased string) {
 	for i := range f.l.ModprobeFiles {
 		file := &f.l.ModprobeFiles[i]
 		for _, e := range file.Entries {
 			if e.Command == "alias" && len(e.Args) > 0 && etc.Globs(e.Module, name) && f.reads(file.File, file.As, "modprobe.d") {
-				return strings.ReplaceAll(e.Args[0].Text, "-", "_")
+				to := strings.ReplaceAll(e.Args[0].Text, "-", "_")
+				if n := modules.Named(f.l, to); n.Module == to {
+					return n, to
+				}
+				return modules.Naming{}, to // names of names are not looked up
 			}
 		}
 	}
-	if name == "ip_conntrack" {
-		return "nf_conntrack"
-	}
-	return name
+	return modules.Named(f.l, name), name
 }
 
-// usesTracking are modules beside those of connection tracking that are loaded
-// after nf_conntrack (modules.dep of kernels 5.10 to 6.12), by how their names
-// begin.
-var usesTracking = []string{"ip_vs", "openvswitch", "vport_", "act_ct", "act_connmark", "xt_ipvs", "ipt_CLUSTERIP"}
-
-// pullsIn tells by what a load of the module loads nf_conntrack: by its name,
-// because it uses it, or by a line of modprobe.d that asks for it, which may be
-// a command of its own and is not sure then; "" where it does not.
-func (f *foresight) pullsIn(module string) (how string, unsure bool) {
-	if f.needsTracking(module) {
-		return module, false
+// pullsIn tells by what a load of a name loads nf_conntrack: by a module, because
+// it uses it, or by a line of modprobe.d that asks for it, which may be a command
+// of its own and is not sure then; "" where it does not.
+func (f *foresight) pullsIn(name string) (module, how, unsure string) {
+	n, name := f.named(name)
+	if n.Module != "" {
+		return n.Module, n.Module, n.Unsure
 	}
 	for i := range f.l.ModprobeFiles {
 		file := &f.l.ModprobeFiles[i]
@@ -140,29 +138,21 @@ func (f *foresight) pullsIn(module string) (how string, unsure bool) {
 			continue
 		}
 		for _, e := range file.Entries {
-			if (e.Command == "softdep" || e.Command == "install") && etc.Globs(e.Module, module) &&
-				slices.ContainsFunc(e.Args, func(a host.ModprobeArg) bool { return f.needsTracking(strings.ReplaceAll(a.Text, "-", "_")) }) {
-				return etc.Place(file.Path, e.Line), e.Command == "install"
+			if (e.Command == "softdep" || e.Command == "install") && etc.Globs(e.Module, name) &&
+				slices.ContainsFunc(e.Args, func(a host.ModprobeArg) bool { return f.asksFor(a.Text) }) {
+				at := etc.Place(file.Path, e.Line)
+				if e.Command == "install" {
+					unsure = at + " may load it"
+				}
+				return name, at, unsure
 			}
 		}
 	}
-	return "", false
+	return name, "", ""
 }
 
-func (f *foresight) needsTracking(module string) bool {
-	if modules.IsConntrack(module) || slices.ContainsFunc(usesTracking, func(p string) bool { return strings.HasPrefix(module, p) }) {
-		return true
-	}
-	below := map[string]bool{"nf_conntrack": true}
-	for before := 0; before < len(below); {
-		before = len(below)
-		for _, m := range f.l.Modules {
-			if below[m.Name] {
-				for _, user := range m.By {
-					below[user] = true
-				}
-			}
-		}
-	}
-	return below[module]
+// asksFor is whether a word of a line of modprobe.d names what loads nf_conntrack.
+func (f *foresight) asksFor(word string) bool {
+	n, _ := f.named(strings.ReplaceAll(word, "-", "_"))
+	return n.Module != ""
 }

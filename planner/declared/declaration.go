@@ -1,6 +1,10 @@
 package declared
 
-import "strings"
+import (
+	"strings"
+
+	"github.com/ctplan/ctplan/planner/host"
+)
 
 // Declaration is a configuration to be written for one host, with comments.
 type Declaration struct {
@@ -15,9 +19,9 @@ type Declaration struct {
 // NoteHead is the key of the comments that begin the file.
 const NoteHead = ""
 
-// Renderer turns the notrack and accept blocks into Chains and Native, as
-// providers/iptables and providers/nft do.
-type Renderer func(*Desired)
+// Renderer turns the notrack and accept blocks into Chains and Native for a host,
+// as providers/iptables and providers/nft do.
+type Renderer func(*Desired, host.Live)
 
 // Note adds a paragraph of comment above what stands at a key of Notes.
 func (d *Declaration) Note(at string, text string) {

@@ -241,6 +241,9 @@ type NFTTargetRule struct {
 type TargetRule struct {
 	host.Rule
 	Source Pos
+	// Own is whether, in raw PREROUTING of a host that routes, the rule matches
+	// what is for this host alone.
+	Own bool
 }
 
 // TimeoutKeys maps the names that timeouts accepts to the sysctl that holds

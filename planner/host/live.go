@@ -4,7 +4,11 @@
 // It knows nothing of plans. Every string in it may have been written by anyone.
 package host
 
-import "slices"
+import (
+	"net/netip"
+	"slices"
+	"strings"
+)
 
 // Live is what a host is, as the providers parsed it. The planner trusts its
 // shape, not its content: every string in it may have been written by anyone.
@@ -13,7 +17,9 @@ type Live struct {
 	Conntrack Conntrack
 	Modules   []Module          // loaded modules; nil on a kernel without module support
 	Loading   *Loading          // what the kernel can load; nil where it loads nothing, or it was not read
+	Trees     []ModuleTree      // of the running kernel, and of a newer one; nil where none was read
 	Sysctls   map[string]Sysctl // the conntrack keys that exist, by dotted name
+	Addresses []netip.Prefix    // of this host, with the lengths of their networks; nil where it routes nothing, or they were not read
 
 	Rulesets   []Ruleset         // in the kernel: what iptables-save prints, the backend ctplan writes through first
 	NFT        []NFTTable        // nftables in the kernel, as far as Rulesets do not hold them
@@ -99,15 +105,55 @@ type Loading struct {
 	Usable []string `json:"usable"`
 }
 
+// ModuleTree is what a kernel's folder of /lib/modules says of connection
+// tracking: of the running kernel, or of a newer one that is installed.
+type ModuleTree struct {
+	Release string `json:"release"`
+	// Builtin is whether it has nf_conntrack built in.
+	Builtin bool `json:"builtin,omitempty"`
+	// Tracks are nf_conntrack and the modules that are loaded after it, by name,
+	// sorted (modules.dep).
+	Tracks []string `json:"tracks,omitempty"`
+	// Aliases are other names of those (modules.alias).
+	Aliases []ModuleAlias `json:"aliases,omitempty"`
+}
+
+// ModuleAlias is a pattern of fnmatch(3), with "_" for "-", and the module that
+// such a name loads where no module has it.
+type ModuleAlias struct {
+	Name   string `json:"name"`
+	Module string `json:"module"`
+}
+
 // Lacks reports whether a module is known to be out of reach.
 func (l *Loading) Lacks(module string) bool { return l != nil && !slices.Contains(l.Usable, module) }
 
 // Keys beside those of connection tracking that plans ask for.
 const (
 	SysctlIPVSConntrack = "net.ipv4.vs.conntrack"               // IPVS enters what it sends on into the table
-	SysctlBridged4      = "net.bridge.bridge-nf-call-iptables"  // frames between the ports of a bridge meet the rules of IPv4
+	SysctlBridged4      = "net.bridge.bridge-nf-call-iptables"  // frames between the ports of a bridge meet the rules of IPv4; 1 only where there is one
 	SysctlBridged6      = "net.bridge.bridge-nf-call-ip6tables" // the same of IPv6
 )
+
+// Forwarding is the key by which an interface forwards packets of a family;
+// "all" stands for each.
+func Forwarding(f Family, iface string) string {
+	return "net." + string(f) + ".conf." + iface + ".forwarding"
+}
+
+// Routes reports whether packets that are not for this host are known to pass
+// its rules: some interface forwards them, or they meet the rules on their way
+// between the ports of a bridge.
+func (l *Live) Routes(f Family) bool {
+	bridged := map[Family]string{IPv4: SysctlBridged4, IPv6: SysctlBridged6}[f]
+	before, after, _ := strings.Cut(Forwarding(f, "*"), "*")
+	for key, v := range l.Sysctls {
+		if v.Value == "1" && (key == bridged || strings.HasPrefix(key, before) && strings.HasSuffix(key, after)) {
+			return true
+		}
+	}
+	return false
+}
 
 // Sysctl is a key under /proc/sys.
 type Sysctl struct {

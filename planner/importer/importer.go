@@ -88,7 +88,7 @@ func guesses(l host.Live) []declared.Desired {
 // state, and risks that whoever declared it accepted.
 func variants(d declared.Desired, l host.Live, render declared.Renderer) []Imported {
 	try := func(d declared.Desired) Imported {
-		render(&d)
+		render(&d, l)
 		return Imported{declared.Declaration{Host: l.Host.Name, Desired: d}, planner.Diff(d, l)}
 	}
 	var out []Imported

@@ -25,6 +25,7 @@ type atom struct {
 	iface         string
 	proto         string
 	noSyn         bool
+	own           bool // of a host that routes: for this host alone
 }
 
 // named is the rules of one block: those with its name.
@@ -73,11 +74,22 @@ func ownTraffic(l host.Live) (accepts, notracks []declared.Traffic) {
 		}
 		var out []declared.Traffic
 		for _, name := range merged(order) {
+			blocks[name].plain()
 			out = append(out, blocks[name].traffic(table))
 		}
 		return out
 	}
 	return read("filter"), read("raw")
+}
+
+var multicast6 = netip.MustParsePrefix("ff00::/8")
+
+// plain takes out the rules that ctplan adds for multicast of IPv6 where a block
+// is of this host's traffic: see iptables.Render.
+func (n *named) plain() {
+	if slices.ContainsFunc(n.atoms, func(a atom) bool { return a.own && a.family == host.IPv6 && !a.local.IsValid() }) {
+		n.atoms = slices.DeleteFunc(n.atoms, func(a atom) bool { return a.hook == "PREROUTING" && a.local == multicast6 })
+	}
 }
 
 // foreignNotracks reads NOTRACK rules that are not ctplan's. left are those that
@@ -152,6 +164,7 @@ func atomOf(s xtables.Spec, f host.Family, hook string) atom {
 	a.noSyn = slices.ContainsFunc(s.Matches, func(o xtables.Option) bool {
 		return o.Not && (o.Name == "--syn" || o.Name == "--tcp-flags" && strings.Join(o.Args, " ") == "FIN,SYN,RST,ACK SYN")
 	})
+	a.own = hook == "PREROUTING" && slices.Contains(s.Modules, "addrtype")
 	return a
 }
 
@@ -257,7 +270,7 @@ func (n *named) direction(table string) declared.Direction {
 	case forward:
 		return declared.Forward
 	case table == "raw" && pre && !out:
-		if n.mirrored() {
+		if !slices.ContainsFunc(n.atoms, func(a atom) bool { return a.own }) && n.mirrored() {
 			return declared.Forward
 		}
 		return declared.In

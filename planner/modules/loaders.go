@@ -78,7 +78,7 @@ func (p *stage) installs() {
 func (p *stage) scriptLoads() {
 	for _, s := range p.l.Scripts {
 		for _, load := range s.Loads {
-			if !IsConntrack(load.Module) {
+			if Named(p.l, load.Module).Module == "" {
 				continue
 			}
 			where := fmt.Sprintf("%s:%d: %s", s.Path, load.Line, load.Text)
@@ -95,7 +95,7 @@ func (p *stage) scriptLoads() {
 	}
 	for _, f := range p.l.Initramfs {
 		for _, e := range f.Entries {
-			if !IsConntrack(e.Module) {
+			if Named(p.l, e.Module).Module == "" {
 				continue
 			}
 			p.Block(change.Block{

@@ -75,11 +75,15 @@ func (p *stage) nativeNAT() {
 		table, chain string
 		handle       uint64
 	}
-	named := map[place]bool{}
+	named, rare := map[place]bool{}, ""
 	for _, f := range host.Families {
 		for _, r := range nft.Rules(p.l.NFT, f, nft.Translates) {
 			at := place{r.Ref.Native + " " + r.Ref.Table, r.Ref.Chain, r.Ref.Handle}
-			if touched, _ := p.untracks(f, builtIn[r.Chain.Hook], r.Packets); !touched || named[at] {
+			how := p.meetsNative(f, r.Chain.Hook, r.Packets)
+			if how == rarely && rare == "" {
+				rare = r.Ref.String()
+			}
+			if how != meets || named[at] {
 				continue
 			}
 			if named[at] = true; len(named) <= change.MaxNamed {
@@ -91,13 +95,16 @@ func (p *stage) nativeNAT() {
 			}
 		}
 	}
+	if rare != "" {
+		p.Warn("nftables", rare+begins, p.d.Source)
+	}
 	if n := len(named) - change.MaxNamed; n > 0 {
 		p.Block(change.Block{Risk: declared.RiskNAT, Address: "nftables", Where: fmt.Sprintf("and %s like these", words.Plural(n, "more rule", "more rules")), Override: true, Source: p.d.Source})
 	}
 }
 
 // builtIn are the chains of iptables that stand at nft's hooks.
-var builtIn = map[string]string{"prerouting": "PREROUTING", "input": "INPUT", "forward": "FORWARD", "output": "OUTPUT"}
+var builtIn = map[string]string{"prerouting": "PREROUTING", "input": "INPUT", "forward": "FORWARD", "output": "OUTPUT", "postrouting": "POSTROUTING"}
 
 // incompatible sees to the tables that iptables cannot show. Rules cannot be
 // put into one whose other rules are not known.

@@ -11,6 +11,7 @@ import (
 	"github.com/ctplan/ctplan/planner/declared"
 	"github.com/ctplan/ctplan/planner/host"
 	"github.com/ctplan/ctplan/planner/translate"
+	"github.com/ctplan/ctplan/planner/words"
 	"github.com/ctplan/ctplan/planner/xtables"
 )
 
@@ -47,7 +48,7 @@ func Plan(d declared.Desired, l host.Live) (Work, change.Findings) {
 	for _, c := range d.Chains {
 		if c.Table == "raw" {
 			for _, r := range c.Rules {
-				p.untrack = append(p.untrack, untracked{c.Family, c.Hook, xtables.PacketsOf(xtables.Parse(r.Words))})
+				p.untrack = append(p.untrack, untrackedBy(c.Family, c.Hook, r.Words, r.Own))
 			}
 		}
 	}
@@ -65,6 +66,7 @@ func Plan(d declared.Desired, l host.Live) (Work, change.Findings) {
 	p.nativeRules()
 	p.kernelRules()
 	p.nativeNAT()
+	p.nativeTwins()
 	p.savedRules()
 	p.nativeWork()
 	return p.out, p.Findings
@@ -187,8 +189,7 @@ func (p *stage) savedRules() {
 			f.Because("boot restores this file", s)
 		}
 	}
-	if p.carrier == declared.NFTables {
-		p.nativeUnsaved()
+	if p.savedNative(); p.carrier == declared.NFTables {
 		return
 	}
 	for _, f := range p.d.Families {
@@ -243,19 +244,40 @@ func (p *stage) cannotStay(r *host.Ruleset, table string, sections []*host.Table
 	}
 	var remove []*host.Rule
 	named := map[declared.Risk]int{}
+	needs, needy := map[*host.Rule]xtables.Need{}, map[*host.Rule]bool{}
+	for _, s := range sections {
+		for i := range s.Rules {
+			if rule := &s.Rules[i]; !xtables.IsOwn(rule.Chain) {
+				if n := xtables.Needs(table, rule.Words); n != xtables.NeedNothing {
+					needs[rule], needy[rule] = n, true
+				}
+			}
+		}
+	}
+	if len(needs) == 0 {
+		return nil
+	}
+	var met map[*host.Rule]meeting
+	if p.d.Mode == declared.Notrack {
+		met = p.meetings(r.Family, table, sections, needy)
+	}
+	var rare []*host.Rule
 	for _, s := range sections {
 		for i := range s.Rules {
 			rule := &s.Rules[i]
-			if xtables.IsOwn(rule.Chain) {
-				continue
-			}
 			var goes bool
-			switch n := xtables.Needs(table, rule.Words); {
+			how, called := met[rule]
+			switch n := needs[rule]; {
 			case n == xtables.NeedNothing:
 			case p.d.Mode == declared.Disabled:
 				goes = p.disabledRule(r, table, rule, n, named)
+			case called && how == apart:
 			case n == xtables.NeedState:
 				goes = p.statefulRule(r, table, rule, named)
+			case n == xtables.NeedNAT && how == rarely:
+				if xtables.IsNATTarget(calledBy(rule.Words)) {
+					rare = append(rare, rule)
+				}
 			case n == xtables.NeedNAT:
 				p.natRule(r, table, rule, named)
 			}
@@ -265,6 +287,7 @@ func (p *stage) cannotStay(r *host.Ruleset, table string, sections []*host.Table
 		}
 	}
 	p.unnamed(r, table, named)
+	p.rarely(r, table, rare)
 	return remove
 }
 
@@ -364,18 +387,34 @@ func (p *stage) natRule(r *host.Ruleset, table string, rule *host.Rule, named ma
 	}
 }
 
+// rarely tells of rules that translate what begins at the port of a service.
+func (p *stage) rarely(r *host.Ruleset, table string, rare []*host.Rule) {
+	if len(rare) == 0 {
+		return
+	}
+	text := xtables.Where(r, rare[0]) + xtables.MadeBy(rare[0])
+	if n := len(rare) - 1; n > 0 {
+		text += fmt.Sprintf(" and %s like it", words.Plural(n, "more rule", "more rules"))
+	}
+	p.Warn(xtables.Address(r, table), text+begins, p.d.Source)
+}
+
+// begins says what becomes of what a service's port is the beginning of.
+const begins = " no longer translates connections that begin at a port which the notrack blocks name: those that this host itself opens from there, and those of others that are given that port with this host's address. Answers of a service are none of these"
+
 // untracks reports whether the declared notrack traffic touches q, and whether
 // it takes all of it, on every hook that leads to the chain.
 func (p *stage) untracks(f host.Family, chain string, q xtables.Packets) (touched, covered bool) {
 	covered = true
 	for _, hook := range hooksBefore(chain) {
 		all := false
-		for _, u := range p.untrack {
-			if u.family != f || u.hook != hook {
+		for i := range p.untrack {
+			u := &p.untrack[i]
+			if u.family != f || u.hook != hook || u.own && chain == "FORWARD" {
 				continue
 			}
-			touched = touched || !u.Disjoint(q)
-			all = all || u.Covers(q)
+			touched = touched || !p.disjoint(u, q)
+			all = all || u.Covers(q) || u.own && chain == "INPUT" && u.ofOwn.Covers(q)
 		}
 		covered = covered && all
 	}
@@ -396,11 +435,4 @@ func hooksBefore(chain string) []string {
 
 func (p *stage) blockRule(r *host.Ruleset, table string, rule *host.Rule, risk declared.Risk, where, why, remedy string, override bool) {
 	p.Block(change.Block{Risk: risk, Address: xtables.Address(r, table), Where: where, Why: why, Remedy: remedy, Override: override, Source: p.d.Source})
-}
-
-// untracked is a set of packets that a rule in a raw table takes out of tracking.
-type untracked struct {
-	family host.Family
-	hook   string
-	xtables.Packets
 }

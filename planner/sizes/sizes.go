@@ -334,6 +334,9 @@ func (p *stage) forgetSizes() {
 	for _, f := range p.l.ModulesLoad {
 		for _, e := range f.Entries {
 			if !modules.IsConntrack(e.Module) {
+				if n := modules.Named(p.l, e.Module); n.Module != "" {
+					p.Warn("file."+f.Path, fmt.Sprintf("%s:%d loads %s at boot, which needs nf_conntrack: that fails while loading is blocked", f.Path, e.Line, e.Module), p.d.ModeSource)
+				}
 				continue
 			}
 			if !etc.Editable(f.File, p.d.Files.ModulesLoad) {

@@ -117,7 +117,7 @@ func (c *cover) fewest(entries []entry) []entry {
 	specs := make([][][]xtables.Packets, len(entries))
 	for i, e := range entries {
 		d := declared.Desired{Accept: []declared.Traffic{e.t}, Families: host.Families}
-		c.render(&d)
+		c.render(&d, c.l)
 		chains[i] = d.Chains
 		for _, ch := range chains[i] {
 			var list []xtables.Packets

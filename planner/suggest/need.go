@@ -394,7 +394,7 @@ func (c *cover) forwards(f host.Family) bool {
 }
 
 // seen says in a sentence what the proposal was made from.
-func (c *cover) seen(p planner.Plan) string {
+func (c *cover) seen(p planner.Plan, stateful declared.StatefulPolicy) string {
 	var flows, sockets int64
 	for _, f := range c.l.Connections.All() {
 		if f.Protocol != protocol.TCP || f.TCPState != judge.TCPTimeWait && f.TCPState != judge.TCPClose {
@@ -409,6 +409,9 @@ func (c *cover) seen(p planner.Plan) string {
 	text := fmt.Sprintf("Made from %s and %s.", words.Plural(int(flows), "tracked connection", "tracked connections"), words.Plural(int(sockets), "listening TCP port", "listening TCP ports"))
 	if p.Impact != nil {
 		text = strings.TrimSuffix(text, ".") + fmt.Sprintf("; under its plan %d are kept, %d lost.", p.Impact.Kept, p.Impact.Lost)
+	}
+	if stateful == declared.TranslateStateful && !p.Blocked() && len(c.l.NFT) == 0 {
+		return text + " The rules on connection state are translated exactly, so that what was silent at that moment goes on as well. Read the plan before you apply it."
 	}
 	return text + " What was silent at that moment is not covered: think of DNS, NTP, DHCP, backups and cron jobs, and read the plan before you apply it."
 }

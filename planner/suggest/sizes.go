@@ -44,7 +44,7 @@ func suggestSizes(l host.Live, o Options, why string) Suggestion {
 	d := &s.Desired
 	z := sizesFor(l, o.Readings)
 	d.Max, d.Hashsize = &declared.Setting{Value: z.max}, &declared.Setting{Value: z.hashsize}
-	o.Render(d)
+	o.Render(d, l)
 	plan := planner.Diff(*d, l)
 	s.Blocked = plan.Blocked()
 	for _, b := range plan.Blocks {

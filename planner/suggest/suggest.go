@@ -166,12 +166,19 @@ func suggestAccepts(l host.Live, o Options, mode declared.Mode, why string) Sugg
 	if mode == declared.Notrack {
 		list = append(list, around(&l)...)
 	}
-	for _, w := range list {
+	for i, w := range list {
 		a := try(l, o, mode, w)
-		if a.opens() == 0 && !a.plan.Blocked() {
-			return a.suggestion(l, o, mode, why)
+		if !a.fits() {
+			all = append(all, a)
+			continue
 		}
-		all = append(all, a)
+		if next := i + 1; len(a.d.Accept) > 0 && next < len(list) && w.stateful == declared.RemoveStateful && list[next].stateful == declared.TranslateStateful {
+			// Rules that are translated say the same as today's, blocks about the same.
+			if t := try(l, o, mode, list[next]); t.fits() && len(t.d.Accept) < len(a.d.Accept) {
+				a = t
+			}
+		}
+		return a.suggestion(l, o, mode, why)
 	}
 	slices.SortStableFunc(all, func(a, b *attempt) int {
 		return cmp.Compare(a.opens()+len(a.plan.Blocks), b.opens()+len(b.plan.Blocks))
@@ -193,6 +200,9 @@ type attempt struct {
 	cover *cover
 }
 
+// fits is whether it loses nothing and opens nothing.
+func (a *attempt) fits() bool { return a.opens() == 0 && !a.plan.Blocked() }
+
 // try makes the accept blocks for a way.
 func try(l host.Live, o Options, mode declared.Mode, w way) *attempt {
 	a := &attempt{way: w, cover: newCover(l, o.Render), d: declared.Desired{
@@ -200,7 +210,7 @@ func try(l host.Live, o Options, mode declared.Mode, w way) *attempt {
 	}}
 	for range maxRounds {
 		a.d.Accept, a.notes = a.cover.blocks()
-		o.Render(&a.d)
+		o.Render(&a.d, l)
 		bare := l
 		bare.Connections = nil
 		if !a.cover.learn(a.d, l, planner.Diff(a.d, bare)) {
@@ -225,7 +235,7 @@ func (a *attempt) suggestion(l host.Live, o Options, mode declared.Mode, why str
 		s.Notes = map[string][]string{}
 	}
 	head := []string{fmt.Sprintf("Suggested by ctplan for %s, mode %s: %s.", l.Host.Name, mode, strings.TrimSuffix(why, "."))}
-	head = append(head, a.cover.seen(plan))
+	head = append(head, a.cover.seen(plan, a.way.stateful))
 	for _, t := range a.way.notrack[:min(1, len(a.way.notrack))] {
 		s.Note("notrack "+t.Name, a.way.note)
 	}

@@ -79,7 +79,7 @@ func (a *attempt) narrow(l host.Live, o Options) {
 		if len(changed) == 0 {
 			return
 		}
-		o.Render(&next)
+		o.Render(&next, l)
 		plan := planner.Diff(next, l)
 		if plan.Blocked() && !a.plan.Blocked() || plan.Impact != nil && len(plan.Impact.Exposed) >= a.opens() {
 			return
@@ -144,7 +144,7 @@ func (a *attempt) close(l host.Live, o Options) {
 			return
 		}
 		a.d.Accept = out
-		o.Render(&a.d)
+		o.Render(&a.d, l)
 		a.plan = planner.Diff(a.d, l)
 	}
 }

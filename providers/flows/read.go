@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -146,6 +147,16 @@ func Addresses() ([]host.Address, error) {
 		return list, fmt.Errorf("reading the addresses: %w", err)
 	}
 	return list, nil
+}
+
+// Bridged reports whether there is a bridge, or it cannot be told.
+func Bridged(root string) bool {
+	if root != "" {
+		bridges, err := filepath.Glob(root + "/sys/class/net/*/bridge")
+		return err != nil || len(bridges) > 0
+	}
+	links, err := netlink.LinkList()
+	return err != nil || slices.ContainsFunc(links, func(l netlink.Link) bool { return l.Type() == "bridge" })
 }
 
 // addresses are those of the interfaces named by their index.

@@ -3,7 +3,6 @@ package flows
 import (
 	"errors"
 	"net/netip"
-	"path/filepath"
 	"slices"
 	"strings"
 
@@ -52,8 +51,7 @@ func (r *Recorded) places(root string, c *host.Connections) error {
 			}
 		}
 	}
-	bridges, _ := filepath.Glob(root + "/sys/class/net/*/bridge")
-	c.Bridged = len(bridges) > 0
+	c.Bridged = Bridged(root)
 	return nil
 }
 

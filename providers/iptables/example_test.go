@@ -50,7 +50,7 @@ func ExampleRender() {
 			RemotePorts: []host.PortRange{{From: 443, To: 443}}, Initiator: declared.LocalSide,
 			Direction: declared.Both, Families: families,
 		}},
-	})
+	}, host.Live{})
 	for _, c := range chains {
 		for _, r := range c.Rules {
 			fmt.Printf("%s: -A %s %s\n", c.Table, c.Name, r.Text)

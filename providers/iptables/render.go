@@ -22,27 +22,33 @@ const maxPorts = 15
 // Rules are written from the host's point of view: inbound traffic comes from
 // the remote side, outbound traffic is its mirror image. Protocol "icmp" means
 // each family's own ICMP; "ipv6-icmp" and "icmpv6" exist in IPv6 alone.
-func Render(d declared.Desired) []declared.Chain {
+//
+// On a host that routes, what a block says of this host's traffic matches in
+// PREROUTING what is for this host alone: its addresses, broadcasts and
+// multicast. What passes on to others, containers' for one, stays tracked.
+func Render(d declared.Desired, l host.Live) []declared.Chain {
 	var chains []declared.Chain
 	for _, f := range host.Families {
 		for _, h := range []string{"INPUT", "OUTPUT", "FORWARD"} {
-			chains = appendChain(chains, f, "filter", h, d.Accept)
+			chains = appendChain(chains, f, "filter", h, d.Accept, false)
 		}
 		for _, h := range []string{"PREROUTING", "OUTPUT"} {
-			chains = appendChain(chains, f, "raw", h, d.Notrack)
+			chains = appendChain(chains, f, "raw", h, d.Notrack, h == "PREROUTING" && l.Routes(f))
 		}
 	}
 	return chains
 }
 
-func appendChain(chains []declared.Chain, f host.Family, table, hook string, blocks []declared.Traffic) []declared.Chain {
+func appendChain(chains []declared.Chain, f host.Family, table, hook string, blocks []declared.Traffic, passing bool) []declared.Chain {
 	c := declared.Chain{Family: f, Table: table, Hook: hook, Name: declared.OwnPrefix + hook}
 	for _, t := range blocks {
-		for _, text := range rules(t, f, table, hook) {
+		own := passing && t.Direction != declared.Forward
+		for _, text := range rules(t, f, table, hook, own) {
 			words := Words(text)
 			c.Rules = append(c.Rules, declared.TargetRule{
 				Rule:   host.Rule{Chain: c.Name, Words: words, Text: text},
 				Source: t.Source,
+				Own:    own,
 			})
 		}
 	}
@@ -77,8 +83,9 @@ func flows(d declared.Direction, hook string) []flow {
 	return nil
 }
 
-// rules renders one block for one chain, without repeats.
-func rules(t declared.Traffic, f host.Family, table, hook string) []string {
+// rules renders one block for one chain, without repeats; own: only what is for
+// this host itself.
+func rules(t declared.Traffic, f host.Family, table, hook string, own bool) []string {
 	proto, ok := protocol(t.Protocol, f)
 	if !ok || !slices.Contains(t.Families, f) {
 		return nil
@@ -110,14 +117,47 @@ func rules(t declared.Traffic, f host.Family, table, hook string) []string {
 		}
 		matches := portMatches(proto, sports, dports, noSyn)
 		for _, s := range src {
-			for _, d := range dst {
+			for _, d := range destinations(dst, f, own) {
 				for _, m := range matches {
-					text := strings.TrimPrefix(flag(" -s ", s)+flag(" -d ", d)+iface+flag(" -p ", proto)+m+end, " ")
+					text := strings.TrimPrefix(flag(" -s ", s)+flag(" -d ", d.prefix)+iface+flag(" -p ", proto)+m+d.types+end, " ")
 					if !seen[text] {
 						seen[text] = true
 						out = append(out, text)
 					}
 				}
+			}
+		}
+	}
+	return out
+}
+
+// destination is what a rule asks of where a packet goes.
+type destination struct {
+	prefix string // "" any
+	types  string // matches on its type, behind those that cost less
+}
+
+// destinations are a rule each; own: as far as they are of this host. The types
+// are asked of the routes (net/netfilter/xt_addrtype.c): addresses may come and
+// go. To IPv6 several types are conditions that must all hold, so multicast has a
+// rule of its own.
+func destinations(prefixes []string, f host.Family, own bool) []destination {
+	const local = " -m addrtype --dst-type LOCAL"
+	var out []destination
+	for _, p := range prefixes {
+		cast := false
+		if prefix, err := netip.ParsePrefix(p); err == nil {
+			cast = prefix.Addr().IsMulticast()
+		}
+		switch {
+		case !own || cast:
+			out = append(out, destination{prefix: p})
+		case f == host.IPv4:
+			out = append(out, destination{p, local + ",BROADCAST,MULTICAST"})
+		default:
+			out = append(out, destination{p, local})
+			if p == "" {
+				out = append(out, destination{prefix: "ff00::/8"})
 			}
 		}
 	}

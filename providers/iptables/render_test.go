@@ -73,7 +73,7 @@ func TestRenderGolden(t *testing.T) {
 			{Name: "experimental", Protocol: "253", Direction: declared.In, Families: v4},
 		},
 	}
-	chains := iptables.Render(d)
+	chains := iptables.Render(d, host.Live{})
 	var b strings.Builder
 	for _, f := range host.Families {
 		script, err := iptables.Script(sections(chains, f))
@@ -162,7 +162,7 @@ func TestRenderSurvivesTheKernel(t *testing.T) {
 		for _, b := range []host.Backend{host.NFT, host.Legacy} {
 			ns.Use(b)
 			for range 25 {
-				roundTrip(t, b, iptables.Render(randomDesired(r)))
+				roundTrip(t, b, iptables.Render(randomDesired(r), host.Live{}))
 			}
 		}
 	})

@@ -39,7 +39,38 @@ func ReadBeside(root string) map[string]host.Sysctl {
 			values[key] = host.Sysctl{Value: v}
 		}
 	}
+	for _, f := range host.Families {
+		if key, value := forwards(root, f, buf); key != "" {
+			values[key] = host.Sysctl{Value: value}
+		}
+	}
 	return values
+}
+
+// forwards reads whether a host forwards packets of a family: the key of all
+// interfaces, and where that says no, of the first that does all the same.
+func forwards(root string, f host.Family, buf []byte) (key, value string) {
+	all := host.Forwarding(f, "all")
+	value, _, err := readKey(file(root, all), buf)
+	if err != nil {
+		return "", ""
+	}
+	if value == "1" {
+		return all, value
+	}
+	interfaces, err := os.ReadDir(filepath.Join(root, "/proc/sys/net", string(f), "conf"))
+	if err != nil {
+		return all, value
+	}
+	for _, e := range interfaces {
+		// "default" is for interfaces to come; not every name is a word of a key.
+		if name := e.Name(); name != "default" && strings.Trim(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-") == "" {
+			if v, _, err := readKey(file(root, host.Forwarding(f, name)), buf); err == nil && v == "1" {
+				return host.Forwarding(f, name), v
+			}
+		}
+	}
+	return all, value
 }
 
 // whole holds for what can be a whole number to the kernel.

@@ -6,6 +6,7 @@ import (
 	"os"
 	"runtime"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -47,12 +48,71 @@ func TestCostOfJoining(t *testing.T) {
 			for range 10 { // in turns, since what else the machine does comes and goes
 				for i, c := range cases {
 					l.load(f, c.rules)
-					took[i][0] = append(took[i][0], l.cost(f, false)...)
-					took[i][1] = append(took[i][1], l.cost(f, true)...)
+					took[i][0] = append(took[i][0], l.costOf(f, 1003, false)...)
+					took[i][1] = append(took[i][1], l.costOf(f, 1003, true)...)
 				}
 			}
 			for i, c := range cases {
 				fmt.Printf("%-6s %-38.38s %14d %18d\n", f, c.name, quartile(took[i][0]).Nanoseconds(), quartile(took[i][1]).Nanoseconds())
+			}
+		}
+	})
+}
+
+// TestCostOfOwnTraffic measures what a packet costs that is routed, by what
+// keeps a NOTRACK rule of a host's own service from taking it out of tracking. It
+// runs where CTPLAN_COST is set: docs/tracking.md has what it prints.
+func TestCostOfOwnTraffic(t *testing.T) {
+	if os.Getenv("CTPLAN_COST") == "" {
+		t.Skip("CTPLAN_COST is not set")
+	}
+	nstest.Inside(t, func(ns *nstest.NS) {
+		runtime.LockOSThread()
+		w := newWire(t)
+		for _, b := range []host.Backend{host.NFT, host.Legacy} {
+			ns.Use(b)
+			for _, f := range host.Families {
+				l := &lab{wire: w, t: t}
+				const rule = "-A PREROUTING -p udp -m udp --dport 1003"
+				type way struct{ name, rules string }
+				cases := []way{
+					{"no rule", "*raw\nCOMMIT\n"},
+					{"ports alone", "*raw\n" + rule + " -j CT --notrack\nCOMMIT\n"},
+					{"addrtype", "*raw\n" + rule + " -m addrtype --dst-type LOCAL -j CT --notrack\nCOMMIT\n"},
+					{"addrtype first", "*raw\n-A PREROUTING -m addrtype --dst-type LOCAL -p udp -m udp --dport 1003 -j CT --notrack\nCOMMIT\n"},
+				}
+				for _, n := range []int{1, 10, 100} {
+					text := "*raw\n"
+					for i := range n {
+						text += "-A PREROUTING -d " + near(f, 1000+i).String() + " -p udp -m udp --dport 1003 -j CT --notrack\n"
+					}
+					cases = append(cases, way{fmt.Sprintf("%d addresses, a rule each", n), text + "COMMIT\n"})
+				}
+				if b == host.NFT {
+					family := map[host.Family]string{host.IPv4: "ip", host.IPv6: "ip6"}[f]
+					cases = append(cases, way{"fib, in a table of nft", "table " + family + " own {\n chain pre { type filter hook prerouting priority raw\n udp dport 1003 fib daddr type local notrack\n }\n}\n"})
+				}
+				took := make([][2][]time.Duration, len(cases))
+				for range 10 {
+					for i, c := range cases {
+						native := strings.HasPrefix(c.rules, "table")
+						if native {
+							l.load(f, "*raw\nCOMMIT\n")
+							l.loadNative(c.rules)
+						} else {
+							l.load(f, c.rules)
+						}
+						took[i][0] = append(took[i][0], l.costOf(f, 1003, false)...)
+						took[i][1] = append(took[i][1], l.costOf(f, 1004, false)...)
+						if native {
+							l.loadNative("delete " + strings.Join(strings.Fields(c.rules)[:3], " ") + "\n")
+						}
+					}
+				}
+				for i, c := range cases {
+					fmt.Printf("%-6s %-6s %-30.30s %8d %8d\n", b, f, c.name, quartile(took[i][0]).Nanoseconds(), quartile(took[i][1]).Nanoseconds())
+				}
+				l.load(f, "*raw\nCOMMIT\n")
 			}
 		}
 	})
@@ -63,10 +123,10 @@ func quartile(took []time.Duration) time.Duration {
 	return took[len(took)/4]
 }
 
-// cost is what packets take, alone or as one of the three parts of a datagram.
-func (l *lab) cost(f host.Family, apart bool) (took []time.Duration) {
+// costOf is what packets to a port take, alone or as one of the three parts of a datagram.
+func (l *lab) costOf(f host.Family, port uint16, apart bool) (took []time.Duration) {
 	const rounds, each = 20, 60
-	p := verdict.Packet{Protocol: unix.IPPROTO_UDP, Hook: verdict.HookForward, Tuple: host.Tuple{Src: near(f, 0), Dst: far(f, 0), SrcPort: 40000, DstPort: 1003}}
+	p := verdict.Packet{Protocol: unix.IPPROTO_UDP, Hook: verdict.HookForward, Tuple: host.Tuple{Src: near(f, 0), Dst: far(f, 0), SrcPort: 40000, DstPort: port}}
 	l.sides(&p, true)
 	data := make([]byte, 1400)
 	if apart {

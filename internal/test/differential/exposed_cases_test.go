@@ -140,7 +140,7 @@ func declares(t *testing.T, blocks string, more string) declared.Desired {
 	if len(diags.List()) > 0 {
 		t.Fatalf("%v\n%s", diags.List(), hcl)
 	}
-	d.Chains = iptables.Render(d)
+	d.Chains = iptables.Render(d, host.Live{})
 	return d
 }
 

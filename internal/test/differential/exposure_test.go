@@ -187,7 +187,7 @@ func (g *stateful) desired(f host.Family) declared.Desired {
 		}
 		d.Accept = append(d.Accept, a)
 	}
-	d.Chains = iptables.Render(d)
+	d.Chains = iptables.Render(d, host.Live{})
 	return d
 }
 

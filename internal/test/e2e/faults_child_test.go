@@ -68,7 +68,7 @@ func faults(args []string) error {
 	if err != nil {
 		return err
 	}
-	saved.Desired.Chains, saved.Desired.Native = iptables.Render(saved.Desired), nft.Render(saved.Desired)
+	saved.Desired.Chains, saved.Desired.Native = iptables.Render(saved.Desired, live), nft.Render(saved.Desired)
 	plan := planner.Diff(saved.Desired, live)
 	if plan.Blocked() {
 		return fmt.Errorf("the plan is blocked: %+v", plan.Blocks)

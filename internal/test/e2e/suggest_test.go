@@ -23,6 +23,9 @@ func TestSuggestLosesNothing(t *testing.T) {
 				}
 				suggested := h.ctplan(exitOK, append([]string{"suggest"}, flags...)...)
 				t.Log(suggested.stdout, suggested.stderr)
+				if !strings.Contains(suggested.stdout, `stateful_rules = "translate"`) || strings.Contains(suggested.stdout, "accept \"") {
+					t.Error("rules on connection state have exact twins, and blocks are written for them")
+				}
 				h.ctplan(exitOK, "snapshot", "-o", "/run/test/host.json")
 				if again := h.ctplan(exitOK, append([]string{"suggest", "--snapshot", "/run/test/host.json"}, flags...)...); again.stdout != suggested.stdout {
 					same(t, "suggested from a snapshot", suggested.stdout, again.stdout)

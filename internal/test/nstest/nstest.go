@@ -20,7 +20,7 @@
 //		})
 //	}
 //
-// In both, lo is up, /run is an empty tmpfs (so that xtables.lock and
+// In both, lo is up, nothing is routed, /run is an empty tmpfs (so that xtables.lock and
 // ctplan.lock are private) and everything dies with the test process. What no
 // namespace can make private, the sizes of the table, is for Machine. Off root
 // tests are skipped, except under CI=true, where they fail.
@@ -228,7 +228,7 @@ func need(t testing.TB) {
 // setup is the shell script that furnishes new namespaces.
 func setup(private []string) string {
 	var b strings.Builder
-	b.WriteString("mount --make-rprivate / && mount -t tmpfs tmpfs /run && ip link set lo up")
+	b.WriteString("mount --make-rprivate / && mount -t tmpfs tmpfs /run && ip link set lo up && for f in /proc/sys/net/ipv[46]/conf/all/forwarding; do echo 0 >$f; done")
 	for i, dir := range private {
 		fmt.Fprintf(&b, " && mkdir -p /run/.private/%d '%s' && cp -a '%s/.' /run/.private/%d/ && mount --bind /run/.private/%d '%s'", i, dir, dir, i, i, dir)
 	}
