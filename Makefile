@@ -9,6 +9,10 @@ CUTS ?=
 # that it needs, a release candidate among them, would be requirements of
 # everybody who imports a package of ctplan.
 ACTIONLINT = github.com/rhysd/actionlint/cmd/actionlint@v1.7.12
+# Releases of iptables beside the machine's own: those of Debian's suites, fetched
+# once, and any that lie ready beside the checkout.
+BUILDS = $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/ctplan-iptables
+export CTPLAN_IPTABLES_BUILDS ?= $(subst $() ,:,$(strip $(BUILDS) $(abspath $(wildcard ../*/old-iptables))))
 # Further arguments for go test: make test ARGS='-run TestCure -v'
 ARGS ?=
 
@@ -32,7 +36,9 @@ test: ns-test ## all tests: ns-test, then vm-test
 	@$(MAKE) --no-print-directory vm-test
 
 ns-test: ## all tests on this machine; as root they change real rules, in namespaces
-	@scripts/setup cron:cron rpm:rpm rpmbuild:rpm sudo:sudo strace:strace logger:bsdutils
+	@scripts/setup cron:cron rpm:rpm rpmbuild:rpm sudo:sudo strace:strace logger:bsdutils \
+		dpkg-deb:dpkg /usr/share/keyrings/debian-archive-keyring.gpg:debian-archive-keyring
+	@scripts/iptables-builds $(BUILDS) || [ "$$CI" != true ]
 	go test -timeout 40m $(ARGS) $$(go list ./... | grep -v /internal/test/vmtest$$)
 
 vm-test: ## whole machines in QEMU without KVM: modules, boots, CUTS power cuts (20)

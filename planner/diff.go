@@ -11,6 +11,7 @@ import (
 	"github.com/ctplan/ctplan/planner/impact"
 	"github.com/ctplan/ctplan/planner/judge"
 	"github.com/ctplan/ctplan/planner/modules"
+	"github.com/ctplan/ctplan/planner/nftconf"
 	"github.com/ctplan/ctplan/planner/rules"
 	"github.com/ctplan/ctplan/planner/service"
 	"github.com/ctplan/ctplan/planner/sides"
@@ -64,6 +65,8 @@ func newDraft(d declared.Desired, l host.Live) *draft {
 		w.done = true
 		return w
 	}
+	work, found := rules.Plan(d, l)
+	w.rules = work
 	switch d.Mode {
 	case declared.Tuned:
 		w.tune()
@@ -74,10 +77,10 @@ func newDraft(d declared.Desired, l host.Live) *draft {
 		w.edits(&w.files)(sizes.Forget(d, l))
 		w.edits(&w.files)(service.InitScripts(d, l, false))
 		w.edits(&w.last)(modules.BlockLoad(d, l))
-		w.takes(&w.unload)(modules.Unload(d, l))
+		left := l
+		left.NFTFiles = nftconf.After(l.NFTConf.Mains, l.NFTFiles, work.Files)
+		w.takes(&w.unload)(modules.Unload(d, left))
 	}
-	work, found := rules.Plan(d, l)
-	w.rules = work
 	w.edits(&w.files)(work.Files, found)
 	w.changes = w.inOrder()
 	w.Add(modules.Reach(d, l, w.changes))

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"os/signal"
-	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -271,19 +270,11 @@ func (e *env) stillGood(changed []string, since string, was, now planner.Made) e
 		}
 	}
 	if len(worse) > 0 {
-		return hint(fmt.Errorf("the host changed %s: %s; planned again, %s; nothing was changed by ctplan", since, enumerate(changed), view.Clean(strings.Join(first(worse, 3), "; "))),
+		return hint(fmt.Errorf("the host changed %s: %s; planned again, %s; nothing was changed by ctplan", since, enumerate(changed), view.Clean(few(worse, 3, "; "))),
 			"plan again, and look at what is different")
 	}
 	e.progressf("%s changed %s: planned again, the changes are the same, and nobody else is hurt", enumerate(changed), since)
 	return nil
-}
-
-// first are at most n of many, and how many more there are.
-func first(items []string, n int) []string {
-	if len(items) <= n {
-		return items
-	}
-	return append(slices.Clone(items[:n]), fmt.Sprintf("%d more", len(items)-n))
 }
 
 // readBack holds the host against what was declared once more.
@@ -331,13 +322,15 @@ func (e *env) ask(ctx context.Context, host string) error {
 	}
 }
 
-// enumerate lists a few of many.
-func enumerate(items []string) string {
-	const most = 8
-	if len(items) > most {
-		return strings.Join(items[:most], ", ") + fmt.Sprintf(" and %d more", len(items)-most)
+// enumerate lists a few of many addresses.
+func enumerate(addresses []string) string { return few(addresses, 8, ", ") }
+
+// few are at most n of many, and how many more there are.
+func few(items []string, n int, separator string) string {
+	if len(items) <= n {
+		return strings.Join(items, separator)
 	}
-	return strings.Join(items, ", ")
+	return strings.Join(items[:n], separator) + fmt.Sprintf(" and %d more", len(items)-n)
 }
 
 func newRecover(e *env) *cobra.Command {

@@ -71,9 +71,16 @@ func TestHostScripts(t *testing.T) {
 					ns.Dir = env.WorkDir
 					env.Values["ns"] = ns
 					env.Setenv("BACKEND", string(backend))
+					// The last release that is refused, and the first that is served.
+					too, first := "1.4.20", "1.4.21"
+					if backend == host.NFT {
+						too, first = "1.8.1", "1.8.2"
+					}
+					env.Setenv("TOO_OLD", too)
+					env.Setenv("SERVED", first)
 					return setup(env)
 				},
-				Cmds: map[string]func(*testscript.TestScript, bool, []string){"ns": inNamespace, "generate": generate},
+				Cmds: map[string]func(*testscript.TestScript, bool, []string){"ns": inNamespace, "generate": generate, "release": release},
 			})
 		})
 	}
@@ -128,6 +135,14 @@ func inNamespace(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Stderr().Write(stderr.Bytes())
 	ts.Logf("[stdout]\n%s[stderr]\n%s", stdout.String(), stderr.String())
 	checkStatus(ts, want, err, args)
+}
+
+// release is "release VERSION": iptables says from now on that it is that one.
+func release(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: release VERSION")
+	}
+	ts.Value("ns").(*nstest.NS).UseBuild(nstest.StandIn(host.Backend(ts.Getenv("BACKEND")), args[0]))
 }
 
 func wanted(ts *testscript.TestScript, neg bool, args []string) (int, []string) {

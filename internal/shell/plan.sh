@@ -20,7 +20,7 @@ tool() {
 	*) sign='(legacy)' ;;
 	esac
 	command=$2$3
-	version=$("$command" --version 2>/dev/null)
+	version=$("$command" --version </dev/null 2>/dev/null) # a restore that does not know it reads on
 	case $version in
 	*"$sign"*) ;;
 	*'('*) command=$2-$1$3 ;; # the other backend
@@ -64,10 +64,12 @@ rules_are() { # BEFORE BACKEND FAMILY TABLES...
 	[ "$now" = "$("$wanted" | tables "$@")" ]
 }
 restore() { # BACKEND FAMILY ARGUMENTS... <SCRIPT
-	loader=$(tool "$1" "$2" -restore)
+	loader=$(tool "$1" "$2" -restore) locks=$1
 	shift 2
-	if "$loader" --help 2>&1 | grep -q -e --wait; then
+	if "$loader" --help </dev/null 2>&1 | grep -q -e --wait; then
 		"$loader" -w 10 "$@"
+	elif [ "$locks" = legacy ] && command -v flock >/dev/null; then # it takes none by itself
+		flock -w 10 /run/xtables.lock "$loader" "$@"
 	else
 		"$loader" "$@"
 	fi
@@ -75,9 +77,9 @@ restore() { # BACKEND FAMILY ARGUMENTS... <SCRIPT
 change_rules() { # N LINES BACKEND FAMILY TABLES...
 	n=$1 lines=$2 backend=$3 family=$4
 	shift 4
-	"load_$n" | restore "$backend" "$family" --noflush || return 1
+	"load_$n" || return 1
 	now=$(rules_now "$backend" "$family" "$@") || return 1
-	printf '%s\n' "$now" | cksum >"$state/$n.after"
+	printf '%s\n' "$now" >"$state/$n.after" || return 1
 	if [ "$(printf '%s\n' "$now" | wc -l)" -ne "$lines" ]; then
 		say "read back, the rules are not those of the plan"
 		return 1
@@ -87,7 +89,7 @@ back_rules() { # N BACKEND FAMILY TABLES...
 	n=$1
 	shift
 	! rules_are "before_$n" "$@" || return 0
-	if [ "$force" = no ] && [ -f "$state/$n.after" ] && [ "$(rules_now "$@" | cksum)" != "$(cat "$state/$n.after")" ]; then
+	if [ "$force" = no ] && [ -f "$state/$n.after" ] && [ "$(rules_now "$@")" != "$(cat "$state/$n.after")" ]; then
 		say "somebody has changed these rules since: look at them, then take back with: sh $0 undo --force"
 		return 1
 	fi

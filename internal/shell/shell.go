@@ -176,32 +176,39 @@ func (s *script) rulesStep(n int, r *change.RulesStep) error {
 	if i < 0 {
 		return errors.New("writing the plan as a script: the snapshot has not the rules that it changes")
 	}
-	load, err := iptables.Script(r.Sections)
-	if err != nil {
-		return err
-	}
-	test, err := iptables.Script(iptables.TestSections(r.Sections))
-	if err != nil {
-		return err
-	}
 	var tables []string
+	models := map[string]*xtables.TableModel{}
 	var before strings.Builder
-	lines := 0
+	var loads, tests []string // what restore is given, in turn
 	for _, sec := range r.Sections {
-		if slices.Contains(tables, sec.Table) {
-			continue
+		m := models[sec.Table]
+		if m == nil {
+			m = xtables.Model(s.live.Rulesets[i], sec.Table)
+			tables, models[sec.Table] = append(tables, sec.Table), m
+			before.WriteString(restored(sec.Table, m.Lines()))
 		}
-		tables = append(tables, sec.Table)
-		m := xtables.Model(s.live.Rulesets[i], sec.Table)
-		before.WriteString(restored(sec.Table, m.Lines()))
-		for _, other := range r.Sections {
-			if other.Table == sec.Table {
-				m.Apply(other.Ops...)
-			}
-		}
+		m.Apply(sec.Ops...)
+		loads = append(loads, restored(sec.Table, m.Lines()))
+	}
+	lines := 0
+	for _, m := range models {
 		lines += 1 + len(standing(m.Lines()))
 	}
-	if err := errors.Join(s.prints(fmt.Sprintf("load_%d", n), load), s.prints(fmt.Sprintf("before_%d", n), before.String())); err != nil {
+	// As Commit loads them through this release: whole tables, each by itself, or
+	// all sections.
+	flags := ""
+	if tests = loads; !iptables.WritesWhole(r.Backend, s.live.Rulesets[i].Version, r.Sections) {
+		load, err := iptables.Script(r.Sections)
+		if err != nil {
+			return err
+		}
+		test, err := iptables.Script(iptables.TestSections(r.Sections))
+		if err != nil {
+			return err
+		}
+		loads, tests, flags = []string{load}, []string{test}, " --noflush"
+	}
+	if err := s.prints(fmt.Sprintf("before_%d", n), before.String()); err != nil {
 		return err
 	}
 	family := "iptables"
@@ -213,8 +220,26 @@ func (s *script) rulesStep(n int, r *change.RulesStep) error {
 	for _, t := range tables {
 		all += " " + Quote(t)
 	}
-	s.printf("test_%d() { printf %%s %s | restore %s --noflush --test; }\n", n, Quote(test), where)
+	err := errors.Join(s.restores(fmt.Sprintf("test_%d", n), where+flags+" --test", tests), s.restores(fmt.Sprintf("load_%d", n), where+flags, loads))
+	if err != nil {
+		return err
+	}
 	s.printf("check_%d() { rules_are before_%d %s; }\ndo_%d() { change_rules %d %d %s; }\nundo_%d() { back_rules %d %s; }\n", n, n, all, n, n, lines, all, n, n, all)
+	return nil
+}
+
+// restores writes a function that gives texts to iptables-restore in turn, until
+// one is refused.
+func (s *script) restores(name, arguments string, texts []string) error {
+	var calls []string
+	for i, text := range texts {
+		part := fmt.Sprintf("%s_%d", name, i+1)
+		if err := s.prints(part, text); err != nil {
+			return err
+		}
+		calls = append(calls, part+" | restore "+arguments)
+	}
+	s.printf("%s() { %s; }\n", name, strings.Join(calls, " && "))
 	return nil
 }
 

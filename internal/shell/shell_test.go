@@ -16,7 +16,7 @@ import (
 	"github.com/ctplan/ctplan/planner/host"
 )
 
-var shells = [][]string{{"dash"}, {"busybox", "ash"}, {"bash", "--posix"}}
+var shells = [][]string{{"dash"}, {"busybox", "ash"}, {"bash", "--posix"}, {"bash", "-O", "compat41"}}
 
 // hostile are texts that must come through a shell as they are.
 var hostile = []string{

@@ -6,10 +6,12 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
+	"maps"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -24,7 +26,7 @@ import (
 
 // shells are those that Script is to run in: each a command that reads it from
 // its standard input.
-var shells = map[string][]string{"dash": {"dash", "-s"}, "busybox": {"busybox", "ash", "-s"}, "bash": {"bash", "--posix", "-s"}}
+var shells = map[string][]string{"dash": {"dash", "-s"}, "busybox": {"busybox", "ash", "-s"}, "bash": {"bash", "--posix", "-s"}, "bash 4.1": {"bash", "-O", "compat41", "-s"}}
 
 // byScript takes a snapshot of a namespace by the script.
 func byScript(t *testing.T, shell []string, ssh string, args ...string) *snapshot.Snapshot {
@@ -108,23 +110,22 @@ func TestScript(t *testing.T) {
 			ns.Run(w[0], w[1:]...)
 		}
 		const ssh = "192.0.2.1 40000 192.0.2.2 22"
-		for _, backend := range []host.Backend{host.NFT, host.Legacy} {
-			ns.Use(backend)
-			ns.Run("iptables", "-A", "INPUT", "-m", "comment", "--comment", "$(touch /tmp/owned) `id` '\"\\ \x1b[2J € |", "-j", "ACCEPT")
-			ns.Run("ip6tables", "-A", "INPUT", "-p", "tcp", "--dport", "22", "-m", "state", "--state", "NEW", "-j", "ACCEPT")
+		names := slices.Sorted(maps.Keys(shells))
+		equal := func(where string, names ...string) {
+			t.Helper()
 			want, err := snapshot.Read(context.Background(), snapshot.Options{})
 			if err != nil {
 				t.Fatal(err)
 			}
 			want.ReadConnections("", ssh, snapshot.DefaultConnections)
 			want.Connections.Routing = nil // the script asks no rules of routing: ways by marks are unknown
-			for name, shell := range shells {
-				if _, err := exec.LookPath(shell[0]); err != nil {
-					testhost.Lacks(t, "needs "+shell[0])
+			for _, name := range names {
+				if _, err := exec.LookPath(shells[name][0]); err != nil {
+					testhost.Lacks(t, "needs "+shells[name][0])
 				}
-				got := byScript(t, shell, ssh)
+				got := byScript(t, shells[name], ssh)
 				if diff := cmp.Diff(object(t, want), object(t, got)); diff != "" {
-					t.Errorf("%s, %s: - binary, + script\n%s", backend, name, diff)
+					t.Errorf("%s, %s: - binary, + script\n%s", where, name, diff)
 				}
 				if n := len(want.Boot.Restorers); n < 4 {
 					t.Errorf("%d restorers were found", n)
@@ -132,6 +133,19 @@ func TestScript(t *testing.T) {
 				if text, err := json.Marshal(got.Archive); err != nil || bytes.Contains(text, []byte("topsecret")) || bytes.Contains(text, []byte(hex.EncodeToString([]byte("topsecret")))) {
 					t.Errorf("%s: the snapshot holds what is nobody's business: %v", name, err)
 				}
+			}
+		}
+		both := []nstest.Build{nstest.Own(host.NFT), nstest.Own(host.Legacy)}
+		for i, release := range append(both, nstest.StandIns()[0], nstest.StandIns()[2]) {
+			ns.UseBuild(release)
+			equal(release.Name+", no rules", names[i%len(names)])
+			ns.Run("ip6tables", "-A", "INPUT", "-p", "tcp", "--dport", "22", "-m", "state", "--state", "NEW", "-j", "ACCEPT")
+			equal(release.Name+", IPv6 alone", names[(i+1)%len(names)])
+			// More than what a program keeps back before it writes.
+			ns.RunInput("*filter\n"+strings.Repeat("-A INPUT -p udp -j ACCEPT\n", 300)+"COMMIT\n", "iptables-restore", "--noflush")
+			ns.Run("iptables", "-A", "INPUT", "-m", "comment", "--comment", "$(touch /tmp/owned) `id` '\"\\ \x1b[2J € |", "-j", "ACCEPT")
+			if i < len(both) {
+				equal(release.Name, names...)
 			}
 			ns.Run("iptables", "-F")
 			ns.Run("ip6tables", "-F")

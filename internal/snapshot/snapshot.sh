@@ -33,7 +33,7 @@ begin() {
 	shift 2
 	case $name in
 	*[!a-zA-Z0-9/._-]*)
-		printf '# %s\n' "$(printf %s "$name" | tr -c '[:graph:] ' '?')"
+		printf '# %s\n' "$(printf %s "$name" | tr -c ' -~' '?')"
 		name=:$(printf %s "$name" | hex | tr -d ' \n')
 		;;
 	esac
@@ -95,7 +95,9 @@ kernel() {
 # What a command prints, and how it ended.
 run() {
 	begin run "$*"
-	{ { "$@" 2>/dev/null; echo "$?" >&3; } | hex; } 3>&1 | awk '/^[0-9]+$/ && length($0) < 4 { status = $0; next } { print } END { print "=", status }'
+	# The status comes another way: it must not get between the digits.
+	{ status=$({ { "$@" </dev/null 2>/dev/null; echo "$?" >&3; } | hex >&4; } 3>&1); } 4>&1
+	echo "= $status"
 	end
 }
 
@@ -263,7 +265,8 @@ done | sort -u | {
 	done
 }
 
-# Rules. nf_tables is not asked where that would load it.
+# Rules. nf_tables is not asked where that would load it; the save opens no
+# socket to say its version.
 nft=no
 if [ -d /sys/module/nf_tables ] || [ ! -e /proc/modules ]; then nft=yes; fi
 for tool in iptables ip6tables; do
@@ -276,7 +279,10 @@ for tool in iptables ip6tables; do
 			case $nft$(readlink -f "$file") in no*nft*) ;; *) run "$save" ;; esac
 		fi
 	done
-	if command -v $tool >/dev/null; then run $tool --version; fi
+	if file=$(command -v $tool); then
+		run $tool-save --version
+		case $nft$(readlink -f "$file") in no*nft*) ;; *) run $tool --version ;; esac
+	fi
 done
 if [ $nft = yes ] && command -v nft >/dev/null; then run nft list tables; fi
 for path in /proc/[0-9]*/ns/net; do readlink "$path"; done 2>/dev/null | sort -u | {

@@ -229,7 +229,7 @@ func (a *Archive) host(root string) (host.Host, error) {
 // rules is what iptables.Tools.Read makes of the same.
 func (a *Archive) rules(noNFT bool) (raws []iptables.Raw, notes []string, err error) {
 	for _, f := range host.Families {
-		tool := map[host.Family]string{host.IPv4: "iptables", host.IPv6: "ip6tables"}[f]
+		tool := toolOf[f]
 		program, installed := a.runs["program "+tool+"-save"]
 		if !installed {
 			if f == host.IPv4 {
@@ -239,8 +239,8 @@ func (a *Archive) rules(noNFT bool) (raws []iptables.Raw, notes []string, err er
 			continue
 		}
 		backend := iptables.BackendOf(strings.TrimSpace(string(program.body)))
-		named, version := iptables.Version(string(a.output(tool + " --version")))
-		primary := iptables.Raw{Family: f, Version: version}
+		named, _ := a.release(tool)
+		primary := iptables.Raw{Family: f}
 		if text := a.output(tool + "-save"); text != nil {
 			primary = iptables.Printed(f, text)
 		} else if !(noNFT && cmp.Or(backend, named) == host.NFT) {
@@ -251,9 +251,7 @@ func (a *Archive) rules(noNFT bool) (raws []iptables.Raw, notes []string, err er
 			return nil, nil, fmt.Errorf("%s-save failed on the host of the snapshot", tool)
 		}
 		primary.Primary = true
-		if primary.Backend = cmp.Or(backend, primary.Backend, named); primary.Text == "" && backend != "" {
-			primary.Version = ""
-		}
+		primary.Backend = cmp.Or(backend, primary.Backend, named)
 		raws = append(raws, primary)
 		other := host.NFT
 		if primary.Backend == host.NFT {
@@ -269,7 +267,23 @@ func (a *Archive) rules(noNFT bool) (raws []iptables.Raw, notes []string, err er
 			notes = append(notes, fmt.Sprintf("the %s backend has %s tables, but %s-legacy-save is not installed: they were not read", other, f, tool))
 		}
 	}
+	iptables.TellVersions(raws, func(f host.Family) string {
+		_, version := a.release(toolOf[f])
+		return version
+	})
 	return raws, notes, nil
+}
+
+// toolOf is a family's iptables.
+var toolOf = map[host.Family]string{host.IPv4: "iptables", host.IPv6: "ip6tables"}
+
+// release is the release that a command and its save say they are of. The save of
+// releases before 1.8 does not tell.
+func (a *Archive) release(tool string) (host.Backend, string) {
+	if b, v := iptables.Version(string(a.output(tool + "-save --version"))); v != "" {
+		return b, v
+	}
+	return iptables.Version(string(a.output(tool + " --version")))
 }
 
 // nft says of the tables of nftables what can be said: nothing where nft lists

@@ -390,10 +390,3 @@ func (w *nativeTable) why() (out []string) {
 	}
 	return out
 }
-
-// nativeUnsaved says that what is planned for nftables does not outlive a boot.
-func (p *stage) nativeUnsaved() {
-	if len(p.d.Native) > 0 {
-		p.Warn("nftables", "what ctplan puts into nftables, and takes out of it, is changed in the kernel alone: it does not survive a reboot, nor a restart or reload of nftables.service. Run ctplan apply again after either", p.d.ModeSource)
-	}
-}

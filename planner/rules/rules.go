@@ -189,8 +189,7 @@ func (p *stage) savedRules() {
 			f.Because("boot restores this file", s)
 		}
 	}
-	if p.carrier == declared.NFTables {
-		p.nativeUnsaved()
+	if p.savedNative(); p.carrier == declared.NFTables {
 		return
 	}
 	for _, f := range p.d.Families {

@@ -80,7 +80,7 @@ func (t Tools) probe(ctx context.Context, b host.Backend, name string) (abilitie
 	_, number := t.askVersion(ctx, name)
 	v := xtables.ParseVersion(number)
 	if b == host.NFT {
-		return abilities{waits: true, knowsOwn: v.Known() && !v.Before(firstKnowing)}, ctx.Err()
+		return abilities{waits: true, knowsOwn: knowsOwn(b, v)}, ctx.Err()
 	}
 	if v.Known() && !v.Before(firstWaiting) {
 		return abilities{waits: true, knowsOwn: true}, nil
@@ -95,6 +95,17 @@ func (t Tools) probe(ctx context.Context, b host.Backend, name string) (abilitie
 		return abilities{}, err
 	}
 	return abilities{waits: strings.Contains(text, "--wait"), knowsOwn: true}, nil
+}
+
+// WritesWhole reports whether a release loads sections as whole tables: for
+// Commit it does, where that release loses track of what a section has put there.
+func WritesWhole(b host.Backend, version string, sections []change.Section) bool {
+	return !knowsOwn(b, xtables.ParseVersion(version)) && takesUpOwn(sections)
+}
+
+// knowsOwn is that of abilities by the release alone.
+func knowsOwn(b host.Backend, v xtables.Version) bool {
+	return b == host.Legacy || v.Known() && !v.Before(firstKnowing)
 }
 
 // takesUpOwn reports whether a section goes back to a chain that it has put

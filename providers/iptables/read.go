@@ -120,13 +120,17 @@ func (t Tools) Read(ctx context.Context) ([]Raw, []string, error) {
 		raws = append(raws, r.raws...)
 		notes = append(notes, r.notes...)
 	}
-	t.tellVersions(ctx, raws)
+	TellVersions(raws, func(f host.Family) string {
+		_, version := t.askRelease(ctx, f)
+		return version
+	})
 	return raws, notes, nil
 }
 
-// tellVersions fills in the versions of rulesets without a table, and so
-// without a header: both families of a backend come with one release.
-func (t Tools) tellVersions(ctx context.Context, raws []Raw) {
+// TellVersions fills in the versions of rulesets without a table, and so
+// without a header: both families of a backend come with one release. ask tells
+// that of a family's plain iptables.
+func TellVersions(raws []Raw, ask func(host.Family) string) {
 	versions := map[host.Backend]string{}
 	for _, r := range raws {
 		if r.Version != "" {
@@ -138,7 +142,7 @@ func (t Tools) tellVersions(ctx context.Context, raws []Raw) {
 			continue
 		}
 		if _, ok := versions[r.Backend]; !ok {
-			_, versions[r.Backend] = t.askRelease(ctx, r.Family)
+			versions[r.Backend] = ask(r.Family)
 		}
 		raws[i].Version = versions[r.Backend]
 	}

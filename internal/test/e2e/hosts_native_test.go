@@ -392,15 +392,9 @@ const withoutAccepts = `conntrack "x" {
 }
 `
 
-// someUntracked takes part of what such a host has out of tracking, whoever it
-// hurts.
-const someUntracked = `conntrack "x" {
-  mode = "notrack"
-
-  stateful_rules = "remove"
-  allow_risk     = ["lost_flows", "lost_services", "one_sided", "related", "nat", "unsaved_rules", "connection_marks"]
-
-  notrack "web" {
+// servicesUntracked takes services on both sides of the host out of tracking, each
+// with its accept.
+const servicesUntracked = `  notrack "web" {
     protocol   = "tcp"
     local_port = 8080
   }
@@ -424,7 +418,17 @@ const someUntracked = `conntrack "x" {
     protocol   = "udp"
     local_port = 53
   }
-  notrack "ntp" {
+`
+
+// someUntracked takes part of what such a host has out of tracking, whoever it
+// hurts.
+const someUntracked = `conntrack "x" {
+  mode = "notrack"
+
+  stateful_rules = "remove"
+  allow_risk     = ["lost_flows", "lost_services", "one_sided", "related", "nat", "unsaved_rules", "connection_marks"]
+
+` + servicesUntracked + `  notrack "ntp" {
     protocol    = "udp"
     remote_port = 123
   }

@@ -113,31 +113,7 @@ func nativeKnowsWhatDies(t *testing.T, ruleset string, firewall declared.Firewal
 
   allow_risk = ["stateful_rules", "lost_flows", "lost_services", "one_sided", "related", "connection_marks"]
 
-  notrack "web" {
-    protocol = "tcp"
-    local_port = 8080
-  }
-  accept "web" {
-    protocol = "tcp"
-    local_port = 8080
-  }
-  notrack "https" {
-    protocol = "tcp"
-    remote_port = 443
-  }
-  accept "https" {
-    protocol = "tcp"
-    remote_port = 443
-  }
-  notrack "dns" {
-    protocol = "udp"
-    local_port = 53
-  }
-  accept "dns" {
-    protocol = "udp"
-    local_port = 53
-  }
-  notrack "syslog" {
+` + servicesUntracked + `  notrack "syslog" {
     protocol = "udp"
     remote_port = 514
     direction = "forward"

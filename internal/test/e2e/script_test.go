@@ -39,7 +39,7 @@ func (h *host) stands() string { return bareTable.ReplaceAllString(h.state(), ""
 // TestPlanScripts makes the change of each example by its script, in each shell:
 // the host is as apply would have it, and the way back brings what was.
 func TestPlanScripts(t *testing.T) {
-	shells := [][]string{{"dash"}, {"busybox", "ash"}, {"bash", "--posix"}}
+	shells := [][]string{{"dash"}, {"busybox", "ash"}, {"bash", "--posix"}, {"bash", "-O", "compat41"}}
 	n := 0
 	for i, role := range roles {
 		for j, backend := range backends {

@@ -114,6 +114,9 @@ func matrix(t *testing.T, k vmlab.Kernel, b live.Backend, order []string, cuts i
 			h.enter(mode)
 			h.holds(mode)
 			foretold(h)
+			if n == 0 {
+				h.scripted()
+			}
 			return ""
 		}) && run(serviceRestart, func(h *host) string {
 			h.Run("iptables -F; ip6tables -F; /etc/init.d/netfilter-persistent restart")
