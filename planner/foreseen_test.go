@@ -11,6 +11,7 @@ import (
 // settledHost is a host that boots as tuned(1000, 512) declares.
 func settledHost() host.Live {
 	l := bootHost(host.InitSystemd, "netfilter-persistent")
+	l.Rulesets = []host.Ruleset{{Family: host.IPv4, Backend: host.NFT, Primary: true}}
 	l.ModulesLoad = []host.ModulesLoadFile{loadFile("/etc/modules-load.d/x.conf", "nf_conntrack")}
 	l.ModprobeFiles = []host.ModprobeFile{modprobeFile("/etc/modprobe.d/a.conf", "options nf_conntrack hashsize=512\n")}
 	l.SysctlFiles = []host.SysctlFile{linked(sysctlFile("/etc/sysctl.conf", "net.netfilter.nf_conntrack_max = 1000\nnet.netfilter.nf_conntrack_udp_timeout = 30\n"))}

@@ -40,6 +40,9 @@ func byScript(t *testing.T, shell []string, ssh string, args ...string) *snapsho
 	if err != nil || stderr.Len() > 0 {
 		t.Fatalf("%v: %v\n%s", shell, err, stderr.String())
 	}
+	if digits := strings.Join(strings.Fields(string(out)), ""); strings.Contains(digits, hex.EncodeToString([]byte("topsecret"))) {
+		t.Errorf("%v: the snapshot holds what is nobody's business", shell)
+	}
 	s, err := snapshot.Decode(bytes.NewReader(out))
 	if err != nil {
 		t.Fatal(err)
@@ -129,9 +132,6 @@ func TestScript(t *testing.T) {
 				}
 				if n := len(want.Boot.Restorers); n < 4 {
 					t.Errorf("%d restorers were found", n)
-				}
-				if text, err := json.Marshal(got.Archive); err != nil || bytes.Contains(text, []byte("topsecret")) || bytes.Contains(text, []byte(hex.EncodeToString([]byte("topsecret")))) {
-					t.Errorf("%s: the snapshot holds what is nobody's business: %v", name, err)
 				}
 			}
 		}

@@ -116,7 +116,8 @@ kernel /proc/modules /proc/net/stat/nf_conntrack /proc/sys/net/nf_conntrack_max 
 	/proc/sys/net/ipv[46]/conf/all/forwarding \
 	/sys/module/nf_conntrack /sys/module/nf_conntrack/initstate \
 	/sys/module/nf_conntrack/parameters/hashsize /sys/module/nf_tables /sys/module/nf_tables/initstate
-tree=/lib/modules/$(uname -r) last=/lib/modules/$(cd /lib/modules 2>/dev/null && ls -d -- */modules.dep 2>/dev/null | sed 's,/.*,,' | sort -V | tail -n 1)
+tree=/lib/modules/$(uname -r)
+last=$(printf '%s\n' /lib/modules/*/modules.dep | sed 's,/modules.dep$,,' | sort -V | tail -n 1)
 [ "$last" != "$tree" ] || last=
 for tree in "$tree" "$last"; do
 	for list in modules.dep modules.builtin modules.alias; do

@@ -23,7 +23,6 @@ type nativeTable struct {
 	ops     []change.NFTOp
 	chains  []string // that change
 	origin  map[string]declared.Pos
-	reasons []string
 	removed int
 
 	made, restored, dropped, moved []string // chains, and jumps to them

@@ -254,20 +254,21 @@ func translation(typ uint16, proto uint8, to netip.Addr, port, id uint16) []byte
 // protoInfo is what is known of TCP, with all of its flags set as they were, and
 // without the window, which no entry tells: packets that passed since have moved it.
 func protoInfo(b []byte) []byte {
-	for p := netlink.Walk(b); p.Next(); {
-		if p.Type != ctaProtoInfoTCP {
-			return attribute(ctaProtoInfo|unix.NLA_F_NESTED, b)
-		}
-		var tcp []byte
-		for a := netlink.Walk(p.Value); a.Next(); {
-			switch {
-			case (a.Type == ctaTCPFlagsOrig || a.Type == ctaTCPFlagsReply) && len(a.Value) == 2:
-				tcp = append(tcp, attribute(a.Type, []byte{a.Value[0] | tcpBeLiberal, 0xff})...)
-			case a.Type == ctaTCPState || a.Type == ctaTCPScaleOrig || a.Type == ctaTCPScaleReply:
-				tcp = netlink.AppendAttribute(tcp, a.Type, a.Value)
-			}
-		}
-		return nested(ctaProtoInfo, nested(ctaProtoInfoTCP, tcp))
+	p := netlink.Walk(b)
+	if !p.Next() {
+		return nil
 	}
-	return nil
+	if p.Type != ctaProtoInfoTCP {
+		return attribute(ctaProtoInfo|unix.NLA_F_NESTED, b)
+	}
+	var tcp []byte
+	for a := netlink.Walk(p.Value); a.Next(); {
+		switch {
+		case (a.Type == ctaTCPFlagsOrig || a.Type == ctaTCPFlagsReply) && len(a.Value) == 2:
+			tcp = append(tcp, attribute(a.Type, []byte{a.Value[0] | tcpBeLiberal, 0xff})...)
+		case a.Type == ctaTCPState || a.Type == ctaTCPScaleOrig || a.Type == ctaTCPScaleReply:
+			tcp = netlink.AppendAttribute(tcp, a.Type, a.Value)
+		}
+	}
+	return nested(ctaProtoInfo, nested(ctaProtoInfoTCP, tcp))
 }

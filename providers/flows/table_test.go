@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -117,6 +118,9 @@ func TestSaveRestore(t *testing.T) {
 		}
 		if err := half.(*net.TCPConn).CloseWrite(); err != nil {
 			t.Fatal(err)
+		}
+		for deadline := time.Now().Add(5 * time.Second); strings.Contains(strings.Join(listed(ns), " "), "FIN_WAIT") && time.Now().Before(deadline); {
+			time.Sleep(5 * time.Millisecond) // the other end's answer is on its way
 		}
 		u, err := net.Dial("udp", "127.0.0.1:9003")
 		if err != nil {
