@@ -250,3 +250,36 @@ func TestNoConnectionsNeeded(t *testing.T) {
 func randomDesiredMode(m declared.Mode) declared.Desired {
 	return declared.Desired{Mode: m, Max: &declared.Setting{Value: 1000}, Hashsize: &declared.Setting{Value: 512}, Families: []host.Family{host.IPv4}}
 }
+
+// TestNotJudged is of tables whose rules are not known, and may ask for a state: a
+// connection that is tracked today and will not be is not called kept.
+func TestNotJudged(t *testing.T) {
+	ssh := tracked(t, "tcp 10.0.0.9:5000 10.0.0.1:22")
+	accepts := map[string][]string{"INPUT": {"-p tcp -m tcp --dport 22 -j ACCEPT"}, "OUTPUT": {"-p tcp -m tcp --sport 22 -j ACCEPT"}}
+	inet := host.NFTTable{Family: "inet", Name: "t", Drops: true, Chains: []host.NFTChain{{Name: "in", Type: "filter", Hook: "input", Policy: "accept"}}}
+	bridge := host.NFTTable{Family: "bridge", Name: "t", Whole: true, Chains: []host.NFTChain{{Name: "out", Type: "filter", Hook: "output", Policy: "drop"}}}
+	for _, tt := range []struct {
+		name    string
+		d       declared.Desired
+		table   host.NFTTable
+		bridged bool
+		want    string
+	}{
+		{"a table that was not read whole", untrackTCP(accepts), inet, false, "unknown tcp/22 in 1"},
+		{"one of a bridge, and a host without any", untrackTCP(accepts), bridge, false, "kept tcp/22 in 1"},
+		{"one of a bridge", untrackTCP(accepts), bridge, true, "unknown tcp/22 in 1"},
+		{"nothing leaves tracking", declared.Desired{Mode: declared.Notrack, Families: []host.Family{host.IPv4}, Firewall: declared.IPTables, Chains: untrackTCP(accepts).Chains[:1]}, inet, false, "kept tcp/22 in 1"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			tt.d.Firewall = declared.IPTables
+			c := host.Connections{Flows: []host.Flow{ssh}, Bridged: tt.bridged, Total: 1,
+				Addresses: []host.Address{{Interface: "eth0", Prefix: netip.MustParsePrefix("10.0.0.1/24")}}, Routes: []host.Route{{Prefix: netip.MustParsePrefix("0.0.0.0/0"), Interface: "eth0"}}}
+			l := testHost(parseLines(t, host.IPv4, statefulInput))
+			l.Connections, l.NFT = &c, []host.NFTTable{tt.table}
+			p := Diff(tt.d, l)
+			if got := groupsOf(p); !slices.Equal(got, []string{tt.want}) {
+				t.Errorf("got %q, want %q", got, tt.want)
+			}
+		})
+	}
+}

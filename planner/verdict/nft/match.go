@@ -133,7 +133,6 @@ func chainOf(t *host.NFTTable, name string) *host.NFTChain {
 // match a packet that is not tracked: that has the state untracked, and nothing
 // else that could be asked for (net/netfilter/nft_ct.c, nft_ct_get_eval).
 func MatchesUntracked(t *host.NFTTable, r *host.NFTRule) bool {
-	const untracked = 1 << 6
 	l := &language{table: t}
 	asked := false
 	var at uint32
@@ -152,7 +151,7 @@ func MatchesUntracked(t *host.NFTTable, r *host.NFTRule) bool {
 		case e.Name == "bitwise" && e.Src == at && len(e.Mask) == 4 && number(e.Xor) == 0:
 			at, mask = e.Dst, uint64(number(e.Mask))
 		case e.Name == "cmp" && e.Src == at && len(e.Data) == 4:
-			if is := untracked&mask == uint64(number(e.Data)); is != (e.Op == cmpEq) {
+			if is := ctUntracked&mask == uint64(number(e.Data)); is != (e.Op == cmpEq) {
 				return false
 			}
 		case e.Name == "lookup" && e.Src == at:
@@ -162,7 +161,7 @@ func MatchesUntracked(t *host.NFTTable, r *host.NFTRule) bool {
 			}
 			found := false
 			for element, err := range s.Elements.All() {
-				found = found || err != nil || element.Any || len(element.Key) == 4 && number(element.Key) == untracked
+				found = found || err != nil || element.Any || len(element.Key) == 4 && number(element.Key) == ctUntracked
 			}
 			const inverted = 1
 			if found == (e.Flags&inverted != 0) {

@@ -140,6 +140,9 @@ const (
 	exprBridge = "\x00bridge"
 )
 
+// ctUntracked is a state (NF_CT_STATE_UNTRACKED_BIT).
+const ctUntracked = 1 << 6
+
 // notRead is a base chain whose rules are not known.
 func (l *language) notRead(c *host.NFTChain) []verdict.ChainSource {
 	at, ok := hooks[c.Hook]
@@ -151,8 +154,18 @@ func (l *language) notRead(c *host.NFTChain) []verdict.ChainSource {
 	}
 	return []verdict.ChainSource{{
 		Name: c.Name, Policy: "accept", Base: &verdict.Base{Hook: at, Priority: c.Priority},
-		Rules: []verdict.RuleSource{{Text: "what its rules say is not known", Exprs: []host.NFTExpr{{Name: exprVague}}}},
+		Rules: opaque("what its rules say is not known"),
 	}}
+}
+
+// opaque are rules that stand for what is not judged. What is not tracked has its
+// own: rules may ask for a state, so that they do something else with it.
+func opaque(text string, when ...host.NFTExpr) []verdict.RuleSource {
+	untracked := []host.NFTExpr{{Name: "ct", Key: ctState, Dst: 1}, {Name: "cmp", Src: 1, Data: []byte{ctUntracked, 0, 0, 0}}, {Name: exprVague}}
+	return []verdict.RuleSource{
+		{Text: text + ", of packets that are not tracked", Exprs: slices.Concat(when, untracked)},
+		{Text: text, Exprs: append(slices.Clone(when), host.NFTExpr{Name: exprVague})},
+	}
 }
 
 // bridge is a chain that packets meet that pass the port of a bridge: what its
@@ -161,13 +174,13 @@ func (l *language) bridge(c *host.NFTChain) []verdict.ChainSource {
 	if !c.Base() || l.table.Whole && c.Policy != "drop" && !l.table.Drops || !l.table.Whole && !l.refuses(c) {
 		return nil
 	}
-	at := verdict.Prerouting
-	if c.Hook == "output" || c.Hook == "postrouting" {
-		at = verdict.LocalOut
+	base := verdict.Base{Hook: verdict.Prerouting, Priority: math.MinInt32}
+	if c.Hook == "output" || c.Hook == "postrouting" { // once IP has done with them
+		base = verdict.Base{Hook: verdict.Postrouting, Priority: math.MaxInt32}
 	}
 	return []verdict.ChainSource{{
-		Name: c.Name, Policy: "accept", Base: &verdict.Base{Hook: at, Priority: math.MinInt32},
-		Rules: []verdict.RuleSource{{Text: "what it does with packets of a bridge is not judged", Exprs: []host.NFTExpr{{Name: exprBridge}, {Name: exprVague}}}},
+		Name: c.Name, Policy: "accept", Base: &base,
+		Rules: opaque("what it does with packets of a bridge is not judged", host.NFTExpr{Name: exprBridge}),
 	}}
 }
 

@@ -268,8 +268,7 @@ func maskedStates(mask, untracked uint16) (states verdict.State) {
 
 // stateMatch is struct xt_state_info.
 func (b *builder) stateMatch(d info) (known bool) {
-	const untracked = 1 << 6
-	states := maskedStates(d.u16(0), untracked)
+	states := maskedStates(d.u16(0), ctUntracked)
 	if len(d) < 4 || states == 0 {
 		return false
 	}
