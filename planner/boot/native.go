@@ -56,6 +56,8 @@ func (f *foresight) nativeTable(t *host.NFTTable) (NativeState, string) {
 	switch {
 	case f.boot.Init == "":
 		return NativeUnknown, "ctplan does not know how this host boots"
+	case (at == "" || !f.enabled(etc.NFTablesService)) && f.runsNFT() != "":
+		return NativeUnknown, f.runsNFT() + " runs nft, and nftables.service does not load it"
 	case at == "":
 		return NativeIdle, "no file that nftables.service loads has it"
 	case !f.enabled(etc.NFTablesService):
@@ -65,7 +67,21 @@ func (f *foresight) nativeTable(t *host.NFTTable) (NativeState, string) {
 	case f.l.NFTConf.Doubt != "":
 		return NativeUnknown, f.l.NFTConf.Doubt
 	}
-	return f.compare(t, at)
+	state, source := f.compare(t, at)
+	if by := f.runsNFT(); state == NativeSame && by != "" {
+		return NativeUnknown, fmt.Sprintf("%s has it, and %s runs nft too", at, by)
+	}
+	return state, source
+}
+
+// runsNFT is a command of boot beside nftables.service that runs nft, or may.
+func (f *foresight) runsNFT() string {
+	for _, r := range f.boot.Restorers {
+		if r.Does == host.DoNative || r.Does == host.DoUnknown {
+			return r.At
+		}
+	}
+	return ""
 }
 
 // compare holds a table against the files.

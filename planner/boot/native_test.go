@@ -69,9 +69,17 @@ func TestNative(t *testing.T) {
 		"by definitions": {func(*host.Live) string {
 			return "define ports = { 22, 80 }\n" + strings.Replace(conf, "{ 22, 80 }", "$ports", 1)
 		}, NativeSame, "/etc/nftables.conf:3"},
-		"not enabled":               {func(l *host.Live) string { l.Boot.Services = nil; return conf }, NativeIdle, "is not enabled"},
-		"not read whole":            {func(l *host.Live) string { l.NFT[0].Whole = false; return conf }, NativeUnknown, "not read whole"},
-		"in no file":                {replaced("inet fw", "inet other"), NativeIdle, "no file that nftables.service loads has it"},
+		"not enabled":    {func(l *host.Live) string { l.Boot.Services = nil; return conf }, NativeIdle, "is not enabled"},
+		"not read whole": {func(l *host.Live) string { l.NFT[0].Whole = false; return conf }, NativeUnknown, "not read whole"},
+		"in no file":     {replaced("inet fw", "inet other"), NativeIdle, "no file that nftables.service loads has it"},
+		"a script loads another": {func(l *host.Live) string {
+			l.Boot.Services, l.Boot.Restorers = nil, []host.Restorer{{By: "/etc/rc.local", At: "/etc/rc.local:2", Does: host.DoNative, File: "/etc/my.nft"}}
+			return conf
+		}, NativeUnknown, "/etc/rc.local:2 runs nft"},
+		"a script adds to it": {func(l *host.Live) string {
+			l.Boot.Restorers = []host.Restorer{{By: "/etc/rc.local", At: "/etc/rc.local:2", Does: host.DoNative}}
+			return conf
+		}, NativeUnknown, "/etc/rc.local:2 runs nft too"},
 		"another file is loaded":    {func(l *host.Live) string { l.Boot.NFTables = []string{"/etc/fw.nft"}; return conf }, NativeIdle, "no file"},
 		"made by somebody":          {func(l *host.Live) string { l.NFT[0].Name = "firewalld"; return conf }, NativeMade, "firewalld"},
 		"an init that nobody knows": {func(l *host.Live) string { l.Boot.Init = ""; return conf }, NativeUnknown, "does not know how this host boots"},
