@@ -27,7 +27,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"time"
 
 	"github.com/ctplan/ctplan/internal/journal"
@@ -302,9 +301,6 @@ func (tx *transaction) doAll(ctx context.Context, steps []change.Step) error {
 			if err := tx.takeOut(ctx); err != nil { // the table goes with its module
 				return err
 			}
-			if err := tx.letGo(ctx, steps); err != nil {
-				return err
-			}
 		}
 		if err := tx.do(ctx, i, len(steps), s); err != nil {
 			return fmt.Errorf("%s: %w", describe(s), err)
@@ -314,25 +310,6 @@ func (tx *transaction) doAll(ctx context.Context, steps []change.Step) error {
 		}
 	}
 	return nil
-}
-
-// ctnetlink is the module that answers for the table, and stands on nf_conntrack.
-const ctnetlink = "nf_conntrack_netlink"
-
-// letGo unloads the module that answers for the table where only asking it has
-// loaded it: the plan, which unloads what was loaded, does not know of it.
-func (tx *transaction) letGo(ctx context.Context, steps []change.Step) error {
-	unloads := func(module string) bool {
-		return slices.ContainsFunc(steps, func(s change.Step) bool { return s.Module != nil && !s.Module.Load && s.Module.Module == module })
-	}
-	if tx.carrier == nil || !unloads(nfConntrack) || unloads(ctnetlink) {
-		return nil
-	}
-	loaded, err := tx.env.Host.Kernel.Loaded(ctnetlink)
-	if err != nil || !loaded {
-		return err
-	}
-	return tx.env.Host.Kernel.Unload(ctx, ctnetlink)
 }
 
 // takeOut takes out what nothing meets any more, once. What goes wrong there is
@@ -346,6 +323,7 @@ func (tx *transaction) takeOut(ctx context.Context) error {
 		return err
 	}
 	tx.carrier.trouble(tx.carrier.out(ctx, tx.opts.Carry))
+	tx.carrier.trouble(tx.carrier.letGo(ctx))
 	return nil
 }
 

@@ -25,6 +25,7 @@ type carrier struct {
 	host   *Host
 	store  *journal.Store
 	rules  *carry.Rules // by which connections are judged until the rules have changed
+	asked  bool         // ctnetlink was loaded before
 	put    []host.Flow  // of TCP, with short timeouts so far
 	report journal.Table
 }
@@ -215,8 +216,25 @@ func (tx *transaction) carriesOver(rules *carry.Rules) error {
 	if err != nil {
 		return err
 	}
-	tx.carrier = &carrier{host: tx.env.Host, store: store, rules: rules}
-	return nil
+	asked, err := tx.env.Host.Kernel.Loaded(ctnetlink)
+	tx.carrier = &carrier{host: tx.env.Host, store: store, rules: rules, asked: asked}
+	return err
+}
+
+// ctnetlink is the module that answers for the table, and stands on nf_conntrack.
+const ctnetlink = "nf_conntrack_netlink"
+
+// letGo unloads it where only asking for the table has loaded it: no plan knows of
+// it, and it would keep nf_conntrack from being unloaded.
+func (c *carrier) letGo(ctx context.Context) error {
+	if c.asked {
+		return nil
+	}
+	loaded, err := c.host.Kernel.Loaded(ctnetlink)
+	if err != nil || !loaded {
+		return err
+	}
+	return c.host.Kernel.Unload(ctx, ctnetlink)
 }
 
 // carryIn is done before the first step that has tracking look at connections. A
