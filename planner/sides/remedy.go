@@ -3,6 +3,7 @@ package sides
 import (
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/ctplan/ctplan/planner/declared"
 	"github.com/ctplan/ctplan/planner/judge"
@@ -54,6 +55,10 @@ func cureFor(j *judge.Judge, ref verdict.RuleRef, c *judge.Example, zone bool) c
 // tracking, and that accept both ways. ok is false where the rule matches by
 // what the other way does not have.
 func mirrored(s xtables.Spec, c *judge.Example) (mirror, accepts []judge.Rule, ok bool) {
+	// What is for this host is so in INPUT, and what answers it in OUTPUT.
+	local := func(o xtables.Option) bool {
+		return o.Name == "--dst-type" && !o.Not && c.Way == judge.In && strings.Contains(strings.Join(o.Args, ","), "LOCAL")
+	}
 	swap := map[string]string{"-s": "-d", "-d": "-s", "--sport": "--dport", "--dport": "--sport", "--sports": "--dports", "--dports": "--sports", "-i": "-o", "-o": "-i", "-p": "-p"}
 	words := func(turn bool, in, out string) []string {
 		var list []string
@@ -68,7 +73,7 @@ func mirrored(s xtables.Spec, c *judge.Example) (mirror, accepts []judge.Rule, o
 			if turn {
 				name = swap[name]
 			}
-			if name == "-i" && in == "" || name == "-o" && out == "" || o.Name == "--comment" {
+			if name == "-i" && in == "" || name == "-o" && out == "" || o.Name == "--comment" || local(o) {
 				continue
 			}
 			if o.Not {
@@ -84,7 +89,7 @@ func mirrored(s xtables.Spec, c *judge.Example) (mirror, accepts []judge.Rule, o
 		return slices.Concat(match[:end], list, match[end:])
 	}
 	for _, o := range s.Matches {
-		if swap[o.Name] == "" && o.Name != "--comment" {
+		if swap[o.Name] == "" && o.Name != "--comment" && !local(o) {
 			return nil, nil, false
 		}
 	}

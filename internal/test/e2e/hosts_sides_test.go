@@ -25,7 +25,7 @@ func TestHostsSides(t *testing.T) {
 		}
 	}
 	tuned := "conntrack \"x\" {\n  mode = \"tuned\"\n  hashsize = 262144\n  max = 262144\n}\n"
-	const untracks = "conntrack \"x\" {\n  mode = \"notrack\"\n  notrack \"web\" {\n    protocol = \"tcp\"\n    local_port = 8080\n%s  }\n  accept \"web\" {\n    protocol = \"tcp\"\n    local_port = 8080\n  }\n}\n"
+	const untracks = "conntrack \"x\" {\n  mode = \"notrack\"\n  firewall = \"iptables\"\n  notrack \"web\" {\n    protocol = \"tcp\"\n    local_port = 8080\n%s  }\n  accept \"web\" {\n    protocol = \"tcp\"\n    local_port = 8080\n  }\n}\n"
 
 	h.RunInput(`
 table inet early {
@@ -52,7 +52,8 @@ table ip nat {
 		udp sport 53 oifname "far" masquerade
 	}
 }`, "nft", "-f", "-")
-	said(exitBlocked, strings.Replace(untracks, "%s", "", 1), "BLOCKED by nat", "ip nat postrouting handle 2", "packets that are not tracked are not translated")
+	said(exitOK, strings.Replace(untracks, "%s", "", 1), "ip nat postrouting handle 2", "no longer translates connections that begin at a port which the notrack blocks name")
+	said(exitBlocked, strings.Replace(untracks, "local_port = 8080\n%s", "remote_port = 8080\n    direction = \"forward\"\n", 1), "BLOCKED by nat", "ip nat postrouting handle 2", "packets that are not tracked are not translated")
 	if r := h.try("plan", h.config(strings.Replace(untracks, "%s", "", 1))); strings.Contains(r.stdout, "udp sport 53") {
 		t.Errorf("a rule about other traffic is named:\n%s", r.stdout)
 	}
