@@ -80,7 +80,7 @@ func blockImpact(d declared.Desired, l host.Live, im *Impact, p *change.Report) 
 				more += g.Count
 				continue
 			}
-			advice := remedy(&l, g)
+			advice := remedy(d, &l, g)
 			p.Block(change.Block{
 				Risk: risk, Address: string(g.Family) + "." + strings.ReplaceAll(g.Service, " ", "."),
 				Where:    owners.Where(&l, g.rule, g.After),
@@ -139,7 +139,7 @@ func unseen(d declared.Desired, c *host.Connections, total *Impact, report *chan
 const headless = "only the first of them has ports"
 
 // remedy says what would keep a service.
-func remedy(l *host.Live, g FlowGroup) owners.Advice {
+func remedy(d declared.Desired, l *host.Live, g FlowGroup) owners.Advice {
 	if g.Fragments {
 		return owners.Advice{Text: `leave some of this family's traffic tracked, which keeps fragments joined: narrow the notrack blocks, or use mode = "tuned"`}
 	}
@@ -149,11 +149,7 @@ func remedy(l *host.Live, g FlowGroup) owners.Advice {
 	if g.rule != nil && g.rule.Routes {
 		return owners.Advice{Text: judge.KeepsMarks}
 	}
-	accept := ""
-	if g.rule.NativeChain() == "" {
-		accept = "add an accept block for " + g.Service
-	}
-	return owners.ToLetThrough(l, g.cuts, accept)
+	return owners.ToLetThrough(d, l, g.rule, g.cuts, "add an accept block for "+g.Service)
 }
 
 func whyLost(g FlowGroup) string {

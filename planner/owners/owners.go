@@ -11,6 +11,8 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/ctplan/ctplan/planner/carrier"
+	"github.com/ctplan/ctplan/planner/declared"
 	"github.com/ctplan/ctplan/planner/host"
 	"github.com/ctplan/ctplan/planner/nftables"
 	"github.com/ctplan/ctplan/planner/verdict"
@@ -88,11 +90,26 @@ func TakesLines(l *host.Live, ref *verdict.RuleRef) bool {
 	return ok && p.owner == "" && p.chain != nil && p.seesState()
 }
 
-// ToLetThrough is how to let through what the cuts drop; accept, where iptables
-// drops some of it or all, is what does there. Cuts of one rule come together.
-func ToLetThrough(l *host.Live, cuts []Cut, accept string) Advice {
+// Accepts is whether an accept block lets through what a rule drops: it is one of
+// iptables, or of a table of nftables that ctplan's own rules go to.
+func Accepts(d declared.Desired, l *host.Live, ref *verdict.RuleRef) bool {
+	p, native := find(l, ref)
+	if !native {
+		return true
+	}
+	through, _ := carrier.Of(d, *l)
+	return through == declared.NFTables && p.table != nil && carrier.TakesRules(p.table) && p.seesState()
+}
+
+// ToLetThrough is how to let through what the cuts drop; accept is the block that
+// does where Accepts says so of a rule. Cuts of one rule come together.
+func ToLetThrough(d declared.Desired, l *host.Live, by *verdict.RuleRef, cuts []Cut, accept string) Advice {
 	var out Advice
 	var parts []string
+	cuts = slices.DeleteFunc(slices.Clone(cuts), func(c Cut) bool { return c.Rule.NativeChain() != "" && Accepts(d, l, c.Rule) })
+	if !Accepts(d, l, by) {
+		accept = ""
+	}
 	if accept != "" {
 		parts = append(parts, accept)
 	}
@@ -168,7 +185,7 @@ func (p *place) letThrough(cuts []Cut) (text string, commands []string) {
 // seesState is whether rules there can ask for a state, which packets have
 // where chains of IP see them.
 func (p *place) seesState() bool {
-	return p.chain.Hook != "ingress" && p.chain.Hook != "egress" && slices.Contains([]string{"ip", "ip6", "inet"}, p.table.Family)
+	return p.chain != nil && p.chain.Hook != "ingress" && p.chain.Hook != "egress" && slices.Contains([]string{"ip", "ip6", "inet"}, p.table.Family)
 }
 
 // command puts a line before the rule that drops, or last where the policy does;

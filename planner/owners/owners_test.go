@@ -5,6 +5,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/ctplan/ctplan/planner/carrier"
+	"github.com/ctplan/ctplan/planner/declared"
 	"github.com/ctplan/ctplan/planner/host"
 	"github.com/ctplan/ctplan/planner/nftconf"
 	"github.com/ctplan/ctplan/planner/protocol"
@@ -81,9 +83,14 @@ func TestToLetThrough(t *testing.T) {
 		var l host.Live
 		ref := rule(&l, tt.family, tt.table, tt.chain, tt.hook, tt.handle)
 		l.NFTConf = conf("/etc/nftables.conf", tt.file)
-		got := ToLetThrough(&l, []Cut{{ref, tt.packets}}, "")
+		got := ToLetThrough(declared.Desired{Firewall: declared.IPTables}, &l, ref, []Cut{{ref, tt.packets}}, "")
 		if !strings.Contains(got.Text, tt.text) || !slices.Equal(got.Commands, tt.commands) {
 			t.Errorf("%s: %q\n%s", name, got.Text, strings.Join(got.Commands, "\n"))
+		}
+		// Where ctplan's own rules go to that table, its accept block is enough.
+		got = ToLetThrough(declared.Desired{Firewall: declared.NFTables}, &l, ref, []Cut{{ref, tt.packets}}, "add an accept block")
+		if ours := l.NFT[0].Family != "bridge" && carrier.TakesRules(&l.NFT[0]) && l.NFT[0].Chains[0].Hook != "ingress"; ours != (got.Text == "add an accept block" && len(got.Commands) == 0) {
+			t.Errorf("%s, where nftables carries ctplan's rules: %q\n%s", name, got.Text, strings.Join(got.Commands, "\n"))
 		}
 	}
 }

@@ -95,11 +95,7 @@ func (p *stage) reportHelper(h Helper, w judge.Way, f host.Family, u Use, missin
 	role := [...]string{"of clients of this host", "of this host's own calls", "that this host routes"}[w]
 	why := fmt.Sprintf("the %s helper lets in the data connections %s today (%s): once %s leaves tracking it no longer reads what ports they use, and they are dropped by: %s",
 		h.name, role, strings.Join(names, ", "), judge.ServiceName(h.Protos[0], h.Port, w), owners.Where(&p.in.Live, by, by.String()))
-	accept := ""
-	if by.NativeChain() == "" {
-		accept = "add " + strings.Join(blocks, ", and ")
-	}
-	remedy := owners.ToLetThrough(&p.in.Live, cuts, accept)
+	remedy := owners.ToLetThrough(p.in.Desired, &p.in.Live, by, cuts, "add "+strings.Join(blocks, ", and "))
 	if slices.ContainsFunc(cuts, func(c owners.Cut) bool { return c.Packets.Ports == anyPorts }) {
 		remedy.Text += "; fewer ports will do where the server is told which to use"
 	}

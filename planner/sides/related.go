@@ -65,13 +65,12 @@ func icmpName(kind string) string {
 	return kind
 }
 
-// letThrough is how what the rule drops is let through: accept, where it is one
-// of iptables.
+// letThrough is how what the rule drops is let through: accept, where a block does.
 func (p *stage) letThrough(rule *verdict.RuleRef, packets owners.Packets, accept string) owners.Advice {
-	if rule.NativeChain() == "" {
+	if owners.Accepts(p.in.Desired, &p.in.Live, rule) {
 		return owners.Advice{Text: accept}
 	}
-	return owners.ToLetThrough(&p.in.Live, []owners.Cut{{Rule: rule, Packets: packets}}, "")
+	return owners.ToLetThrough(p.in.Desired, &p.in.Live, rule, []owners.Cut{{Rule: rule, Packets: packets}}, "")
 }
 
 // stopsTracking is whether connections of the host itself, or routed ones, are

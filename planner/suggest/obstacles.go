@@ -119,7 +119,7 @@ func (o *obstacle) way(l *host.Live) owners.Advice {
 		cuts = append(cuts, c)
 	}
 	slices.SortStableFunc(cuts, func(a, b owners.Cut) int { return strings.Compare(a.Rule.String(), b.Rule.String()) })
-	advice := owners.ToLetThrough(l, cuts, "")
+	advice := owners.ToLetThrough(declared.Desired{Firewall: declared.IPTables}, l, &o.rule, cuts, "")
 	if len(advice.Commands) > 0 && owners.TakesLines(l, &o.rule) {
 		advice.Text = "accept it there first, as these commands do, and in the file that loads that chain"
 	}
