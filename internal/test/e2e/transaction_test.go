@@ -188,9 +188,10 @@ func TestConfirmWithin(t *testing.T) {
 			ended := make(chan error, 1)
 			go func() { ended <- cmd.Wait() }()
 			if name == "confirmed" {
-				if err := <-ended; err != nil || !strings.Contains(text(), "confirmed: transaction 1 stays") {
+				if err := <-ended; err != nil {
 					t.Errorf("confirmed, apply ends with %v:\n%q", err, text())
 				}
+				await("word of it", 5*time.Second, func() bool { return strings.Contains(text(), "confirmed: transaction 1 stays") })
 				time.Sleep(time.Until(armed.Add(within + time.Second)))
 				same(t, "what was confirmed did not stay", after, h.state())
 				return

@@ -243,14 +243,18 @@ func reachedIn(t *testing.T, all []knocking, wait time.Duration) (through []knoc
 				return err
 			}
 			polls[i] = unix.PollFd{Fd: int32(fd), Events: unix.POLLOUT}
-			if err := unix.Connect(fd, addr); err != nil && err != unix.EINPROGRESS {
+			if err := unix.Connect(fd, addr); err != nil && err != unix.EINPROGRESS && err != unix.EINTR { // it goes on all the same
 				return err
 			}
 			return nil
 		})
 	}
 	time.Sleep(wait)
-	if _, err := unix.Poll(polls, 0); err != nil {
+	_, err := unix.Poll(polls, 0)
+	for err == unix.EINTR { // a signal of the runtime's
+		_, err = unix.Poll(polls, 0)
+	}
+	if err != nil {
 		t.Fatal(err)
 	}
 	for i := range polls {
