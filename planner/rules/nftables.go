@@ -24,6 +24,7 @@ type nativeTable struct {
 	chains  []string // that change
 	origin  map[string]declared.Pos
 	removed int
+	matches map[host.Family]*nft.Matcher // of table
 
 	made, restored, dropped, moved []string // chains, and jumps to them
 }
@@ -178,7 +179,13 @@ func (w *nativeTable) barrier(r *host.NFTRule, want *declared.NFTChain) bool {
 		if !nft.Meets(f, w.table) {
 			continue
 		}
-		m := nft.MatchOf(w.table, f, r)
+		if w.matches[f] == nil {
+			if w.matches == nil {
+				w.matches = map[host.Family]*nft.Matcher{}
+			}
+			w.matches[f] = nft.NewMatcher(w.table, f)
+		}
+		m := w.matches[f].Of(r)
 		if !m.All {
 			continue
 		}

@@ -56,7 +56,7 @@ func planNative(s *space) error {
 }
 
 func (s *space) againstList(what string) error {
-	path, err := s.config(webUntracked)
+	path, err := s.config(strings.Replace(webUntracked, "  mode = ", "  stateful_rules = \"remove\"\n  mode = ", 1))
 	if err != nil {
 		return err
 	}

@@ -19,9 +19,21 @@ type Match struct {
 
 // MatchOf reads a rule's comparisons.
 func MatchOf(t *host.NFTTable, family host.Family, r *host.NFTRule) Match {
-	l := &language{family: family, table: t}
-	q, ok := l.packets(r.Exprs)
-	return Match{Packets: q, None: !ok, All: ok && l.exact(r.Exprs)}
+	return NewMatcher(t, family).Of(r)
+}
+
+// Matcher reads the comparisons of many rules of a table, whose sets it searches once.
+type Matcher struct{ language language }
+
+// NewMatcher is for packets of the family. The table must not change.
+func NewMatcher(t *host.NFTTable, family host.Family) *Matcher {
+	return &Matcher{language{family: family, table: t}}
+}
+
+// Of is MatchOf of a rule of the table.
+func (m *Matcher) Of(r *host.NFTRule) Match {
+	q, ok := m.language.packets(r.Exprs)
+	return Match{Packets: q, None: !ok, All: ok && m.language.exact(r.Exprs)}
 }
 
 // exact is whether a rule compares nothing but what packets takes in.
