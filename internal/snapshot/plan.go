@@ -11,6 +11,7 @@ import (
 	"github.com/ctplan/ctplan/planner/declared"
 	"github.com/ctplan/ctplan/planner/etc"
 	"github.com/ctplan/ctplan/planner/host"
+	"github.com/ctplan/ctplan/planner/nftables"
 	"github.com/ctplan/ctplan/planner/nftconf"
 	"github.com/ctplan/ctplan/providers/initscript"
 )
@@ -36,10 +37,13 @@ func foreseen(d declared.Desired, l host.Live, p planner.Plan) (planner.Plan, er
 	return p.Foreseen(d, l, after), nil
 }
 
-// afterPlan is the host with the plan's files in place of its own. Everything
-// else is as it is.
+// afterPlan is the host with the plan's files, and its tables of nftables, in place
+// of its own. Everything else is as it is.
 func afterPlan(d declared.Desired, l host.Live, p planner.Plan) (host.Live, error) {
 	for _, c := range p.Changes {
+		if n, ok := c.(*change.NFTChange); ok {
+			l.NFT = nftables.Apply(l.NFT, n.Ops)
+		}
 		change, ok := c.(*change.FileChange)
 		if !ok {
 			continue

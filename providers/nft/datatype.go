@@ -262,7 +262,7 @@ func (t texts) setText(name string, set *host.NFTSet) string {
 	b.WriteString("{ ")
 	shown := 0
 	for e, err := range set.Elements.All() {
-		if err != nil || shown == maxShown {
+		if err != nil || shown == maxShown && !t.whole {
 			b.WriteString(elementsSeparator + "…")
 			break
 		}

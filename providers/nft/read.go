@@ -10,6 +10,7 @@ import (
 
 	"github.com/ctplan/ctplan/internal/netlink"
 	"github.com/ctplan/ctplan/planner/host"
+	"github.com/ctplan/ctplan/planner/nftables"
 )
 
 // Read reads the tables of the network namespace that the calling thread
@@ -352,6 +353,7 @@ func (r *reader) addRule(t *host.NFTTable, last *host.NFTChain, m *message) *hos
 	}
 	handle := m.number(unix.NFTA_RULE_HANDLE)
 	said := comment(m.attrs[unix.NFTA_RULE_USERDATA])
+	r.texts.whole = nftables.IsOwn(cstring(name))
 	text := r.texts.ruleText(r.scratch, said)
 	if needs {
 		t.Items = append(t.Items, host.NFTItem{Kind: "rule", Chain: cstring(name), Handle: handle, Text: text, Uses: uses})

@@ -159,7 +159,7 @@ func (b *ruleMaker) rule(w way) (host.NFTRule, bool) {
 	for i := range r.Exprs {
 		parts[i].NFTExpr = r.Exprs[i]
 	}
-	r.Text = texts{family: b.chain.Family, sets: b.sets, links: &linkNames{}}.ruleText(parts, t.Name)
+	r.Text = texts{family: b.chain.Family, sets: b.sets, links: &linkNames{}, whole: true}.ruleText(parts, t.Name)
 	return r, true
 }
 

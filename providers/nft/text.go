@@ -34,6 +34,7 @@ type texts struct {
 	family string
 	sets   map[string]*host.NFTSet // of the table
 	links  *linkNames
+	whole  bool // all elements of a set without a name are shown: the text is loaded, as that of ctplan's own rules
 }
 
 // registers is how many parts of 4 bytes the kernel's registers have.

@@ -42,7 +42,12 @@ func TestNativeSaved(t *testing.T) {
 	listing := func() string { return sortedTables(h.sh("nft -s list ruleset")) }
 	before, rules := files(), listing()
 	config := h.config("conntrack \"x\" {\n  mode           = \"notrack\"\n  stateful_rules = \"remove\"\n\n  notrack \"all\" {}\n\n" +
-		"  accept \"web\" {\n    protocol   = \"tcp\"\n    local_port = [22, 80]\n  }\n}\n")
+		"  accept \"web\" {\n    protocol   = \"tcp\"\n    local_port = [22, 80]\n  }\n" +
+		// More than a listing of rules of others shows.
+		"  accept \"more\" {\n    protocol   = \"tcp\"\n    local_port = [for n in range(20) : 1000 + 2 * n]\n  }\n}\n")
+	if said := h.ctplan(exitOK, "plan", config).stdout; strings.Contains(said, "a boot does not load") || strings.Contains(said, ", …") {
+		t.Errorf("the plan of a boot that is what runs:\n%s", said)
+	}
 	h.ctplan(exitOK, "apply", "--auto-approve", config)
 	ran := listing()
 	if strings.Contains(ran, "ct state") || !strings.Contains(ran, "jump CTPLAN-input") {
