@@ -140,12 +140,7 @@ func showsOwnNative(tables []host.NFTTable, s *change.NFTStep) bool {
 }
 
 func tableIn(tables []host.NFTTable, op *change.NFTOp) *host.NFTTable {
-	for i := range tables {
-		if tables[i].Family == op.Family && tables[i].Name == op.Table {
-			return &tables[i]
-		}
-	}
-	return nil
+	return host.FindNFT(tables, op.Family, op.Table)
 }
 
 func chainIn(tables []host.NFTTable, op *change.NFTOp) *host.NFTChain {
@@ -153,12 +148,7 @@ func chainIn(tables []host.NFTTable, op *change.NFTOp) *host.NFTChain {
 	if t == nil {
 		return nil
 	}
-	for i := range t.Chains {
-		if t.Chains[i].Name == op.Chain {
-			return &t.Chains[i]
-		}
-	}
-	return nil
+	return t.Chain(op.Chain)
 }
 
 // mendNative fits operations to tables that others changed too: what stands

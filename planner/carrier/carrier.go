@@ -48,7 +48,7 @@ func restored(l *host.Live) string {
 // IP, was read whole, is called, and no program makes it again.
 func TakesRules(t *host.NFTTable) bool {
 	return t.Whole && !t.Dormant && slices.Contains([]string{"inet", "ip", "ip6"}, t.Family) && nftables.Keeper(t, "") == "" &&
-		(t.Family != "inet" || t.Name != declared.OwnTable)
+		!nftables.IsOwnTable(t)
 }
 
 // nativePolicy is the first chain of nftables' own that filters packets of IP;

@@ -118,6 +118,26 @@ const (
 	NFTSetConcat    = 1 << 7
 )
 
+// Chain is the table's chain of a name; nil where it has none.
+func (t *NFTTable) Chain(name string) *NFTChain {
+	for i := range t.Chains {
+		if t.Chains[i].Name == name {
+			return &t.Chains[i]
+		}
+	}
+	return nil
+}
+
+// FindNFT is the table of a family and a name; nil where there is none.
+func FindNFT(tables []NFTTable, family, name string) *NFTTable {
+	for i := range tables {
+		if tables[i].Family == family && tables[i].Name == name {
+			return &tables[i]
+		}
+	}
+	return nil
+}
+
 // NFTItem is a rule, a chain, an object or a flowtable of a table.
 type NFTItem struct {
 	Kind   string `json:"kind"`             // as nft(8) calls it: rule, chain, flowtable, ct helper, …

@@ -13,6 +13,9 @@ import (
 // IsOwn reports whether a chain is one of ctplan's.
 func IsOwn(chain string) bool { return strings.HasPrefix(chain, declared.OwnPrefix) }
 
+// IsOwnTable reports whether a table is ctplan's own.
+func IsOwnTable(t *host.NFTTable) bool { return t.Family == "inet" && t.Name == declared.OwnTable }
+
 // OwnTarget is the chain of ctplan's that a rule leads to; "" where it leads to
 // none. bare is whether it leads every packet there.
 func OwnTarget(r *host.NFTRule) (chain string, bare bool) {
@@ -51,14 +54,13 @@ func Key(r *host.NFTRule, sets []host.NFTSet) string {
 // Content is a chain of a table with the sets that its rules look up and that
 // have no name of their own; nil where there is none.
 func Content(t *host.NFTTable, chain string) *change.NFTContent {
-	for i := range t.Chains {
-		if t.Chains[i].Name == chain {
-			c := t.Chains[i]
-			c.Rules = slices.Clone(c.Rules)
-			return &change.NFTContent{Chain: c, Sets: SetsOf(t, c.Rules)}
-		}
+	found := t.Chain(chain)
+	if found == nil {
+		return nil
 	}
-	return nil
+	c := *found
+	c.Rules = slices.Clone(c.Rules)
+	return &change.NFTContent{Chain: c, Sets: SetsOf(t, c.Rules)}
 }
 
 // SetsOf are the sets that rules of a table look up and that have no name of

@@ -85,12 +85,10 @@ func ruleOf(t *host.NFTTable, i *host.NFTItem) *host.NFTRule {
 }
 
 func chainOf(t *host.NFTTable, i *host.NFTItem) (hook string, c *host.NFTChain) {
-	for k := range t.Chains {
-		if t.Chains[k].Name == i.Chain {
-			return t.Chains[k].Hook, &t.Chains[k]
-		}
+	if c = t.Chain(i.Chain); c != nil {
+		hook = c.Hook
 	}
-	return "", nil
+	return hook, c
 }
 
 // Where packets stand in a payload, and the key of meta that loads the protocol

@@ -5,7 +5,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/ctplan/ctplan/planner/declared"
 	"github.com/ctplan/ctplan/planner/host"
 	"github.com/ctplan/ctplan/planner/nftables"
 )
@@ -28,12 +27,12 @@ func Keep(conf *host.NFTConf, before, after []host.NFTTable) (Edit, []Refusal) {
 		k.cut(&before[i], after)
 	}
 	for i := range after {
-		if t := &after[i]; t.Family == "inet" && t.Name == ownTable {
+		if t := &after[i]; nftables.IsOwnTable(t) {
 			k.table(t)
 		}
 	}
 	for i := range after {
-		if t := &after[i]; t.Family != "inet" || t.Name != ownTable {
+		if t := &after[i]; !nftables.IsOwnTable(t) {
 			k.chains(t)
 		}
 	}
@@ -42,9 +41,6 @@ func Keep(conf *host.NFTConf, before, after []host.NFTTable) (Edit, []Refusal) {
 	}
 	return k.edit, k.refused
 }
-
-// ownTable is the name of the table that is ctplan's own.
-const ownTable = "ctplan"
 
 type keeper struct {
 	conf    *host.NFTConf
@@ -58,33 +54,27 @@ func (k *keeper) refuse(at, format string, args ...any) {
 	k.refused = append(k.refused, Refusal{at, fmt.Sprintf(format, args...)})
 }
 
-func isOwnChain(name string) bool { return strings.HasPrefix(name, declared.OwnPrefix) }
-
 // jumpsTo is ctplan's chain that a rule leads to; empty where it leads to none.
 func jumpsTo(r *host.NFTRule) string {
-	for i := range r.Exprs {
-		if c := r.Exprs[i].Chain; isOwnChain(c) {
-			return c
-		}
-	}
-	return ""
+	chain, _ := nftables.OwnTarget(r)
+	return chain
 }
 
 // cut finds the statements of what is gone of a table, where it is not ctplan's.
 func (k *keeper) cut(t *host.NFTTable, after []host.NFTTable) {
-	i := slices.IndexFunc(after, func(o host.NFTTable) bool { return o.Family == t.Family && o.Name == t.Name })
-	if i < 0 || t.Family == "inet" && t.Name == ownTable {
+	stands := host.FindNFT(after, t.Family, t.Name)
+	if stands == nil || nftables.IsOwnTable(t) {
 		return
 	}
 	for c := range t.Chains {
 		chain := &t.Chains[c]
-		n := slices.IndexFunc(after[i].Chains, func(o host.NFTChain) bool { return o.Name == chain.Name })
-		if n < 0 || isOwnChain(chain.Name) {
+		left := stands.Chain(chain.Name)
+		if left == nil || nftables.IsOwn(chain.Name) {
 			continue
 		}
 		for r := range chain.Rules {
 			rule := &chain.Rules[r]
-			if jumpsTo(rule) != "" || slices.ContainsFunc(after[i].Chains[n].Rules, func(o host.NFTRule) bool { return o.Handle == rule.Handle }) {
+			if jumpsTo(rule) != "" || slices.ContainsFunc(left.Rules, func(o host.NFTRule) bool { return o.Handle == rule.Handle }) {
 				continue
 			}
 			origin := nftables.OriginOf(k.conf, t, chain, r)
@@ -126,7 +116,7 @@ func (k *keeper) chain(t *host.NFTTable, c *host.NFTChain) {
 func (k *keeper) chains(t *host.NFTTable) {
 	var own []*host.NFTChain
 	for i := range t.Chains {
-		if isOwnChain(t.Chains[i].Name) {
+		if nftables.IsOwn(t.Chains[i].Name) {
 			own = append(own, &t.Chains[i])
 		}
 	}
@@ -155,7 +145,7 @@ func (k *keeper) chains(t *host.NFTTable) {
 // jumps writes the jumps of a chain of others, the last first: so the index of one
 // does not count another.
 func (k *keeper) jumps(t *host.NFTTable, c *host.NFTChain) {
-	if isOwnChain(c.Name) {
+	if nftables.IsOwn(c.Name) {
 		return
 	}
 	for i := len(c.Rules) - 1; i >= 0; i-- {
@@ -209,20 +199,19 @@ func (k *keeper) place(t *host.NFTTable, c *host.NFTChain, saved *host.NFTConfCh
 // index is where, among the saved rules that stay, that of the kernel's rule stands;
 // -1 where that is not known.
 func (k *keeper) index(t *host.NFTTable, c *host.NFTChain, saved *host.NFTConfChain, at int) int {
-	b := slices.IndexFunc(k.before, func(o host.NFTTable) bool { return o.Family == t.Family && o.Name == t.Name })
-	if b < 0 {
+	table := host.FindNFT(k.before, t.Family, t.Name)
+	if table == nil {
 		return -1
 	}
-	i := slices.IndexFunc(k.before[b].Chains, func(o host.NFTChain) bool { return o.Name == c.Name })
-	if i < 0 {
+	was := table.Chain(c.Name)
+	if was == nil {
 		return -1
 	}
-	was := &k.before[b].Chains[i]
 	old := slices.IndexFunc(was.Rules, func(r host.NFTRule) bool { return r.Handle == c.Rules[at].Handle })
 	if old < 0 {
 		return -1
 	}
-	r, _ := nftables.SavedRule(k.conf, &k.before[b], was, old)
+	r, _ := nftables.SavedRule(k.conf, table, was, old)
 	if r == nil || k.cuts(r.Site) {
 		return -1
 	}

@@ -47,13 +47,10 @@ func find(l *host.Live, ref *verdict.RuleRef) (p place, ok bool) {
 		return p, false
 	}
 	p.ref, p.rule = ref, -1
-	i := slices.IndexFunc(l.NFT, func(t host.NFTTable) bool { return t.Family == ref.Native && t.Name == ref.Table })
-	if i < 0 {
+	if p.table = host.FindNFT(l.NFT, ref.Native, ref.Table); p.table == nil {
 		return p, true
 	}
-	p.table = &l.NFT[i]
-	if k := slices.IndexFunc(p.table.Chains, func(c host.NFTChain) bool { return c.Name == ref.Chain }); k >= 0 {
-		p.chain = &p.table.Chains[k]
+	if p.chain = p.table.Chain(ref.Chain); p.chain != nil {
 		if ref.Handle != 0 {
 			p.rule = slices.IndexFunc(p.chain.Rules, func(r host.NFTRule) bool { return r.Handle == ref.Handle })
 		}

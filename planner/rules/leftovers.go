@@ -38,7 +38,7 @@ func Leftovers(l host.Live) change.Findings {
 
 // nativeRemoval is the same for a table of nftables.
 func nativeRemoval(t *host.NFTTable) []string {
-	if t.Family == "inet" && t.Name == declared.OwnTable {
+	if nftables.IsOwnTable(t) {
 		return []string{"nft delete table inet " + declared.OwnTable}
 	}
 	var jumps, chains []string

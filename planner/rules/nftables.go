@@ -24,7 +24,7 @@ type nativeTable struct {
 	chains  []string // that change
 	origin  map[string]declared.Pos
 	removed int
-	matches map[host.Family]*nft.Matcher // of table
+	matches *nft.Matcher // of table
 
 	made, restored, dropped, moved []string // chains, and jumps to them
 }
@@ -37,11 +37,11 @@ func (p *stage) nativeRules() {
 	for i := range p.l.NFT {
 		t := &p.l.NFT[i]
 		switch {
-		case t.Family == "inet" && t.Name == declared.OwnTable:
+		case nftables.IsOwnTable(t):
 		case carrier.TakesRules(t):
 			w := p.workOn(t)
 			w.accepts()
-			w.remove(p.nativeLeaves(t))
+			w.remove(w.leaves())
 			p.nativeChange(w)
 		}
 	}
@@ -49,16 +49,15 @@ func (p *stage) nativeRules() {
 }
 
 func (p *stage) workOn(t *host.NFTTable) *nativeTable {
-	return &nativeTable{p: p, table: t, now: nftables.Clone(*t), origin: map[string]declared.Pos{}}
+	return &nativeTable{p: p, table: t, now: nftables.Clone(*t), origin: map[string]declared.Pos{}, matches: nft.NewMatcher(t)}
 }
 
 // ownTable plans ctplan's own table.
 func (p *stage) ownTable() {
-	table, exists := &host.NFTTable{Family: "inet", Name: declared.OwnTable, Whole: true}, false
-	for i := range p.l.NFT {
-		if t := &p.l.NFT[i]; t.Family == table.Family && t.Name == table.Name {
-			table, exists = t, true
-		}
+	table := host.FindNFT(p.l.NFT, "inet", declared.OwnTable)
+	exists := table != nil
+	if !exists {
+		table = &host.NFTTable{Family: "inet", Name: declared.OwnTable, Whole: true}
 	}
 	w := p.workOn(table)
 	w.own = true
@@ -152,10 +151,11 @@ func (w *nativeTable) set(chain host.NFTChain, want *declared.NFTChain) {
 
 // jump plans the one jump from a base chain to ctplan's.
 func (w *nativeTable) jump(c *host.NFTChain, to string, want *declared.NFTChain) {
+	ours := w.ours(want)
 	at, old, ok := place(len(c.Rules), func(i int) standing {
 		target, bare := nftables.OwnTarget(&c.Rules[i])
 		return standing{jump: target == to, bare: bare && target == to, state: nft.AsksForTracking(&c.Rules[i])}
-	}, func(i int) bool { return w.barrier(&c.Rules[i], want) })
+	}, func(i int) bool { return w.barrier(&c.Rules[i], ours) })
 	if !ok {
 		return
 	}
@@ -172,26 +172,33 @@ func (w *nativeTable) jump(c *host.NFTChain, to string, want *declared.NFTChain)
 	}
 }
 
-// barrier is whether a rule takes all of what some rule of ours lets through.
-func (w *nativeTable) barrier(r *host.NFTRule, want *declared.NFTChain) bool {
-	own := &host.NFTTable{Family: w.table.Family, Sets: want.Sets}
+// ours are the packets that rules of ctplan's let through, of each family that meets
+// the table.
+func (w *nativeTable) ours(want *declared.NFTChain) map[host.Family][]xtables.Packets {
+	own := nft.NewMatcher(&host.NFTTable{Family: w.table.Family, Sets: want.Sets})
+	out := map[host.Family][]xtables.Packets{}
 	for _, f := range host.Families {
 		if !nft.Meets(f, w.table) {
 			continue
 		}
-		if w.matches[f] == nil {
-			if w.matches == nil {
-				w.matches = map[host.Family]*nft.Matcher{}
+		for i := range want.Rules {
+			if m := own.Of(f, &want.Rules[i].NFTRule); !m.None {
+				out[f] = append(out[f], m.Packets)
 			}
-			w.matches[f] = nft.NewMatcher(w.table, f)
 		}
-		m := w.matches[f].Of(r)
+	}
+	return out
+}
+
+// barrier is whether a rule takes all of what some rule of ours lets through.
+func (w *nativeTable) barrier(r *host.NFTRule, ours map[host.Family][]xtables.Packets) bool {
+	for f, list := range ours {
+		m := w.matches.Of(f, r)
 		if !m.All {
 			continue
 		}
-		for i := range want.Rules {
-			q := nft.MatchOf(own, f, &want.Rules[i].NFTRule)
-			if !q.None && m.Packets.Covers(q.Packets) && w.swallows(r, f, q.Packets, 16) {
+		for _, q := range list {
+			if m.Packets.Covers(q) && w.swallows(r, f, q, 16) {
 				return true
 			}
 		}
@@ -209,13 +216,13 @@ func (w *nativeTable) swallows(r *host.NFTRule, f host.Family, q xtables.Packets
 	case chain == "" || depth == 0 || nftables.IsOwn(chain):
 		return false
 	}
-	i := slices.IndexFunc(w.table.Chains, func(c host.NFTChain) bool { return c.Name == chain })
-	if i < 0 {
+	c := w.table.Chain(chain)
+	if c == nil {
 		return false
 	}
-	for k := range w.table.Chains[i].Rules {
-		inner := &w.table.Chains[i].Rules[k]
-		m := nft.MatchOf(w.table, f, inner)
+	for k := range c.Rules {
+		inner := &c.Rules[k]
+		m := w.matches.Of(f, inner)
 		if !m.All || !m.Packets.Covers(q) {
 			continue
 		}
@@ -232,9 +239,10 @@ func (w *nativeTable) swallows(r *host.NFTRule, f host.Family, q xtables.Packets
 	return verdict == "goto"
 }
 
-// nativeLeaves are the rules on state in a table of others that go, by the index
+// leaves are the rules on state in a table of others that go, by the index
 // of their chain and their own.
-func (p *stage) nativeLeaves(t *host.NFTTable) (out [][2]int) {
+func (w *nativeTable) leaves() (out [][2]int) {
+	p, t := w.p, w.table
 	if p.carrier != declared.NFTables || p.d.Mode != declared.Notrack {
 		return nil
 	}
@@ -251,7 +259,7 @@ func (p *stage) nativeLeaves(t *host.NFTTable) (out [][2]int) {
 				address: "nftables." + t.Family + "." + t.Name, where: nftables.Describe(*t, item), matchesUntracked: nft.MatchesUntracked(t, r),
 				keeps: func() bool { return nftables.WorkOf(t, &item) == "" }, // nativeWork says so
 			}
-			if o.touched, o.covered = p.untracksRule(t, c, r); o.touched && !o.matchesUntracked && p.d.StatefulRules == declared.TranslateStateful {
+			if o.touched, o.covered = w.untracks(c, r); o.touched && !o.matchesUntracked && p.d.StatefulRules == declared.TranslateStateful {
 				p.Block(change.Block{
 					Risk: declared.RiskStatefulRules, Address: o.address, Where: o.where,
 					Why:    "this rule matches on connection state and stops matching the traffic that is no longer tracked, and rules of nftables are not translated",
@@ -272,19 +280,19 @@ func (p *stage) nativeLeaves(t *host.NFTTable) (out [][2]int) {
 	return out
 }
 
-// untracksRule reports whether the declared notrack traffic touches what a rule
+// untracks reports whether the declared notrack traffic touches what a rule
 // matches, and whether it takes all of it, in every family that meets the table.
-func (p *stage) untracksRule(t *host.NFTTable, c *host.NFTChain, r *host.NFTRule) (touched, covered bool) {
+func (w *nativeTable) untracks(c *host.NFTChain, r *host.NFTRule) (touched, covered bool) {
 	covered = true
 	for _, f := range host.Families {
-		if !nft.Meets(f, t) {
+		if !nft.Meets(f, w.table) {
 			continue
 		}
-		m := nft.MatchOf(t, f, r)
+		m := w.matches.Of(f, r)
 		if m.None {
 			continue
 		}
-		some, all := p.untracks(f, builtIn[c.Hook], m.Packets)
+		some, all := w.p.untracks(f, builtIn[c.Hook], m.Packets)
 		touched, covered = touched || some, covered && all
 	}
 	return touched, covered
@@ -304,12 +312,9 @@ func (w *nativeTable) remove(rules [][2]int) {
 
 // delete plans that a rule that stands today goes.
 func (w *nativeTable) delete(chain string, r *host.NFTRule) {
-	for i := range w.now.Chains {
-		if c := &w.now.Chains[i]; c.Name == chain {
-			pos := slices.IndexFunc(c.Rules, func(o host.NFTRule) bool { return o.Handle == r.Handle }) + 1
-			w.do(change.NFTOp{Kind: change.DeleteNFTRule, Chain: chain, Pos: pos, Rule: r, Sets: nftables.SetsOf(w.table, []host.NFTRule{*r})})
-			return
-		}
+	if c := w.now.Chain(chain); c != nil {
+		pos := slices.IndexFunc(c.Rules, func(o host.NFTRule) bool { return o.Handle == r.Handle }) + 1
+		w.do(change.NFTOp{Kind: change.DeleteNFTRule, Chain: chain, Pos: pos, Rule: r, Sets: nftables.SetsOf(w.table, []host.NFTRule{*r})})
 	}
 }
 
@@ -338,8 +343,7 @@ func (p *stage) nativeChange(w *nativeTable) {
 		return
 	}
 	c := &change.NFTChange{Family: w.table.Family, Table: w.table.Name, Ops: w.ops, Origin: w.origin}
-	exists := slices.ContainsFunc(p.l.NFT, func(t host.NFTTable) bool { return t.Family == c.Family && t.Name == c.Table })
-	if exists {
+	if host.FindNFT(p.l.NFT, c.Family, c.Table) != nil {
 		c.Before = nftables.Lines(w.table, w.chains)
 	}
 	if w.ops[len(w.ops)-1].Kind != change.DeleteNFTTable {

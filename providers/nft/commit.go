@@ -141,7 +141,7 @@ func (b *batch) flush(t *host.NFTTable, chain string) error {
 // setChain creates one of ctplan's chains, or replaces its rules.
 func (b *batch) setChain(t *host.NFTTable, want *change.NFTContent) error {
 	c := &want.Chain
-	if chainOf(t, c.Name) != nil {
+	if t.Chain(c.Name) != nil {
 		if err := b.flush(t, c.Name); err != nil {
 			return err
 		}
@@ -251,7 +251,7 @@ func (b *batch) newSet(t *host.NFTTable, name string, about attrs, lists []attrs
 
 // insert writes a rule at a position of a chain: beside a rule that has a handle.
 func (b *batch) insert(t *host.NFTTable, op *change.NFTOp) error {
-	c := chainOf(t, op.Chain)
+	c := t.Chain(op.Chain)
 	if c == nil {
 		return fmt.Errorf("chain %s is not there", op.Chain)
 	}
@@ -280,7 +280,7 @@ func (b *batch) insert(t *host.NFTTable, op *change.NFTOp) error {
 
 // delete deletes the rule at a position, which must be the one that is meant.
 func (b *batch) delete(t *host.NFTTable, op *change.NFTOp) error {
-	c := chainOf(t, op.Chain)
+	c := t.Chain(op.Chain)
 	if c == nil || op.Pos < 1 || op.Pos > len(c.Rules) || nftables.Key(&c.Rules[op.Pos-1], t.Sets) != nftables.Key(op.Rule, op.Sets) {
 		return fmt.Errorf("the rule %q does not stand at position %d of chain %s", op.Rule.Text, op.Pos, op.Chain)
 	}

@@ -67,7 +67,7 @@ func keep(op *change.NFTOp, tables []host.NFTTable) (*change.NFTKept, error) {
 		return nil, missing
 	}
 	t := &tables[k]
-	c := chainOf(t, op.Chain)
+	c := t.Chain(op.Chain)
 	if c == nil || op.Pos < 1 || op.Pos > len(c.Rules) || nftables.Key(&c.Rules[op.Pos-1], t.Sets) != nftables.Key(op.Rule, op.Sets) {
 		return nil, missing
 	}

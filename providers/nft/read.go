@@ -343,7 +343,7 @@ func (r *reader) addRule(t *host.NFTTable, last *host.NFTChain, m *message) *hos
 	name := m.attrs[unix.NFTA_RULE_CHAIN]
 	chain := last
 	if r.whole && (chain == nil || chain.Name != cstring(name)) {
-		chain = chainOf(t, cstring(name))
+		chain = t.Chain(cstring(name))
 	}
 	r.scratch = expressions(m.attrs[unix.NFTA_RULE_EXPRESSIONS], r.scratch[:0])
 	uses, needs := usesOf(r.scratch)
@@ -366,13 +366,4 @@ func (r *reader) addRule(t *host.NFTTable, last *host.NFTChain, m *message) *hos
 		chain.Rules = append(chain.Rules, rule)
 	}
 	return chain
-}
-
-func chainOf(t *host.NFTTable, name string) *host.NFTChain {
-	for i := range t.Chains {
-		if t.Chains[i].Name == name {
-			return &t.Chains[i]
-		}
-	}
-	return nil
 }

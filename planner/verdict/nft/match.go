@@ -19,21 +19,29 @@ type Match struct {
 
 // MatchOf reads a rule's comparisons.
 func MatchOf(t *host.NFTTable, family host.Family, r *host.NFTRule) Match {
-	return NewMatcher(t, family).Of(r)
+	return NewMatcher(t).Of(family, r)
 }
 
 // Matcher reads the comparisons of many rules of a table, whose sets it searches once.
-type Matcher struct{ language language }
+type Matcher struct {
+	table *host.NFTTable
+	by    map[host.Family]*language
+}
 
-// NewMatcher is for packets of the family. The table must not change.
-func NewMatcher(t *host.NFTTable, family host.Family) *Matcher {
-	return &Matcher{language{family: family, table: t}}
+// NewMatcher is for rules of the table, which must not change.
+func NewMatcher(t *host.NFTTable) *Matcher {
+	return &Matcher{t, map[host.Family]*language{}}
 }
 
 // Of is MatchOf of a rule of the table.
-func (m *Matcher) Of(r *host.NFTRule) Match {
-	q, ok := m.language.packets(r.Exprs)
-	return Match{Packets: q, None: !ok, All: ok && m.language.exact(r.Exprs)}
+func (m *Matcher) Of(family host.Family, r *host.NFTRule) Match {
+	l := m.by[family]
+	if l == nil {
+		l = &language{family: family, table: m.table}
+		m.by[family] = l
+	}
+	q, ok := l.packets(r.Exprs)
+	return Match{Packets: q, None: !ok, All: ok && l.exact(r.Exprs)}
 }
 
 // exact is whether a rule compares nothing but what packets takes in.
@@ -97,7 +105,7 @@ func Refuses(t *host.NFTTable, chain string) bool {
 		return verdict == "drop" || verdict == "queue" || chain != "" && visit(chain)
 	}
 	visit = func(name string) bool {
-		c := chainOf(t, name)
+		c := t.Chain(name)
 		if c == nil || seen[name] {
 			return false
 		}
@@ -130,15 +138,6 @@ func Refuses(t *host.NFTTable, chain string) bool {
 		return false
 	}
 	return visit(chain)
-}
-
-func chainOf(t *host.NFTTable, name string) *host.NFTChain {
-	for i := range t.Chains {
-		if t.Chains[i].Name == name {
-			return &t.Chains[i]
-		}
-	}
-	return nil
 }
 
 // MatchesUntracked is whether a rule that asks for something of a connection may
