@@ -1,6 +1,7 @@
 package boot
 
 import (
+	"iter"
 	"os"
 	"path"
 	"path/filepath"
@@ -178,24 +179,33 @@ func (s *starters) unitExists(unit string) bool {
 // scripts do is not read, only which file it restores by itself.
 func known(name string) bool { return slices.Contains(etc.ServiceNames(), name) }
 
+// joined are the lines of a text without blanks around them, by the number of the
+// first where a backslash at the end joins several.
+func joined(text string) iter.Seq2[int, string] {
+	return func(yield func(int, string) bool) {
+		n, start, before := 0, 0, ""
+		for l := range strings.Lines(text) {
+			n++
+			l = strings.TrimRight(l, "\r\n")
+			if before == "" {
+				start = n
+			}
+			if cut, more := strings.CutSuffix(l, `\`); more {
+				before += cut + " "
+				continue
+			}
+			if !yield(start, strings.TrimSpace(before+l)) {
+				return
+			}
+			before = ""
+		}
+	}
+}
+
 // execs adds the commands of a unit's text; an empty line of a kind takes those
 // before it away (systemd.service(5)).
 func execs(list []exec, text, at string) []exec {
-	n := 0
-	var joined string
-	start := 0
-	for l := range strings.Lines(text) {
-		n++
-		l = strings.TrimRight(l, "\r\n")
-		if joined == "" {
-			start = n
-		}
-		if strings.HasSuffix(l, `\`) {
-			joined += strings.TrimSuffix(l, `\`) + " "
-			continue
-		}
-		whole := strings.TrimSpace(joined + l)
-		joined = ""
+	for start, whole := range joined(text) {
 		key, value, ok := strings.Cut(whole, "=")
 		key = strings.TrimSpace(key)
 		if !ok || !slices.Contains([]string{"ExecStart", "ExecStartPre", "ExecStartPost"}, key) {
@@ -343,19 +353,8 @@ func (s *starters) interfaces(name string, seen map[string]bool, depth int) {
 		return
 	}
 	seen[name] = true
-	n, start, joined := 0, 0, ""
-	for l := range strings.Lines(s.read(name)) {
-		n++
-		l = strings.TrimRight(l, "\r\n")
-		if joined == "" {
-			start = n
-		}
-		if strings.HasSuffix(l, `\`) {
-			joined += strings.TrimSuffix(l, `\`) + " "
-			continue
-		}
-		word0, rest, _ := strings.Cut(strings.TrimSpace(joined+l), " ")
-		joined = ""
+	for start, whole := range joined(s.read(name)) {
+		word0, rest, _ := strings.Cut(whole, " ")
 		rest = strings.TrimSpace(rest)
 		if i := strings.IndexByte(word0, '\t'); i >= 0 {
 			word0, rest = word0[:i], strings.TrimSpace(word0[i+1:]+" "+rest)
